@@ -1,0 +1,211 @@
+"""Metrics on labels and predicted probabilities, and intervals over seeds.
+
+Taught in notebook 01. Inputs are 1-D arrays or tensors of equal length; a metric that is not defined for its input
+(an AUC with one class only, a precision without a positive prediction) is NaN, never an error and never a guess.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from .data import Task
+
+__all__ = [
+    "Interval",
+    "accuracy",
+    "auc",
+    "batched_auc",
+    "calibration_error",
+    "confusion",
+    "grouped_auc",
+    "log_loss",
+    "mean_interval",
+    "paired_difference",
+    "precision_recall",
+    "task_metrics",
+]
+
+
+def _pair(labels: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    y, s = np.asarray(labels, dtype=float), np.asarray(scores, dtype=float)
+    if y.shape != s.shape or y.ndim != 1:
+        raise ValueError(f"Labels have shape {y.shape}, scores {s.shape}: expected two 1-D arrays of one length.")
+    if np.isnan(s).any():
+        raise ValueError(f"{int(np.isnan(s).sum())} of {len(s)} scores are NaN: the model's output is broken.")
+    bad = ~np.isin(y, (0, 1))
+    if bad.any():
+        raise ValueError(f"Binary labels must be 0 or 1; found {y[bad][0]:g}. Drop rows without a label first.")
+    return y, s
+
+
+def auc(labels: ArrayLike, scores: ArrayLike) -> float:
+    """Probability that a random positive scores above a random negative, ties counting one half.
+
+    NaN when one of the classes is absent.
+    """
+    y, s = _pair(labels, scores)
+    positives = y == 1
+    n_pos, n_neg = int(positives.sum()), int((~positives).sum())
+    if not n_pos or not n_neg:
+        return float("nan")
+    ordered = np.sort(s)
+    below = np.searchsorted(ordered, s[positives], "left") + np.searchsorted(ordered, s[positives], "right")
+    return float((below.sum() / 2 - n_pos**2 / 2) / (n_pos * n_neg))
+
+
+def batched_auc(scores: Tensor, labels: Tensor) -> Tensor:
+    """:func:`auc` of K score vectors against the same labels.
+
+    Parameters
+    ----------
+    scores : (K, n). labels : (n,), 0 or 1.
+
+    Returns
+    -------
+    (K,) float64; NaN when one of the classes is absent.
+    """
+    positives = labels == 1
+    n_pos, n_neg = int(positives.sum()), int((~positives).sum())
+    if not n_pos or not n_neg:
+        return torch.full((len(scores),), float("nan"), dtype=torch.float64, device=scores.device)
+    ordered = scores.sort(dim=-1).values.contiguous()
+    asked = scores[:, positives].contiguous()
+    below = torch.searchsorted(ordered, asked) + torch.searchsorted(ordered, asked, right=True)
+    return (below.sum(-1).double() / 2 - n_pos**2 / 2) / (n_pos * n_neg)
+
+
+def grouped_auc(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike) -> float:
+    """Mean AUC within each group (say, each user), weighted by the group's number of rows.
+
+    Groups that hold one class only have no AUC and are left out; NaN when that leaves none (Zhu et al., *Optimized
+    Cost per Click in Taobao Display Advertising*, KDD 2017, eq. 12, with impressions as weights).
+    """
+    y, s = _pair(labels, scores)
+    codes = np.unique(np.asarray(groups), return_inverse=True)[1]
+    if codes.shape != y.shape:
+        raise ValueError(f"Groups have shape {codes.shape}, labels {y.shape}: expected one group per row.")
+    order = np.argsort(codes, kind="stable")
+    parts = np.split(order, np.flatnonzero(np.diff(codes[order])) + 1)
+    pairs = [(auc(y[rows], s[rows]), len(rows)) for rows in parts if 0 < y[rows].sum() < len(rows)]
+    if not pairs:
+        return float("nan")
+    values, sizes = zip(*pairs, strict=True)
+    return float(np.average(values, weights=sizes))
+
+
+def log_loss(labels: ArrayLike, probabilities: ArrayLike, eps: float = 1e-7) -> float:
+    """Mean of −log(probability of what happened); probabilities are clipped to [eps, 1 − eps]."""
+    y, p = _pair(labels, probabilities)
+    p = np.clip(p, eps, 1 - eps)
+    return float(-np.mean(np.where(y == 1, np.log(p), np.log1p(-p)))) if len(y) else float("nan")
+
+
+def accuracy(labels: ArrayLike, probabilities: ArrayLike, threshold: float = 0.5) -> float:
+    """Share of right decisions when every probability of at least ``threshold`` counts as a yes."""
+    y, p = _pair(labels, probabilities)
+    return float(np.mean((p >= threshold) == (y == 1))) if len(y) else float("nan")
+
+
+def confusion(labels: ArrayLike, probabilities: ArrayLike, threshold: float = 0.5) -> dict[str, int]:
+    """Counts ``tp``, ``fp``, ``fn``, ``tn`` of the decisions p ≥ threshold."""
+    y, p = _pair(labels, probabilities)
+    yes, positive = p >= threshold, y == 1
+    return {
+        "tp": int((yes & positive).sum()),
+        "fp": int((yes & ~positive).sum()),
+        "fn": int((~yes & positive).sum()),
+        "tn": int((~yes & ~positive).sum()),
+    }
+
+
+def precision_recall(labels: ArrayLike, probabilities: ArrayLike, threshold: float = 0.5) -> tuple[float, float]:
+    """Precision and recall of the decisions p ≥ threshold; NaN where there is nothing to divide by."""
+    count = confusion(labels, probabilities, threshold)
+    said_yes, are_yes = count["tp"] + count["fp"], count["tp"] + count["fn"]
+    return (
+        count["tp"] / said_yes if said_yes else float("nan"),
+        count["tp"] / are_yes if are_yes else float("nan"),
+    )
+
+
+def calibration_error(labels: ArrayLike, probabilities: ArrayLike, bins: int = 10) -> float:
+    """Expected calibration error over bins of equal count: Σ (share of rows)·|mean label − mean probability|.
+
+    Equal counts, because with rare positives nearly all rows would share the first bin of equal width.
+    """
+    y, p = _pair(labels, probabilities)
+    if not len(y):
+        return float("nan")
+    parts = np.array_split(np.argsort(p, kind="stable"), min(bins, len(y)))
+    return float(sum(len(rows) * abs(y[rows].mean() - p[rows].mean()) for rows in parts) / len(y))
+
+
+def task_metrics(task: Task, predictions: ArrayLike, labels: ArrayLike, mask: ArrayLike | None = None) -> dict[str, float]:
+    """The metrics the course reports for one task, over labelled rows.
+
+    Binary: ``auc``, ``accuracy`` (threshold 0.5). Multiclass: ``accuracy``. Regression: ``rmse``.
+
+    Parameters
+    ----------
+    predictions : probabilities (n,) or (n, n_classes), or values (n,). mask : True where the label is known.
+    """
+    values, y = np.asarray(predictions), np.asarray(labels)
+    if mask is not None:
+        known = np.asarray(mask, dtype=bool)
+        values, y = values[known], y[known]
+    if task.kind == "binary":
+        return {"auc": auc(y, values), "accuracy": accuracy(y, values)}
+    if not len(y):
+        return {"accuracy" if task.kind == "multiclass" else "rmse": float("nan")}
+    if task.kind == "multiclass":
+        return {"accuracy": float(np.mean(values.argmax(-1) == y))}
+    return {"rmse": float(np.sqrt(np.mean((values - y) ** 2)))}
+
+
+# ------------------------------------------------------------------------------------------------- intervals
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over runs with its confidence interval ``[low, high]``; ``n`` runs."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:.4f} [{self.low:.4f}, {self.high:.4f}]"
+
+    @property
+    def excludes_zero(self) -> bool:
+        """True when the whole interval lies on one side of 0."""
+        return self.low > 0 or self.high < 0
+
+
+def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
+    """Mean of runs and its Student-t interval; needs at least two finite values."""
+    from scipy.stats import t
+
+    x = np.asarray(values, dtype=float)
+    if x.ndim != 1 or len(x) < 2 or not np.isfinite(x).all():
+        raise ValueError(f"An interval needs two or more finite values; got {x.tolist()}.")
+    half = float(t.ppf(0.5 + level / 2, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x)))
+    return Interval(float(x.mean()), float(x.mean()) - half, float(x.mean()) + half, len(x))
+
+
+def paired_difference(a: Sequence[float], b: Sequence[float], level: float = 0.95) -> Interval:
+    """Interval of the mean of a − b, where a[i] and b[i] share a seed and data.
+
+    Pairing removes what both have in common (the seed's luck), so it sees differences that two separate intervals
+    would hide.
+    """
+    if len(a) != len(b):
+        raise ValueError(f"Pairs are needed: got {len(a)} and {len(b)} runs.")
+    return mean_interval(np.asarray(a, dtype=float) - np.asarray(b, dtype=float), level)

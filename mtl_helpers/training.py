@@ -1,0 +1,334 @@
+"""Training, early stopping, prediction and checkpoints for every model of the course.
+
+Taught in notebook 02. :func:`fit` is a thin shell around :func:`training_steps`, the loop itself, so that a widget can
+drive the same loop step by step.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from .data import Batch, MultiTaskDataset, Task
+from .losses import check_weights, task_loss, task_losses, weighted_sum
+from .metrics import task_metrics
+
+__all__ = [
+    "History",
+    "Step",
+    "TrainingDiverged",
+    "evaluate",
+    "fit",
+    "load_checkpoint",
+    "predict",
+    "save_checkpoint",
+    "training_steps",
+]
+
+LOWER_IS_BETTER = ("loss", "rmse")
+
+
+class TrainingDiverged(RuntimeError):
+    """A loss became NaN or infinite; ``task``, ``epoch`` and ``step`` say where."""
+
+    def __init__(self, task: str, epoch: int, step: int, value: float) -> None:
+        super().__init__(
+            f"The loss of task {task!r} became {value} in epoch {epoch}, step {step}. Usual causes: a learning rate or "
+            "task weight that is too large, or inputs that are not standardised. The model keeps its best weights so far."
+        )
+        self.task, self.epoch, self.step = task, epoch, step
+
+
+@dataclass
+class Step:
+    """One optimiser step: its epoch and number (from 1), each task's loss before it, and the batch."""
+
+    epoch: int
+    number: int
+    losses: dict[str, Tensor]
+    batch: Batch
+
+
+@dataclass
+class History:
+    """What happened in a training run.
+
+    Attributes
+    ----------
+    records : one ``{"epoch", "split", "task", "metric", "value"}`` for each number that was measured.
+    best_epoch : the epoch whose weights the model has now (from 1; 0 when not one epoch was finished).
+    stopped : ``"finished"``, ``"early"`` (validation stopped improving) or ``"interrupted"`` (by the reader).
+    """
+
+    records: list[dict] = field(default_factory=list)
+    best_epoch: int = 0
+    stopped: str = "finished"
+
+    def frame(self) -> pd.DataFrame:
+        """All records as a tidy table."""
+        return pd.DataFrame(self.records, columns=["epoch", "split", "task", "metric", "value"])
+
+    def curve(self, task: str, metric: str = "loss", split: str = "valid") -> pd.Series:
+        """One metric by epoch."""
+        rows = self.frame().query("task == @task and metric == @metric and split == @split")
+        return rows.set_index("epoch")["value"]
+
+    def add(self, epoch: int, split: str, values: Mapping[str, Mapping[str, float]]) -> None:
+        self.records += [
+            {"epoch": epoch, "split": split, "task": task, "metric": metric, "value": value}
+            for task, metrics in values.items()
+            for metric, value in metrics.items()
+        ]
+
+
+def training_steps(
+    model: nn.Module,
+    train: MultiTaskDataset,
+    optimizer: torch.optim.Optimizer,
+    *,
+    weights: Mapping[str, float] | None = None,
+    batch_size: int = 1024,
+    epochs: int = 1,
+    generator: torch.Generator | None = None,
+) -> Iterator[Step]:
+    """Train, yielding a :class:`Step` after each optimiser step.
+
+    ``weights`` is read at every step, so changing the dictionary changes the training from the next step on.
+    Raises :class:`TrainingDiverged` before a loss that is not finite can spoil the model.
+    """
+    for epoch in range(1, epochs + 1):
+        for number, batch in enumerate(train.batches(batch_size, generator=generator), start=1):
+            model.train()
+            losses = task_losses(model.tasks, model(batch.numeric, batch.categorical), batch)
+            total = weighted_sum(losses, weights)
+            if not np.isfinite(total.item()):
+                name = next((name for name, loss in losses.items() if not np.isfinite(loss.item())), next(iter(losses)))
+                raise TrainingDiverged(name, epoch, number, losses[name].item())
+            optimizer.zero_grad(set_to_none=True)
+            total.backward()
+            optimizer.step()
+            yield Step(epoch, number, {name: loss.detach() for name, loss in losses.items()}, batch)
+
+
+def fit(
+    model: nn.Module,
+    train: MultiTaskDataset,
+    valid: MultiTaskDataset | None = None,
+    *,
+    epochs: int = 20,
+    batch_size: int = 1024,
+    lr: float = 1e-3,
+    weight_decay: float = 0.0,
+    weights: Mapping[str, float] | None = None,
+    patience: int = 3,
+    monitor: str = "loss",
+    seed: int = 0,
+    progress: bool = True,
+) -> History:
+    """Train a model with Adam; stop early on validation and keep the weights of the best epoch.
+
+    Parameters
+    ----------
+    model : any model of :mod:`mtl_helpers.models`; it is moved to the data's device and changed in place.
+    train, valid : data whose labels cover the model's tasks. Without ``valid`` all epochs are run.
+    epochs : at most. batch_size : rows a step. lr, weight_decay : of Adam.
+    weights : ``{task: weight}`` of the sum L = Σ wᵢ Lᵢ; 1 each when None. Read at every step.
+    patience : epochs without a better validation before stopping.
+    monitor : ``"loss"`` (weighted sum of the validation losses) or ``"task.metric"``, e.g. ``"purchase.auc"``.
+    seed : of the order of the batches. Initial weights and dropout follow the global seed (``seed_everything``).
+    progress : show a bar.
+
+    Returns
+    -------
+    History. After KeyboardInterrupt too: the run ends there, and the model keeps its best weights.
+
+    Raises
+    ------
+    TrainingDiverged : a loss became NaN or infinite; the model has its best weights so far.
+    ValueError, KeyError : data, weights or monitor do not fit the model.
+    """
+    from tqdm.auto import tqdm
+
+    names = [task.name for task in model.tasks]
+    for part in (train, valid):
+        if part is not None and (not len(part) or not set(names) <= set(part.labels)):
+            raise ValueError(
+                f"fit needs rows with labels for {', '.join(names)}; got {len(part)} rows with {', '.join(part.labels)}."
+            )
+    if epochs < 1:
+        raise ValueError(f"epochs is {epochs}: expected 1 or more.")
+    if weights is not None:
+        check_weights(weights, names)
+    model.to(train.device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr, weight_decay=weight_decay)
+    history, keeper = History(), _BestWeights(model, monitor, weights, names)
+    generator = torch.Generator().manual_seed(seed)
+    steps = training_steps(
+        model, train, optimizer, weights=weights, batch_size=batch_size, epochs=epochs, generator=generator
+    )
+    per_epoch = -(-len(train) // batch_size)
+    bar = tqdm(total=epochs * per_epoch, unit="step", disable=not progress, leave=False)
+    sums = torch.zeros(len(names), device=train.device)
+    try:
+        for step in steps:
+            sums += torch.stack([step.losses[name] for name in names]) * len(step.batch)
+            bar.update()
+            if step.number < per_epoch:
+                continue
+            means = (sums / len(train)).tolist()
+            history.add(step.epoch, "train", {name: {"loss": mean} for name, mean in zip(names, means, strict=True)})
+            sums.zero_()
+            if valid is None:
+                history.best_epoch = step.epoch
+                continue
+            values = evaluate(model, valid)
+            for name in names:
+                if not np.isfinite(values[name]["loss"]):
+                    raise TrainingDiverged(name, step.epoch, step.number, values[name]["loss"])
+            history.add(step.epoch, "valid", values)
+            history.best_epoch = keeper.see(step.epoch, values)
+            bar.set_postfix_str(f"epoch {step.epoch}, best {history.best_epoch}, {monitor} {keeper.last:.4f}")
+            if step.epoch - history.best_epoch >= patience:
+                history.stopped = "early"
+                break
+    except KeyboardInterrupt:
+        history.stopped = "interrupted"
+    finally:
+        bar.close()
+        keeper.restore()
+    return history
+
+
+class _BestWeights:
+    """Remembers the weights of the best validation so far."""
+
+    def __init__(self, model: nn.Module, monitor: str, weights: Mapping[str, float] | None, names: list[str]) -> None:
+        self.model, self.monitor, self.weights = model, monitor, weights
+        self.best, self.epoch, self.state, self.last = np.inf, 0, None, float("nan")
+        self.task, _, self.metric = monitor.partition(".")
+        if monitor != "loss" and (self.task not in names or not self.metric):
+            raise ValueError(f"monitor is {monitor!r}: expected 'loss' or 'task.metric' with a task of {', '.join(names)}.")
+
+    def see(self, epoch: int, values: Mapping[str, Mapping[str, float]]) -> int:
+        """Take the validation of an epoch into account; return the best epoch so far."""
+        if self.monitor == "loss":
+            self.last = sum((self.weights or {}).get(name, 1.0) * v["loss"] for name, v in values.items())
+            score = self.last
+        else:
+            if self.metric not in values[self.task]:
+                raise ValueError(f"monitor {self.monitor!r}: {self.task} has {', '.join(values[self.task])}.")
+            self.last = values[self.task][self.metric]
+            score = self.last if self.metric in LOWER_IS_BETTER else -self.last
+        if score < self.best or self.state is None:
+            self.best = score if np.isfinite(score) else np.inf
+            self.epoch, self.state = epoch, copy.deepcopy(self.model.state_dict())
+        return self.epoch
+
+    def restore(self) -> None:
+        if self.state is not None:
+            self.model.load_state_dict(self.state)
+
+
+@torch.no_grad()
+def _logits(model: nn.Module, data: MultiTaskDataset, batch_size: int) -> dict[str, Tensor]:
+    was_training = model.training
+    model.eval()
+    try:
+        parts = [model(batch.numeric, batch.categorical) for batch in data.batches(batch_size, shuffle=False)]
+    finally:
+        model.train(was_training)
+    return {task.name: torch.cat([part[task.name] for part in parts]) for task in model.tasks}
+
+
+def _to_prediction(task: Task, logits: Tensor) -> Tensor:
+    if task.kind == "binary":
+        return logits.sigmoid()
+    return logits.softmax(-1) if task.kind == "multiclass" else logits
+
+
+def predict(model: nn.Module, data: MultiTaskDataset, batch_size: int = 8192) -> dict[str, Tensor]:
+    """Predictions of every task, on the CPU, in the order of the rows.
+
+    Returns
+    -------
+    ``{task: tensor}``: probabilities (n,) of a binary task, (n, n_classes) of a multiclass task, values (n,) of a
+    regression task.
+    """
+    logits = _logits(model, data, batch_size)
+    return {task.name: _to_prediction(task, logits[task.name]).cpu() for task in model.tasks}
+
+
+def evaluate(model: nn.Module, data: MultiTaskDataset, batch_size: int = 8192) -> dict[str, dict[str, float]]:
+    """``{task: {metric: value}}`` over the labelled rows: the loss and the metrics of ``metrics.task_metrics``."""
+    logits, values = _logits(model, data, batch_size), {}
+    for task in model.tasks:
+        labels, mask = data.labels[task.name], data.masks.get(task.name)
+        loss = task_loss(task, logits[task.name], labels, mask).item()
+        values[task.name] = {"loss": loss}
+        if np.isfinite(logits[task.name].sum().item()):
+            prediction = _to_prediction(task, logits[task.name]).cpu()
+            values[task.name] |= task_metrics(task, prediction, labels.cpu(), None if mask is None else mask.cpu())
+    return values
+
+
+# ------------------------------------------------------------------------------------------------- checkpoints
+
+
+def save_checkpoint(path: str | Path, model: nn.Module, **extra: object) -> Path:
+    """Save a model's weights and plain extra values (numbers, text, lists, dictionaries) in one file.
+
+    The file is written beside its target and moved there at the end: a crash leaves the old file as it was.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"Folder {path.parent} does not exist: create it before saving {path.name}.")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            torch.save({"model": model.state_dict(), "extra": extra}, file)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def load_checkpoint(path: str | Path, model: nn.Module) -> dict[str, object]:
+    """Load weights saved by :func:`save_checkpoint` into a model of the same shape; return the extra values.
+
+    Only tensors and plain values are read (``weights_only=True``): a file cannot run code.
+
+    Raises
+    ------
+    FileNotFoundError : no such file. ValueError : no checkpoint, or one of another model; the model is unchanged.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"No checkpoint at {path}.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        state, extra = content["model"], content["extra"]
+    except (RuntimeError, pickle.UnpicklingError, EOFError, zipfile.BadZipFile, KeyError, TypeError) as error:
+        raise ValueError(f"{path.name} is no checkpoint of save_checkpoint, or is damaged ({type(error).__name__}).") from error
+    own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    saved = {name: tuple(value.shape) for name, value in state.items()}
+    differing = sorted(name for name in own.keys() | saved.keys() if own.get(name) != saved.get(name))
+    if differing:
+        name = differing[0]
+        raise ValueError(
+            f"{path.name} holds another model: {len(differing)} tensors differ, first {name} "
+            f"(file {saved.get(name, 'has none')}, model {own.get(name, 'has none')})."
+        )
+    model.load_state_dict(state)
+    return extra
