@@ -57,11 +57,17 @@ class Task:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise ValueError(f"Task {self.name!r}: kind is {self.kind!r}, expected one of {', '.join(KINDS)}.")
+            raise ValueError(
+                f"Task {self.name!r}: kind is {self.kind!r}, expected one of {', '.join(KINDS)}."
+            )
         if self.kind == "multiclass" and (self.n_classes is None or self.n_classes < 2):
-            raise ValueError(f"Task {self.name!r} is multiclass: give n_classes of 2 or more, got {self.n_classes}.")
+            raise ValueError(
+                f"Task {self.name!r} is multiclass: give n_classes of 2 or more, got {self.n_classes}."
+            )
         if self.kind != "multiclass" and self.n_classes is not None:
-            raise ValueError(f"Task {self.name!r} is {self.kind}: leave n_classes out (it came as {self.n_classes}).")
+            raise ValueError(
+                f"Task {self.name!r} is {self.kind}: leave n_classes out (it came as {self.n_classes})."
+            )
 
     @property
     def n_outputs(self) -> int:
@@ -81,7 +87,9 @@ def check_tasks(tasks: Sequence[Task]) -> tuple[Task, ...]:
         raise ValueError("No task was given: expected at least one Task.")
     doubled = sorted({name for name in names if names.count(name) > 1})
     if doubled:
-        raise ValueError(f"Task names must differ, but {', '.join(map(repr, doubled))} stands more than once.")
+        raise ValueError(
+            f"Task names must differ, but {', '.join(map(repr, doubled))} stands more than once."
+        )
     return tasks
 
 
@@ -103,7 +111,9 @@ def convert_units(values: pd.Series, unit: pd.Series, factors: dict[str, float])
 
     Raises ValueError for a unit without a factor: a silent guess would be off by that factor.
     """
-    unknown = sorted(set(unit.dropna().unique()) - set(factors)) + (["(missing)"] if unit.isna().any() else [])
+    unknown = sorted(set(unit.dropna().unique()) - set(factors)) + (
+        ["(missing)"] if unit.isna().any() else []
+    )
     if unknown:
         raise ValueError(f"No factor for unit {', '.join(unknown)}: known are {', '.join(factors)}.")
     return values * unit.map(factors).astype(float)
@@ -134,7 +144,9 @@ def _check_fractions(fractions: Sequence[float]) -> tuple[float, float, float]:
 
 def _need_column(frame: pd.DataFrame, column: str, use: str) -> None:
     if column not in frame:
-        raise KeyError(f"{use} needs a column {column!r}; the table has {', '.join(map(str, frame.columns))}.")
+        raise KeyError(
+            f"{use} needs a column {column!r}; the table has {', '.join(map(str, frame.columns))}."
+        )
 
 
 def split_by_user(
@@ -210,7 +222,11 @@ def check_leaks(
     shared = int(hashes["test"].isin(hashes["train"]).sum())
     note("no test row stands in train", [f"{shared} rows do"] if shared else [], "none does")
     if time:
-        order = [(a, b) for a, b in (("train", "valid"), ("valid", "test")) if frames[a][time].max() >= frames[b][time].min()]
+        order = [
+            (a, b)
+            for a, b in (("train", "valid"), ("valid", "test"))
+            if frames[a][time].max() >= frames[b][time].min()
+        ]
         note("parts follow each other in time", [f"{a} reaches into {b}" for a, b in order], "they do")
     if user:
         both = len(set(frames["train"][user]) & set(frames["test"][user]))
@@ -265,7 +281,9 @@ class FeatureEncoder:
     def __init__(self, numeric: Sequence[str], categorical: Sequence[str], min_count: int = 1) -> None:
         self.numeric, self.categorical, self.min_count = tuple(numeric), tuple(categorical), min_count
         if not self.numeric and not self.categorical:
-            raise ValueError("FeatureEncoder got no column: name at least one numeric or categorical feature.")
+            raise ValueError(
+                "FeatureEncoder got no column: name at least one numeric or categorical feature."
+            )
 
     def fit(self, frame: pd.DataFrame) -> FeatureEncoder:
         """Learn means, deviations and categories from the training frame. Returns itself."""
@@ -304,7 +322,9 @@ class FeatureEncoder:
     @staticmethod
     def _column(frame: pd.DataFrame, column: str) -> pd.Series:
         if column not in frame:
-            raise KeyError(f"Feature {column!r} is not a column; the table has {', '.join(map(str, frame.columns))}.")
+            raise KeyError(
+                f"Feature {column!r} is not a column; the table has {', '.join(map(str, frame.columns))}."
+            )
         return frame[column]
 
     def _numbers(self, frame: pd.DataFrame) -> np.ndarray:
@@ -319,7 +339,9 @@ class FeatureEncoder:
                     "list it as categorical."
                 ) from None
             if np.isinf(out[:, i]).any():
-                raise ValueError(f"Numeric feature {name!r} holds infinite values: replace them before encoding.")
+                raise ValueError(
+                    f"Numeric feature {name!r} holds infinite values: replace them before encoding."
+                )
         return out
 
 
@@ -358,7 +380,9 @@ class MultiTaskDataset:
     tasks: tuple[Task, ...]
 
     @classmethod
-    def from_frame(cls, frame: pd.DataFrame, encoder: FeatureEncoder, tasks: Sequence[Task]) -> MultiTaskDataset:
+    def from_frame(
+        cls, frame: pd.DataFrame, encoder: FeatureEncoder, tasks: Sequence[Task]
+    ) -> MultiTaskDataset:
         """Encode a frame; labels that are NaN (or negative, for multiclass) count as missing."""
         numeric, categorical = encoder.transform(frame)
         tasks, labels, masks = check_tasks(tasks), {}, {}
@@ -382,6 +406,7 @@ class MultiTaskDataset:
         """The rows of ``index``, in that order, as a new dataset."""
         if not isinstance(index, slice):
             index = torch.as_tensor(index, device=self.device)
+            index = index if index.numel() else index.long()  # an empty list comes as floats
         return self._map(lambda tensor: tensor[index])
 
     def select(self, tasks: Sequence[str]) -> MultiTaskDataset:
@@ -399,7 +424,11 @@ class MultiTaskDataset:
         )
 
     def batches(
-        self, batch_size: int, shuffle: bool = True, generator: torch.Generator | None = None, drop_last: bool = False
+        self,
+        batch_size: int,
+        shuffle: bool = True,
+        generator: torch.Generator | None = None,
+        drop_last: bool = False,
     ) -> Iterator[Batch]:
         """Yield :class:`Batch` after batch; ``generator`` (a CPU generator) fixes the order.
 
@@ -445,11 +474,16 @@ def _encode_labels(frame: pd.DataFrame, task: Task) -> tuple[Tensor, Tensor]:
     if task.kind == "binary":
         fits, expected = np.isin(seen, (0, 1)), "0 or 1"
     elif task.kind == "multiclass":
-        fits, expected = (seen == np.floor(seen)) & (seen < task.n_classes), f"whole numbers from 0 to {task.n_classes - 1}"
+        fits, expected = (
+            (seen == np.floor(seen)) & (seen < task.n_classes),
+            f"whole numbers from 0 to {task.n_classes - 1}",
+        )
     else:
         fits, expected = np.isfinite(seen), "finite numbers"
     if not fits.all():
-        raise ValueError(f"Labels of {task.kind} task {task.name!r} must be {expected}; found {seen[~fits][0]:g}.")
+        raise ValueError(
+            f"Labels of {task.kind} task {task.name!r} must be {expected}; found {seen[~fits][0]:g}."
+        )
     dtype = np.int64 if task.kind == "multiclass" else np.float32
     return torch.from_numpy(np.where(known, values, 0).astype(dtype)), torch.from_numpy(known)
 
@@ -468,11 +502,17 @@ def hide_labels(dataset: MultiTaskDataset, task: str, keep: int | float, seed: i
     number = round(keep * len(known)) if isinstance(keep, float) else keep
     if not 0 <= number <= len(known):
         raise ValueError(f"keep={keep} asks for {number} labels of {task!r}; there are {len(known)}.")
-    chosen = known[torch.randperm(len(known), generator=torch.Generator().manual_seed(seed))[:number].to(dataset.device)]
+    chosen = known[
+        torch.randperm(len(known), generator=torch.Generator().manual_seed(seed))[:number].to(dataset.device)
+    ]
     kept = torch.zeros_like(mask)
     kept[chosen] = True
-    labels = dataset.labels | {task: torch.where(kept, dataset.labels[task], torch.zeros_like(dataset.labels[task]))}
-    return MultiTaskDataset(dataset.numeric, dataset.categorical, labels, dataset.masks | {task: kept}, dataset.tasks)
+    labels = dataset.labels | {
+        task: torch.where(kept, dataset.labels[task], torch.zeros_like(dataset.labels[task]))
+    }
+    return MultiTaskDataset(
+        dataset.numeric, dataset.categorical, labels, dataset.masks | {task: kept}, dataset.tasks
+    )
 
 
 @dataclass
@@ -511,6 +551,7 @@ def prepare(
         raise KeyError(f"prepare needs frames named train, valid and test; {', '.join(missing)} is missing.")
     encoder = FeatureEncoder(numeric, categorical, min_count).fit(frames["train"])
     parts = {
-        part: MultiTaskDataset.from_frame(frames[part], encoder, tasks).to(device) for part in ("train", "valid", "test")
+        part: MultiTaskDataset.from_frame(frames[part], encoder, tasks).to(device)
+        for part in ("train", "valid", "test")
     }
     return Splits(**parts, frames=dict(frames), encoder=encoder, tasks=check_tasks(tasks))

@@ -50,7 +50,8 @@ def _row_losses(task: Task, logits: Tensor, labels: Tensor, reduction: str) -> T
 def task_losses(tasks: Sequence[Task], logits: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
     """``{task: mean loss}`` of a batch, for all tasks."""
     return {
-        task.name: task_loss(task, logits[task.name], batch.labels[task.name], batch.masks.get(task.name)) for task in tasks
+        task.name: task_loss(task, logits[task.name], batch.labels[task.name], batch.masks.get(task.name))
+        for task in tasks
     }
 
 
@@ -66,7 +67,9 @@ def check_weights(weights: Mapping[str, float], names: Sequence[str]) -> None:
     if bad:
         raise ValueError(f"A task weight must be a finite number, 0 or more; got {bad}.")
     if not any(weights.values()):
-        raise ValueError("All task weights are 0: nothing would be learned. Give at least one task a weight above 0.")
+        raise ValueError(
+            "All task weights are 0: nothing would be learned. Give at least one task a weight above 0."
+        )
 
 
 def weighted_sum(losses: Mapping[str, Tensor], weights: Mapping[str, float] | None = None) -> Tensor:

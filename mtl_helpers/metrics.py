@@ -35,12 +35,18 @@ __all__ = [
 def _pair(labels: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     y, s = np.asarray(labels, dtype=float), np.asarray(scores, dtype=float)
     if y.shape != s.shape or y.ndim != 1:
-        raise ValueError(f"Labels have shape {y.shape}, scores {s.shape}: expected two 1-D arrays of one length.")
+        raise ValueError(
+            f"Labels have shape {y.shape}, scores {s.shape}: expected two 1-D arrays of one length."
+        )
     if np.isnan(s).any():
-        raise ValueError(f"{int(np.isnan(s).sum())} of {len(s)} scores are NaN: the model's output is broken.")
+        raise ValueError(
+            f"{int(np.isnan(s).sum())} of {len(s)} scores are NaN: the model's output is broken."
+        )
     bad = ~np.isin(y, (0, 1))
     if bad.any():
-        raise ValueError(f"Binary labels must be 0 or 1; found {y[bad][0]:g}. Drop rows without a label first.")
+        raise ValueError(
+            f"Binary labels must be 0 or 1; found {y[bad][0]:g}. Drop rows without a label first."
+        )
     return y, s
 
 
@@ -124,7 +130,9 @@ def confusion(labels: ArrayLike, probabilities: ArrayLike, threshold: float = 0.
     }
 
 
-def precision_recall(labels: ArrayLike, probabilities: ArrayLike, threshold: float = 0.5) -> tuple[float, float]:
+def precision_recall(
+    labels: ArrayLike, probabilities: ArrayLike, threshold: float = 0.5
+) -> tuple[float, float]:
     """Precision and recall of the decisions p ≥ threshold; NaN where there is nothing to divide by."""
     count = confusion(labels, probabilities, threshold)
     said_yes, are_yes = count["tp"] + count["fp"], count["tp"] + count["fn"]
@@ -146,7 +154,9 @@ def calibration_error(labels: ArrayLike, probabilities: ArrayLike, bins: int = 1
     return float(sum(len(rows) * abs(y[rows].mean() - p[rows].mean()) for rows in parts) / len(y))
 
 
-def task_metrics(task: Task, predictions: ArrayLike, labels: ArrayLike, mask: ArrayLike | None = None) -> dict[str, float]:
+def task_metrics(
+    task: Task, predictions: ArrayLike, labels: ArrayLike, mask: ArrayLike | None = None
+) -> dict[str, float]:
     """The metrics the course reports for one task, over labelled rows.
 
     Binary: ``auc``, ``accuracy`` (threshold 0.5). Multiclass: ``accuracy``. Regression: ``rmse``.

@@ -113,7 +113,9 @@ def learning_curves(history: History, metric: str = "loss", title: str = "") -> 
     frame = history.frame().query("metric == @metric")
     tasks = list(dict.fromkeys(frame["task"]))
     if not tasks:
-        raise ValueError(f"This history has no metric {metric!r}: it has {sorted(set(history.frame()['metric']))}.")
+        raise ValueError(
+            f"This history has no metric {metric!r}: it has {sorted(set(history.frame()['metric']))}."
+        )
     fig = figure(3.2 * max(len(tasks), 2), 3.0)
     for ax, task in zip(fig.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
         color = task_style(task)["color"]
@@ -141,7 +143,10 @@ def learning_curves(history: History, metric: str = "loss", title: str = "") -> 
 
 
 def interval_dots(
-    ax: Axes, rows: Mapping[str, Sequence[float]], styles: Mapping[str, dict] | None = None, level: float = 0.95
+    ax: Axes,
+    rows: Mapping[str, Sequence[float]],
+    styles: Mapping[str, dict] | None = None,
+    level: float = 0.95,
 ) -> dict[str, Interval]:
     """On one axes, a row per name: each run as a pale dot, their mean with its interval as a strong one.
 

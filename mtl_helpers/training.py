@@ -113,7 +113,10 @@ def training_steps(
             losses = task_losses(model.tasks, model(batch.numeric, batch.categorical), batch)
             total = weighted_sum(losses, weights)
             if not np.isfinite(total.item()):
-                name = next((name for name, loss in losses.items() if not np.isfinite(loss.item())), next(iter(losses)))
+                name = next(
+                    (name for name, loss in losses.items() if not np.isfinite(loss.item())),
+                    next(iter(losses)),
+                )
                 raise TrainingDiverged(name, epoch, number, losses[name].item())
             optimizer.zero_grad(set_to_none=True)
             total.backward()
@@ -187,7 +190,9 @@ def fit(
             if step.number < per_epoch:
                 continue
             means = (sums / len(train)).tolist()
-            history.add(step.epoch, "train", {name: {"loss": mean} for name, mean in zip(names, means, strict=True)})
+            history.add(
+                step.epoch, "train", {name: {"loss": mean} for name, mean in zip(names, means, strict=True)}
+            )
             sums.zero_()
             if valid is None:
                 history.best_epoch = step.epoch
@@ -213,12 +218,16 @@ def fit(
 class _BestWeights:
     """Remembers the weights of the best validation so far."""
 
-    def __init__(self, model: nn.Module, monitor: str, weights: Mapping[str, float] | None, names: list[str]) -> None:
+    def __init__(
+        self, model: nn.Module, monitor: str, weights: Mapping[str, float] | None, names: list[str]
+    ) -> None:
         self.model, self.monitor, self.weights = model, monitor, weights
         self.best, self.epoch, self.state, self.last = np.inf, 0, None, float("nan")
         self.task, _, self.metric = monitor.partition(".")
         if monitor != "loss" and (self.task not in names or not self.metric):
-            raise ValueError(f"monitor is {monitor!r}: expected 'loss' or 'task.metric' with a task of {', '.join(names)}.")
+            raise ValueError(
+                f"monitor is {monitor!r}: expected 'loss' or 'task.metric' with a task of {', '.join(names)}."
+            )
 
     def see(self, epoch: int, values: Mapping[str, Mapping[str, float]]) -> int:
         """Take the validation of an epoch into account; return the best epoch so far."""
@@ -278,7 +287,9 @@ def evaluate(model: nn.Module, data: MultiTaskDataset, batch_size: int = 8192) -
         values[task.name] = {"loss": loss}
         if np.isfinite(logits[task.name].sum().item()):
             prediction = _to_prediction(task, logits[task.name]).cpu()
-            values[task.name] |= task_metrics(task, prediction, labels.cpu(), None if mask is None else mask.cpu())
+            values[task.name] |= task_metrics(
+                task, prediction, labels.cpu(), None if mask is None else mask.cpu()
+            )
     return values
 
 
@@ -319,8 +330,18 @@ def load_checkpoint(path: str | Path, model: nn.Module) -> dict[str, object]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         state, extra = content["model"], content["extra"]
-    except (RuntimeError, pickle.UnpicklingError, EOFError, zipfile.BadZipFile, KeyError, TypeError) as error:
-        raise ValueError(f"{path.name} is no checkpoint of save_checkpoint, or is damaged ({type(error).__name__}).") from error
+    except (
+        RuntimeError,
+        OSError,
+        EOFError,
+        KeyError,
+        TypeError,
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+    ) as error:
+        raise ValueError(
+            f"{path.name} is no checkpoint of save_checkpoint, or is damaged ({type(error).__name__})."
+        ) from error
     own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     saved = {name: tuple(value.shape) for name, value in state.items()}
     differing = sorted(name for name in own.keys() | saved.keys() if own.get(name) != saved.get(name))

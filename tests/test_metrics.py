@@ -1,0 +1,142 @@
+"""Metrics against scikit-learn or a brute-force version, and intervals against their definition."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn import metrics as sk
+
+from mtl_helpers.data import Task
+from mtl_helpers.metrics import (
+    accuracy,
+    auc,
+    batched_auc,
+    calibration_error,
+    confusion,
+    grouped_auc,
+    log_loss,
+    mean_interval,
+    paired_difference,
+    precision_recall,
+    task_metrics,
+)
+
+
+def draw(n: int = 400, seed: int = 0, ties: bool = True):
+    rng = np.random.default_rng(seed)
+    p = rng.random(n)
+    y = (rng.random(n) < p).astype(int)
+    return y, p.round(1) if ties else p
+
+
+@pytest.mark.parametrize("ties", [True, False])
+@pytest.mark.parametrize("seed", range(5))
+def test_against_scikit_learn(seed, ties):
+    y, p = draw(seed=seed, ties=ties)
+    assert auc(y, p) == pytest.approx(sk.roc_auc_score(y, p), abs=1e-12)
+    assert log_loss(y, p) == pytest.approx(sk.log_loss(y, np.clip(p, 1e-7, 1 - 1e-7)))
+    assert accuracy(y, p, 0.4) == sk.accuracy_score(y, p >= 0.4)
+    assert precision_recall(y, p, 0.4) == pytest.approx(
+        (sk.precision_score(y, p >= 0.4), sk.recall_score(y, p >= 0.4))
+    )
+    tn, fp, fn, tp = sk.confusion_matrix(y, p >= 0.4).ravel()
+    assert confusion(y, p, 0.4) == {"tp": tp, "fp": fp, "fn": fn, "tn": tn}
+
+
+def test_batched_auc_equals_one_by_one():
+    y, _ = draw()
+    scores = torch.rand(6, len(y), generator=torch.Generator().manual_seed(0)).round(decimals=1)
+    expected = [auc(y, row) for row in scores.numpy()]
+    assert batched_auc(scores, torch.tensor(y)).tolist() == pytest.approx(expected)
+    assert batched_auc(scores, torch.zeros(len(y))).isnan().all()
+
+
+def test_constant_scores_and_single_classes():
+    y, p = draw()
+    assert auc(y, np.ones(len(y))) == 0.5
+    assert np.isnan(auc(np.zeros(5), np.arange(5)))
+    assert np.isnan(auc([], []))
+    assert np.isnan(precision_recall([0, 1], [0.1, 0.2], 0.5)[0])
+    assert np.isnan(precision_recall([0, 0], [0.9, 0.2], 0.5)[1])
+
+
+def test_grouped_auc_against_a_loop():
+    y, p = draw(300)
+    groups = np.random.default_rng(1).integers(0, 40, 300)
+    total = weight = 0.0
+    for group in np.unique(groups):
+        rows = groups == group
+        if len(set(y[rows])) == 2:
+            total += sk.roc_auc_score(y[rows], p[rows]) * rows.sum()
+            weight += rows.sum()
+    assert grouped_auc(y, p, groups) == pytest.approx(total / weight)
+    assert np.isnan(grouped_auc([0, 1], [0.1, 0.2], [1, 2]))
+    with pytest.raises(ValueError, match="one group per row"):
+        grouped_auc([0, 1], [0.1, 0.2], [1])
+
+
+def test_calibration_error():
+    rng = np.random.default_rng(0)
+    p = rng.random(200_000)
+    y = rng.random(200_000) < p
+    assert calibration_error(y, p) < 0.005
+    assert calibration_error(y, p / 2) == pytest.approx(0.25, abs=0.01)
+    assert calibration_error([0, 1, 1, 1], [0.5] * 4, bins=1) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(
+    ("labels", "scores", "word"),
+    [
+        ([0, 1], [0.1], "one length"),
+        ([0, 2], [0.1, 0.2], "found 2"),
+        ([0, np.nan], [0.1, 0.2], "without a label"),
+        ([0, 1], [0.1, np.nan], "NaN"),
+    ],
+)
+def test_bad_input(labels, scores, word):
+    for metric in (auc, log_loss, accuracy, precision_recall, calibration_error):
+        with pytest.raises(ValueError, match=word):
+            metric(labels, scores)
+
+
+def test_task_metrics_leave_out_unlabelled_rows():
+    y, p = draw()
+    mask = np.arange(len(y)) < 100
+    assert task_metrics(Task("b"), p, y, mask)["auc"] == pytest.approx(sk.roc_auc_score(y[:100], p[:100]))
+    three = np.eye(3)[[0, 1, 2, 2]]
+    assert task_metrics(Task("m", "multiclass", 3), three, [0, 1, 1, 2]) == {"accuracy": 0.75}
+    assert task_metrics(Task("r", "regression"), [1.0, 2.0], [1.0, 4.0]) == {
+        "rmse": pytest.approx(np.sqrt(2))
+    }
+    assert np.isnan(task_metrics(Task("r", "regression"), [1.0], [1.0], [False])["rmse"])
+
+
+def test_interval_against_the_t_table():
+    found = mean_interval([1, 2, 3, 4, 5])
+    assert (found.mean, found.n) == (3, 5)
+    assert found.high - 3 == pytest.approx(2.776 * np.std([1, 2, 3, 4, 5], ddof=1) / np.sqrt(5), rel=1e-3)
+    assert found.excludes_zero
+    assert not mean_interval([-1, 1, 2]).excludes_zero
+
+
+def test_interval_covers_the_truth_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    hits = sum(
+        found.low <= 0 <= found.high for found in (mean_interval(rng.normal(size=5)) for _ in range(2000))
+    )
+    assert 0.93 < hits / 2000 < 0.97
+
+
+def test_pairing_removes_the_seeds_luck():
+    luck = np.array([0.0, 10, 20, 30, 40])
+    found = paired_difference(luck + 1 + np.array([0.1, -0.1, 0, 0.1, -0.1]), luck)
+    assert found.mean == pytest.approx(1) and found.excludes_zero
+    with pytest.raises(ValueError, match="Pairs"):
+        paired_difference([1, 2], [1])
+
+
+@pytest.mark.parametrize("values", [[1.0], [], [1.0, np.nan]])
+def test_interval_needs_finite_values(values):
+    with pytest.raises(ValueError, match="two or more finite"):
+        mean_interval(values)
