@@ -461,7 +461,8 @@ def _encode_labels(frame: pd.DataFrame, task: Task) -> tuple[Tensor, Tensor]:
     """Label tensor (missing as 0) and the mask of known labels; ValueError when a label does not fit its task."""
     if task.label_column not in frame:
         raise KeyError(
-            f"Task {task.name!r} needs a column {task.label_column!r}; the table has {', '.join(map(str, frame.columns))}."
+            f"Task {task.name!r} needs a column {task.label_column!r}; the table has "
+            f"{', '.join(map(str, frame.columns))}."
         )
     try:
         values = frame[task.label_column].astype(float).to_numpy()

@@ -44,8 +44,8 @@ class TrainingDiverged(RuntimeError):
 
     def __init__(self, task: str, epoch: int, step: int, value: float) -> None:
         super().__init__(
-            f"The loss of task {task!r} became {value} in epoch {epoch}, step {step}. Usual causes: a learning rate or "
-            "task weight that is too large, or inputs that are not standardised. The model keeps its best weights so far."
+            f"The loss of task {task!r} became {value} in epoch {epoch}, step {step}. Usual causes: a learning rate "
+            "or task weight that is too large, or inputs that are not standardised. The model keeps its best weights."
         )
         self.task, self.epoch, self.step = task, epoch, step
 
@@ -167,7 +167,8 @@ def fit(
     for part in (train, valid):
         if part is not None and (not len(part) or not set(names) <= set(part.labels)):
             raise ValueError(
-                f"fit needs rows with labels for {', '.join(names)}; got {len(part)} rows with {', '.join(part.labels)}."
+                f"fit needs rows with labels for {', '.join(names)}; got {len(part)} rows with labels for "
+                f"{', '.join(part.labels)}."
             )
     if epochs < 1:
         raise ValueError(f"epochs is {epochs}: expected 1 or more.")

@@ -53,7 +53,7 @@ def test_batched_auc_equals_one_by_one():
 
 
 def test_constant_scores_and_single_classes():
-    y, p = draw()
+    y, _ = draw()
     assert auc(y, np.ones(len(y))) == 0.5
     assert np.isnan(auc(np.zeros(5), np.arange(5)))
     assert np.isnan(auc([], []))

@@ -89,29 +89,31 @@ def test_tower_keeps_the_class_axis_of_two_classes():
     assert Tower(4, Task("m", "multiclass", 2))(torch.randn(5, 4)).shape == (5, 2)
 
 
-class TestFusion:
-    p = {"click": torch.tensor([0.1, 0.5, 0.9]), "purchase": torch.tensor([0.2, 0.2, 0.4])}
+PREDICTIONS = {"click": torch.tensor([0.1, 0.5, 0.9]), "purchase": torch.tensor([0.2, 0.2, 0.4])}
 
+
+class TestFusion:
     def test_power_and_sum(self):
         assert torch.allclose(
-            Fusion({"click": 1, "purchase": 1})(self.p), self.p["click"] * self.p["purchase"]
+            Fusion({"click": 1, "purchase": 1})(PREDICTIONS), PREDICTIONS["click"] * PREDICTIONS["purchase"]
         )
-        power = Fusion({"click": 0.5, "purchase": 2})(self.p)
-        assert torch.allclose(power, self.p["click"] ** 0.5 * self.p["purchase"] ** 2)
+        power = Fusion({"click": 0.5, "purchase": 2})(PREDICTIONS)
+        assert torch.allclose(power, PREDICTIONS["click"] ** 0.5 * PREDICTIONS["purchase"] ** 2)
         assert torch.allclose(
-            Fusion({"click": 2, "purchase": 3}, "sum")(self.p), 2 * self.p["click"] + 3 * self.p["purchase"]
+            Fusion({"click": 2, "purchase": 3}, "sum")(PREDICTIONS),
+            2 * PREDICTIONS["click"] + 3 * PREDICTIONS["purchase"],
         )
-        assert torch.allclose(Fusion({"click": 1})(self.p), self.p["click"])
+        assert torch.allclose(Fusion({"click": 1})(PREDICTIONS), PREDICTIONS["click"])
 
     @pytest.mark.parametrize("kind", ["power", "sum"])
     def test_rises_with_each_prediction(self, kind):
         fusion = Fusion({"click": 0.7, "purchase": 1.3}, kind)
-        for name in self.p:
-            assert (fusion(self.p | {name: self.p[name] + 0.05}) > fusion(self.p)).all()
+        for name in PREDICTIONS:
+            assert (fusion(PREDICTIONS | {name: PREDICTIONS[name] + 0.05}) > fusion(PREDICTIONS)).all()
 
     def test_an_exponent_of_zero_ignores_the_task(self):
         fusion = Fusion({"click": 0, "purchase": 1})
-        assert torch.allclose(fusion(self.p | {"click": torch.zeros(3)}), self.p["purchase"])
+        assert torch.allclose(fusion(PREDICTIONS | {"click": torch.zeros(3)}), PREDICTIONS["purchase"])
 
     @pytest.mark.parametrize("weights", [{}, {"click": -1}, {"click": float("nan")}])
     def test_bad_weights(self, weights):

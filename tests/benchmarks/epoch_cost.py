@@ -2,8 +2,8 @@
 
     python tests/benchmarks/epoch_cost.py [--rows 80000] [--repeats 9]
 
-Both train the shared-bottom model with three tasks (one of them half labelled) by Adam. Their epochs take turns, so that
-a slow moment of the machine hits both; the median of the paired ratios is what counts.
+Both train the shared-bottom model with three tasks (one of them half labelled) by Adam. Their epochs take turns, so
+that a slow moment of the machine hits both; the median of the paired ratios is what counts.
 """
 
 from __future__ import annotations
