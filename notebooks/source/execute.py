@@ -1,0 +1,101 @@
+"""Run a notebook from top to bottom: for the build, and for tests under any interpreter.
+
+    python notebooks/source/execute.py NOTEBOOK [--cwd FOLDER]
+
+It needs nbclient and ipykernel alone, so that an environment with Colab's versions can run it too. The kernel is always
+the interpreter that runs this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+import zmq
+from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+
+__all__ = ["CellFailed", "execute"]
+
+TIMEOUT = 600  # seconds for one cell
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+class CellFailed(Exception):
+    """A cell raised. ``index`` is its place in the notebook, from 0, ``error`` what the kernel said."""
+
+    def __init__(self, index: int, source: str, error: str):
+        super().__init__(f"cell {index + 1} failed:\n{source}\n\n{error}")
+        self.index, self.source, self.error = index, source, error
+
+
+def execute(
+    notebook: nbformat.NotebookNode, cwd: Path, env: dict[str, str] | None = None, timeout: int = TIMEOUT
+) -> nbformat.NotebookNode:
+    """Execute `notebook` in place and return it.
+
+    Parameters
+    ----------
+    notebook : nbformat.NotebookNode
+        Cells tagged ``raises-exception`` may raise; any other that does ends the run.
+    cwd : Path
+        The folder in which the kernel starts.
+    env : dict, optional
+        The kernel's environment; by default that of this process without ``MPLBACKEND``, which would keep figures
+        from being shown.
+    timeout : int
+        Seconds that one cell may take.
+
+    Raises
+    ------
+    CellFailed
+        With the cell's place, its source and the traceback.
+    """
+    if env is None:
+        env = dict(os.environ)
+    env.pop("MPLBACKEND", None)
+    # With no kernel folders, "python3" can only be this interpreter's own ipykernel.
+    manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))
+    if manager.has_trait("transport_encryption") and zmq.has("curve"):
+        manager.transport_encryption = "auto"  # else newer kernels warn on every start
+    running = {"index": -1}
+    client = NotebookClient(
+        notebook,
+        km=manager,
+        timeout=timeout,
+        record_timing=False,
+        resources={"metadata": {"path": str(cwd)}},
+        on_cell_start=lambda cell, cell_index: running.update(index=cell_index),
+    )
+    try:
+        client.execute(env=env, cleanup_kc=True)
+    except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+        cell = notebook.cells[running["index"]]
+        shown = [output for output in cell.get("outputs", []) if output.output_type == "error"]
+        reason = "\n".join(shown[-1].traceback) if shown else f"{type(error).__name__}: {error}"
+        raise CellFailed(running["index"], cell.source, ANSI.sub("", reason)) from None
+    return notebook
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("notebook", type=Path)
+    parser.add_argument("--cwd", type=Path, help="where the kernel starts; by default the notebook's folder")
+    options = parser.parse_args(arguments)
+    notebook = nbformat.read(options.notebook, as_version=4)
+    try:
+        execute(notebook, options.cwd or options.notebook.resolve().parent)
+    except CellFailed as failure:
+        print(f"{options.notebook}: {failure}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
