@@ -818,7 +818,7 @@ def clean_impressions(impressions: pd.DataFrame) -> pd.DataFrame:
     for name in ("click", "purchase"):
         odd = log.loc[~log[name].isin((0, 1)), name]
         if len(odd):
-            raise ValueError(f"The column {name} holds {odd.iloc[0]!r}: expected 0 or 1.")
+            raise ValueError(f"The column {name} holds {odd.iloc[0]}: expected 0 or 1.")
     unclicked = log.loc[log["purchase"] > log["click"], "impression_id"]
     if len(unclicked):
         raise ValueError(
@@ -882,7 +882,7 @@ def shop_frame(shop: Shop) -> pd.DataFrame:
         raise ValueError(
             f"The join made {len(frame)} rows out of {len(log)}: expected one row an impression."
         )
-    frame = frame.assign(hour=frame["timestamp"].dt.hour, weekday=frame["timestamp"].dt.dayofweek)
+    frame = frame.assign(hour=frame["timestamp"].dt.hour, weekday=frame["timestamp"].dt.day_of_week)
     return _add_next_click(_add_history(frame))
 
 
@@ -1041,7 +1041,7 @@ def _channel_codes(channel) -> np.ndarray:
     codes = pd.Index(CHANNELS).get_indexer(pd.Index(channel.astype(object).ravel())).reshape(channel.shape)
     if (codes < 0).any():
         raise ValueError(
-            f"Unknown channel {channel[codes < 0].ravel()[0]!r}: expected one of {', '.join(CHANNELS)}."
+            f"Unknown channel {str(channel[codes < 0].ravel()[0])!r}: expected one of {', '.join(CHANNELS)}."
         )
     return codes
 
