@@ -146,7 +146,7 @@ def rewrite(path, change) -> None:
         ),
         (
             "items",
-            lambda text: text.replace("EUR", "EUR", 1).replace("0,", "zero,", 1),
+            lambda text: text.replace("\n0,", "\nzero,", 1),
             r"items.csv.gz, line 2: item_id is",
         ),
         (
