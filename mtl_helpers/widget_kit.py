@@ -85,7 +85,7 @@ class Control:
             number = float(value)
             if not self.low - 1e-9 <= number <= self.high + 1e-9:
                 raise ValueError(f"{self.name!r} goes from {self.low} to {self.high} and got {value!r}")
-            return int(round(number)) if isinstance(self.step, int) else number
+            return round(number) if isinstance(self.step, int) else number
         for option in self.options:
             if option == value:
                 return option
@@ -297,7 +297,7 @@ class Explorer:
     title : what the picture shows, the start of its alt text.
     link : optional ``link(state, moved) -> state``: settles the other controls when ``moved`` changed, for weights
         that must add up to one.
-    buttons : optional ``(label, callback)`` pairs, shown before Reset.
+    buttons : optional ``(label, callback)`` pairs, shown before Reset; one labelled "Reset" takes its place.
     width : of the picture in the page, px; the figure's own width unless told.
 
     An error inside ``update`` at construction is raised. Later it appears under the picture, with the line of yours
@@ -371,6 +371,14 @@ class Explorer:
             self.error = ""
         except Exception as exception:  # shown to the reader, who may be mid-drag: the widget must outlive it
             self.error = explain(exception)
+        self._send()
+
+    def show_error(self, exception: BaseException) -> None:
+        """Puts an error under the picture, until the next state that works."""
+        self.error = explain(exception)
+        self._send()
+
+    def _send(self) -> None:
         if self._box is not None:
             self._picture.value = self.html()
 
@@ -465,8 +473,8 @@ class Explorer:
             if made.value != self._state[name]:
                 made.value = self._state[name]
             made.observe(lambda change, name=name: self._moved(name, change["new"]), names="value")
-        pressed = [*self.buttons, ("Reset", self.reset)]
-        row = [self._button(label, action) for label, action in pressed]
+        pressed = {**dict(self.buttons), "Reset": dict(self.buttons).get("Reset", self.reset)}
+        row = [self._button(label, action) for label, action in pressed.items()]
         knobs = ipywidgets.Box(
             [*self._widgets.values(), *row],
             layout=ipywidgets.Layout(display="flex", flex_flow="row wrap", align_items="center"),
@@ -484,8 +492,7 @@ class Explorer:
             try:
                 action()
             except Exception as exception:
-                self.error = explain(exception)
-                self._picture.value = self.html()
+                self.show_error(exception)
 
         button.on_click(press)
         return button

@@ -1,0 +1,452 @@
+"""Task weights that a slider changes while the model trains.
+
+Taught in notebook 04. The loop is :func:`mtl_helpers.training.training_steps`, which reads the weights at every step;
+here it runs as an asyncio task on the kernel's own loop and hands control back every few milliseconds, so that the
+sliders stay alive without threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import math
+import time
+import weakref
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from . import plots
+from .data import MultiTaskDataset
+from .losses import check_weights, task_losses
+from .training import Step, evaluate, training_steps
+from .widget_kit import Explorer, slider, undefined
+
+__all__ = ["LiveTraining", "live_training"]
+
+MAIN_METRIC = {"binary": "auc", "multiclass": "accuracy", "regression": "rmse"}
+SLICE_S = 0.010  # work between two looks at the sliders
+FRAME_S = 0.125  # between two pictures
+SMOOTH = 0.9  # of the loss curves: exponential moving average
+_running: weakref.WeakSet[LiveTraining] = weakref.WeakSet()
+
+
+def live_training(
+    model: nn.Module,
+    train: MultiTaskDataset,
+    valid: MultiTaskDataset | None = None,
+    *,
+    weights: Mapping[str, float] | None = None,
+    max_weight: float = 1.0,
+    lr: float = 1e-3,
+    batch_size: int = 1024,
+    epochs: int = 50,
+    seed: int = 0,
+    preview_steps: int = 40,
+    pace: float = 60.0,
+) -> LiveTraining:
+    """A model with Start, Pause, Stop and Reset, and a weight slider for each of its tasks (notebook 04).
+
+    Parameters
+    ----------
+    model : of :mod:`mtl_helpers.models`; trained in place, and moved to the data's device.
+    train, valid : data whose labels cover the model's tasks; metrics are computed on up to 4096 rows of ``valid``.
+    weights : ``{task: weight}`` of L = Σ wᵢ Lᵢ at the start; 0.5 each unless told. max_weight : end of the sliders.
+    lr, batch_size, epochs, seed : as for :func:`mtl_helpers.training.fit`.
+    pace : steps a second, at most; slow enough to see what a slider does.
+    preview_steps : made before the first picture, so that it shows something; Start goes on from there.
+
+    Making one, or starting one, pauses any other of this kernel, so running a cell again leaves no loop behind.
+
+    Raises ValueError when weights and tasks do not match, or there are more than four tasks.
+    """
+    return LiveTraining(
+        model,
+        train,
+        valid,
+        weights=weights,
+        max_weight=max_weight,
+        lr=lr,
+        batch_size=batch_size,
+        epochs=epochs,
+        seed=seed,
+        preview_steps=preview_steps,
+        pace=pace,
+    )
+
+
+class LiveTraining:
+    """See :func:`live_training`. In code: ``run_steps(n)``, ``set(click=.9)``, ``frame()``, ``status``.
+
+    ``status`` is "ready", "running", "paused", "stopped", "finished" or "failed". ``weights`` is the dictionary that
+    the loop reads at each step.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train: MultiTaskDataset,
+        valid: MultiTaskDataset | None = None,
+        *,
+        weights: Mapping[str, float] | None = None,
+        max_weight: float = 1.0,
+        lr: float = 1e-3,
+        batch_size: int = 1024,
+        epochs: int = 50,
+        seed: int = 0,
+        preview_steps: int = 40,
+        pace: float = 60.0,
+        share_every: int = 5,
+        evaluate_every: int = 20,
+    ) -> None:
+        self.names = [task.name for task in model.tasks]
+        initial = dict(weights) if weights is not None else dict.fromkeys(self.names, 0.5 * max_weight)
+        check_weights(initial, self.names)
+        if not pace > 0:
+            raise ValueError(f"pace is {pace}: expected a number of steps a second above 0")
+        for other in list(_running):
+            other.pause()
+        self.model, self.train = model.to(train.device), train
+        self.valid = None if valid is None else valid.take(slice(0, 4096))
+        self.probe = next(iter(train.take(slice(0, min(batch_size, 1024))).batches(1024, shuffle=False)))
+        self.lr, self.batch_size, self.epochs, self.seed = lr, batch_size, epochs, seed
+        self.pace, self.share_every, self.evaluate_every = pace, share_every, evaluate_every
+        self.weights = {name: float(initial[name]) for name in self.names}
+        self._untrained = copy.deepcopy(model.state_dict())
+        self._loop_task: asyncio.Task | None = None
+        self._begin()
+        for _ in range(preview_steps):
+            self._advance()
+        if self.step:
+            self.status = "paused"
+        self._figure = _Curves(self)
+        controls = [
+            slider(
+                name,
+                f"weight of {name}",
+                0.0,
+                float(max_weight),
+                self.weights[name],
+                step=max_weight / 20,
+                fmt=".2f",
+            )
+            for name in self.names
+        ]
+        self.explorer = Explorer(
+            self._figure.figure,
+            controls,
+            self._update,
+            title=f"Training {', '.join(self.names)} while their weights change",
+            buttons=[
+                ("Start", self.start),
+                ("Pause", self.pause),
+                ("Stop", self.stop),
+                ("Reset", self.reset),
+            ],
+        )
+
+    # what a reader does
+
+    def start(self) -> None:
+        """Trains on, from where it paused, or from the untrained model after Stop or the last epoch.
+
+        Raises RuntimeError outside a notebook (no running event loop): use :meth:`run_steps` there.
+        """
+        if self.running:
+            return
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise RuntimeError(
+                "start() needs the event loop of a notebook; in a script call run_steps(n)"
+            ) from None
+        for other in list(_running):
+            other.pause()
+        if self.status in ("stopped", "finished", "failed"):
+            self._begin()
+        self.status = "running"
+        _running.add(self)
+        self._loop_task = loop.create_task(self._train_on())
+
+    def pause(self) -> None:
+        """Halts; Start goes on from here."""
+        self._halt("paused")
+
+    def stop(self) -> None:
+        """Ends this run and keeps its curves; the next Start begins with the untrained model."""
+        self._halt("stopped")
+
+    def reset(self) -> None:
+        """Ends this run; the model, the curves and the weights are as they were at first."""
+        self._halt("stopped")
+        self._begin()
+        self.explorer.reset()
+
+    def run_steps(self, steps: int) -> LiveTraining:
+        """Trains that many steps here and now, without an event loop, and draws the picture."""
+        if self.status in ("stopped", "finished", "failed"):
+            self._begin()
+        try:
+            for _ in range(steps):
+                if not self._advance():
+                    break
+        finally:
+            if self.status == "ready":
+                self.status = "paused"
+        self.explorer.refresh()
+        return self
+
+    def set(self, **weights: float) -> LiveTraining:
+        """Moves weight sliders: ``live.set(click=.9)``."""
+        self.explorer.set(**weights)
+        return self
+
+    @property
+    def running(self) -> bool:
+        return self._loop_task is not None and not self._loop_task.done()
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps made so far."""
+        return len(self.losses)
+
+    def frame(self) -> pd.DataFrame:
+        """One row for each step and task: step, epoch, task, weight, loss, share (of the gradient), metric.
+
+        ``share`` and ``metric`` are NaN at the steps where they were not measured.
+        """
+        shares, metrics = dict(self.shares), dict(self.metrics)
+        nan = dict.fromkeys(self.names, math.nan)
+        rows = [
+            {
+                "step": at,
+                "epoch": epoch,
+                "task": name,
+                "weight": used[name],
+                "loss": loss[i],
+                "share": shares.get(at, nan)[name],
+                "metric": metrics.get(at, nan)[name],
+            }
+            for at, (epoch, used, loss) in enumerate(
+                zip(self.epochs_seen, self.used, self.losses, strict=True), start=1
+            )
+            for i, name in enumerate(self.names)
+        ]
+        return pd.DataFrame(rows, columns=["step", "epoch", "task", "weight", "loss", "share", "metric"])
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        return self.explorer._repr_mimebundle_(include, exclude)
+
+    # the loop
+
+    def _begin(self) -> None:
+        """A run from the untrained model, with nothing recorded yet."""
+        self.model.load_state_dict(self._untrained)
+        self.used: list[dict[str, float]] = []
+        self.losses: list[list[float]] = []
+        self.smooth: list[np.ndarray] = []
+        self._average = _Average(len(self.names))
+        self.epochs_seen: list[int] = []
+        self.shares: list[tuple[int, dict[str, float]]] = []
+        self.metrics: list[tuple[int, dict[str, float]]] = []
+        self.status = "ready"
+        optimizer = torch.optim.Adam(self.model.parameters(), lr=self.lr)
+        self._steps: Iterator[Step] = training_steps(
+            self.model,
+            self.train,
+            optimizer,
+            weights=self.weights,
+            batch_size=self.batch_size,
+            epochs=self.epochs,
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+
+    def _advance(self) -> bool:
+        """One optimiser step and its records; False after the last one."""
+        used = dict(self.weights)
+        try:
+            step = next(self._steps)
+        except StopIteration:
+            self.status = "finished"
+            return False
+        except Exception:
+            self.status = "failed"
+            raise
+        self.used.append(used)
+        self.epochs_seen.append(step.epoch)
+        self.losses.append(torch.stack([step.losses[name] for name in self.names]).tolist())
+        self.smooth.append(self._average.add(self.losses[-1]))
+        if self.step % self.share_every == 1 or self.share_every == 1:
+            self.shares.append((self.step, gradient_shares(self.model, self.probe, used)))
+        if self.valid is not None and (self.step % self.evaluate_every == 0 or self.step == 1):
+            values = evaluate(self.model, self.valid)
+            kinds = {task.name: MAIN_METRIC[task.kind] for task in self.model.tasks}
+            self.metrics.append(
+                (self.step, {name: values[name].get(kinds[name], math.nan) for name in self.names})
+            )
+        return True
+
+    async def _train_on(self) -> None:
+        """Slices of training, each followed by a look at the sliders, and now and then a picture."""
+        due = drawn = time.perf_counter()
+        try:
+            while self.status == "running":
+                until = time.perf_counter() + SLICE_S
+                while self.status == "running" and (now := time.perf_counter()) < until:
+                    if now < due:
+                        await asyncio.sleep(due - now)
+                        break
+                    due = max(due + 1 / self.pace, now - FRAME_S)  # a blocked kernel is not made up for
+                    self._advance()
+                if time.perf_counter() - drawn > FRAME_S:
+                    self.explorer.refresh()
+                    drawn = time.perf_counter()
+                for _ in range(4):  # a message passes several callbacks before it reaches its slider
+                    await asyncio.sleep(0)
+            self.explorer.refresh()
+        except KeyboardInterrupt:  # must not escape into the kernel's event loop
+            self.status = "paused"
+            self.explorer.refresh()
+        except Exception as exception:
+            self.status = "failed"
+            self.explorer.refresh()
+            self.explorer.show_error(exception)
+        finally:
+            _running.discard(self)
+
+    def _halt(self, status: str) -> None:
+        if self._loop_task is not None:
+            self._loop_task.cancel()
+            self._loop_task = None
+        _running.discard(self)
+        if self.status in ("running", "paused") or (self.status == "ready" and status == "stopped"):
+            self.status = status
+            self.explorer.refresh()
+
+    # the picture
+
+    def _update(self, state: Mapping[str, float]) -> str:
+        self.weights.update({name: float(value) for name, value in state.items()})
+        self._figure.show(self)
+        total = sum(self.weights.values())
+        text = f"Step {self.step}, {self.status}. Weights: {_listed(self.weights)}."
+        if not total:
+            text += " All weights are 0: nothing is learned."
+        if self.shares:
+            text += f" Share of the gradient in the shared layers: {_listed(self.shares[-1][1])}."
+        if self.metrics:
+            last = self.metrics[-1][1]
+            text += f" Validation: {_listed(last, '.4f')}. {undefined(last)}"
+        return text.strip()
+
+
+def gradient_shares(model: nn.Module, batch: Any, weights: Mapping[str, float]) -> dict[str, float]:
+    """‖wᵢ ∇Lᵢ‖ of each task over their sum, at the shared parameters; NaN when all of them vanish.
+
+    Parameters
+    ----------
+    model : with ``shared_parameters()``; all parameters otherwise. batch : rows to measure on. weights : of the loss.
+    """
+    shared = list(model.shared_parameters() if hasattr(model, "shared_parameters") else model.parameters())
+    was_training = model.training
+    model.eval()  # dropout would draw random numbers that the training should not miss
+    try:
+        losses = task_losses(model.tasks, model(batch.numeric, batch.categorical), batch)
+        norms = {}
+        for name, loss in losses.items():
+            grads = torch.autograd.grad(loss, shared, retain_graph=True, allow_unused=True)
+            norms[name] = weights[name] * _norm([grad for grad in grads if grad is not None])
+    finally:
+        model.train(was_training)
+    total = sum(norms.values())
+    return {name: norm / total if total > 0 else math.nan for name, norm in norms.items()}
+
+
+def _norm(grads: list[Tensor]) -> float:
+    return float(torch.stack([grad.norm() for grad in grads]).norm()) if grads else 0.0
+
+
+def _listed(values: Mapping[str, float], fmt: str = ".2f") -> str:
+    return ", ".join(f"{name} {value:{fmt}}" for name, value in values.items())
+
+
+class _Curves:
+    """Three panels: losses, gradient shares, metrics. Limits move in big steps, so most draws only move lines."""
+
+    def __init__(self, live: LiveTraining) -> None:
+        self.figure = plots.figure(9.0, 3.8)
+        self.axes = self.figure.subplots(1, 3)
+        kinds = {MAIN_METRIC[task.kind].upper() for task in live.model.tasks}
+        titles = ("Losses (smoothed)", "Who moves the shared layers", "Validation")
+        labels = ("loss", "share of the gradient", kinds.pop() if len(kinds) == 1 else "metric")
+        self.lines: list[dict[str, Any]] = []
+        for ax, title, label in zip(self.axes, titles, labels, strict=True):
+            ax.set(title=title, xlabel="step", ylabel=label, xlim=(0, 100))
+            self.lines.append({})
+            for name in live.names:
+                style = plots.task_style(name)
+                look = {"color": style["color"], "ls": style["linestyle"], "lw": 1.6}
+                self.lines[-1][name] = ax.plot([], [], animated=True, **look)[0]
+                ax.plot([], [], label=name, **look)
+        self.axes[0].legend(loc="upper right")
+        self.axes[1].set(ylim=(-0.02, 1.2))
+        self.asked = {
+            name: self.axes[1].plot(
+                [], [], color=plots.task_style(name)["color"], lw=3, alpha=0.3, animated=True
+            )[0]
+            for name in live.names
+        }
+        self.axes[1].plot([], [], color="#777777", lw=3, alpha=0.3, label="share of the weights")
+        self.axes[1].legend(handles=self.axes[1].lines[-1:], loc="upper right")
+
+    def show(self, live: LiveTraining) -> None:
+        steps = np.arange(1, live.step + 1)
+        smooth = np.array(live.smooth).reshape(live.step, len(live.names))
+        used = np.array([[weights[name] for name in live.names] for weights in live.used], float).reshape(
+            smooth.shape
+        )
+        with np.errstate(invalid="ignore", divide="ignore"):
+            asked = used / used.sum(axis=1, keepdims=True)
+        for i, name in enumerate(live.names):
+            self.lines[0][name].set_data(steps, smooth[:, i])
+            self.asked[name].set_data(steps, asked[:, i])
+            for line, measured in ((self.lines[1][name], live.shares), (self.lines[2][name], live.metrics)):
+                line.set_data([at for at, _ in measured], [values[name] for _, values in measured])
+        self._fit(live.step, smooth, np.array([list(values.values()) for _, values in live.metrics], float))
+
+    def _fit(self, step: int, smooth: np.ndarray, metrics: np.ndarray) -> None:
+        width = self.axes[0].get_xlim()[1]
+        wanted = 100 * 2 ** max(0, math.ceil(math.log2(max(step, 1) / 100)))
+        if wanted != width:
+            for ax in self.axes:
+                ax.set_xlim(0, wanted)
+        for ax, values in (
+            (self.axes[0], smooth[len(smooth) // 4 :]),
+            (self.axes[2], metrics[len(metrics) // 4 :]),
+        ):
+            finite = values[np.isfinite(values)]
+            if not len(finite):
+                continue
+            low, high = float(finite.min()), float(finite.max())
+            span = max(high - low, 1e-3)
+            bottom, top = ax.get_ylim()
+            if low < bottom or high > top or span < 0.4 * (top - bottom):
+                ax.set_ylim(low - 0.25 * span, high + 0.25 * span)
+
+
+class _Average:
+    """Exponential moving average, unbiased at its start; NaN stays a gap."""
+
+    def __init__(self, count: int) -> None:
+        self.sums, self.weights = np.zeros(count), np.zeros(count)
+
+    def add(self, values: list[float]) -> np.ndarray:
+        row = np.asarray(values, float)
+        fine = np.isfinite(row)
+        self.sums = np.where(fine, SMOOTH * self.sums + (1 - SMOOTH) * np.nan_to_num(row), self.sums)
+        self.weights = np.where(fine, SMOOTH * self.weights + (1 - SMOOTH), self.weights)
+        return np.where(fine, self.sums / np.where(fine, self.weights, 1), np.nan)
