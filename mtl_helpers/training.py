@@ -7,6 +7,7 @@ drive the same loop step by step.
 from __future__ import annotations
 
 import copy
+import math
 import os
 import pickle
 import tempfile
@@ -21,8 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from .data import Batch, MultiTaskDataset, Task
-from .losses import check_weights, task_loss, task_losses, weighted_sum
+from .losses import task_loss, task_losses
 from .metrics import task_metrics
+from .weighting import Fixed, Weighting
 
 __all__ = [
     "History",
@@ -97,7 +99,7 @@ def training_steps(
     train: MultiTaskDataset,
     optimizer: torch.optim.Optimizer,
     *,
-    weights: Mapping[str, float] | None = None,
+    weights: Mapping[str, float] | Weighting | None = None,
     batch_size: int = 1024,
     epochs: int = 1,
     generator: torch.Generator | None = None,
@@ -107,21 +109,41 @@ def training_steps(
     ``weights`` is read at every step, so changing the dictionary changes the training from the next step on.
     Raises :class:`TrainingDiverged` before a loss that is not finite can spoil the model.
     """
+    strategy = weights if isinstance(weights, Weighting) else Fixed(model.tasks, weights)
+    strategy.to(train.device).begin(model, optimizer)
+    try:
+        yield from _steps(model, train, optimizer, strategy, batch_size, epochs, generator)
+    finally:
+        strategy.end()
+
+
+def _steps(
+    model: nn.Module,
+    train: MultiTaskDataset,
+    optimizer: torch.optim.Optimizer,
+    strategy: Weighting,
+    batch_size: int,
+    epochs: int,
+    generator: torch.Generator | None,
+) -> Iterator[Step]:
+    names = [task.name for task in model.tasks]
+
+    def losses_of(batch: Batch) -> Tensor:
+        losses = task_losses(model.tasks, model(batch.numeric, batch.categorical), batch)
+        return torch.stack([losses[name] for name in names])
+
     for epoch in range(1, epochs + 1):
         for number, batch in enumerate(train.batches(batch_size, generator=generator), start=1):
             model.train()
-            losses = task_losses(model.tasks, model(batch.numeric, batch.categorical), batch)
-            total = weighted_sum(losses, weights)
-            if not np.isfinite(total.item()):
-                name = next(
-                    (name for name, loss in losses.items() if not np.isfinite(loss.item())),
-                    next(iter(losses)),
-                )
-                raise TrainingDiverged(name, epoch, number, losses[name].item())
+            losses = losses_of(batch)
+            for name, value in zip(names, losses.tolist(), strict=True):
+                if not math.isfinite(value):
+                    raise TrainingDiverged(name, epoch, number, value)
             optimizer.zero_grad(set_to_none=True)
-            total.backward()
+            strategy.backward(losses, model)
             optimizer.step()
-            yield Step(epoch, number, {name: loss.detach() for name, loss in losses.items()}, batch)
+            strategy.after_step(lambda batch=batch: losses_of(batch))
+            yield Step(epoch, number, dict(zip(names, losses.detach(), strict=True)), batch)
 
 
 def fit(
@@ -133,7 +155,7 @@ def fit(
     batch_size: int = 1024,
     lr: float = 1e-3,
     weight_decay: float = 0.0,
-    weights: Mapping[str, float] | None = None,
+    weights: Mapping[str, float] | Weighting | None = None,
     patience: int = 3,
     monitor: str = "loss",
     seed: int = 0,
@@ -146,9 +168,11 @@ def fit(
     model : any model of :mod:`mtl_helpers.models`; it is moved to the data's device and changed in place.
     train, valid : data whose labels cover the model's tasks. Without ``valid`` all epochs are run.
     epochs : at most. batch_size : rows a step. lr, weight_decay : of Adam.
-    weights : ``{task: weight}`` of the sum L = Σ wᵢ Lᵢ; 1 each when None. Read at every step.
+    weights : ``{task: weight}`` of the sum L = Σ wᵢ Lᵢ, read at every step; 1 each when None. Or a strategy of
+        :mod:`mtl_helpers.weighting` or :mod:`mtl_helpers.gradients`.
     patience : epochs without a better validation before stopping.
-    monitor : ``"loss"`` (weighted sum of the validation losses) or ``"task.metric"``, e.g. ``"purchase.auc"``.
+    monitor : ``"loss"`` (sum of the validation losses, weighted if the weights are fixed) or ``"task.metric"``, e.g.
+        ``"purchase.auc"``.
     seed : of the order of the batches. Initial weights and dropout follow the global seed (``seed_everything``).
     progress : show a bar.
 
@@ -172,14 +196,17 @@ def fit(
             )
     if epochs < 1:
         raise ValueError(f"epochs is {epochs}: expected 1 or more.")
-    if weights is not None:
-        check_weights(weights, names)
+    strategy = weights if isinstance(weights, Weighting) else Fixed(model.tasks, weights)
+    if [task.name for task in strategy.tasks] != names:
+        raise ValueError(
+            f"The weighting is made for {[t.name for t in strategy.tasks]}, the model for {names}."
+        )
     model.to(train.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, weight_decay=weight_decay)
-    history, keeper = History(), _BestWeights(model, monitor, weights, names)
+    history, keeper = History(), _BestWeights(model, monitor, strategy, names)
     generator = torch.Generator().manual_seed(seed)
     steps = training_steps(
-        model, train, optimizer, weights=weights, batch_size=batch_size, epochs=epochs, generator=generator
+        model, train, optimizer, weights=strategy, batch_size=batch_size, epochs=epochs, generator=generator
     )
     per_epoch = -(-len(train) // batch_size)
     bar = tqdm(total=epochs * per_epoch, unit="step", disable=not progress, leave=False)
@@ -197,6 +224,7 @@ def fit(
             sums.zero_()
             if valid is None:
                 history.best_epoch = step.epoch
+                strategy.after_epoch(torch.tensor(means), None)
                 continue
             values = evaluate(model, valid)
             for name in names:
@@ -204,6 +232,7 @@ def fit(
                     raise TrainingDiverged(name, step.epoch, step.number, values[name]["loss"])
             history.add(step.epoch, "valid", values)
             history.best_epoch = keeper.see(step.epoch, values)
+            strategy.after_epoch(torch.tensor(means), torch.tensor([values[name]["loss"] for name in names]))
             bar.set_postfix_str(f"epoch {step.epoch}, best {history.best_epoch}, {monitor} {keeper.last:.4f}")
             if step.epoch - history.best_epoch >= patience:
                 history.stopped = "early"
@@ -211,6 +240,7 @@ def fit(
     except KeyboardInterrupt:
         history.stopped = "interrupted"
     finally:
+        steps.close()
         bar.close()
         keeper.restore()
     return history
@@ -219,10 +249,10 @@ def fit(
 class _BestWeights:
     """Remembers the weights of the best validation so far."""
 
-    def __init__(
-        self, model: nn.Module, monitor: str, weights: Mapping[str, float] | None, names: list[str]
-    ) -> None:
-        self.model, self.monitor, self.weights = model, monitor, weights
+    def __init__(self, model: nn.Module, monitor: str, strategy: Weighting, names: list[str]) -> None:
+        self.model, self.monitor = model, monitor
+        # strategies whose weights move have no fixed yardstick of their own, so theirs is the plain sum
+        self.weights = strategy.weights if isinstance(strategy, Fixed) else None
         self.best, self.epoch, self.state, self.last = np.inf, 0, None, float("nan")
         self.task, _, self.metric = monitor.partition(".")
         if monitor != "loss" and (self.task not in names or not self.metric):

@@ -11,7 +11,7 @@ from helpers import MIXED_TASKS, toy_splits
 
 from mtl_helpers import training
 from mtl_helpers.data import Task
-from mtl_helpers.losses import task_losses, weighted_sum
+from mtl_helpers.losses import task_losses
 from mtl_helpers.models import SharedBottom, SingleTask
 from mtl_helpers.training import (
     TrainingDiverged,
@@ -157,17 +157,18 @@ class TestThingsThatGoWrong:
 
     def test_divergence_after_a_good_epoch_restores_that_epoch(self, splits, monkeypatch):
         model, per_epoch = make(), -(-len(splits.train) // 64)
-        real, calls, good = weighted_sum, [], {}
+        real, calls, good = training.task_losses, [], {}
 
-        def breaks_later(losses, weights=None):
+        def breaks_later(tasks, logits, batch):
             calls.append(1)
             if len(calls) == per_epoch + 1:
                 good["weights"] = weights_of(model)
-            if len(calls) == per_epoch + 4:
-                losses["click"].data.fill_(float("inf"))
-            return real(losses, weights)
+            losses = real(tasks, logits, batch)
+            return (
+                losses if len(calls) < per_epoch + 4 else losses | {"click": losses["click"] * float("inf")}
+            )
 
-        monkeypatch.setattr(training, "weighted_sum", breaks_later)
+        monkeypatch.setattr(training, "task_losses", breaks_later)
         with pytest.raises(TrainingDiverged, match=r"'click' became inf in epoch 2, step 4"):
             fit(model, splits.train, splits.valid, epochs=5, batch_size=64, progress=False)
         assert torch.equal(weights_of(model), good["weights"])

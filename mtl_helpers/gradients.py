@@ -1,0 +1,272 @@
+"""Combining the gradients of several tasks where they share parameters.
+
+Taught in notebook 04 (planned). Let J (T, P) hold one task's gradient of the shared parameters per row. Every method
+here finds weights from the Gramian J Jᵀ (T, T) alone and steps along Jᵀ w; heads always get their own task's gradient.
+:class:`CombinedGradients` runs a method in ``fit``: over the exact gradients of the shared parameters, or over those at
+the shared representation Z, which need one backward pass through the bottom in all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .data import Task
+from .weighting import Weighting
+
+__all__ = [
+    "METHODS",
+    "CombinedGradients",
+    "aligned_mtl",
+    "cagrad",
+    "combine",
+    "imtl_g",
+    "mgda",
+    "nash_mtl",
+    "pcgrad",
+    "upgrad",
+]
+
+
+def pcgrad(gram: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
+    """PCGrad (Yu et al., NeurIPS 2020, algorithm 1): cut from each gradient what conflicts with another.
+
+    Row i loses its component along gⱼ whenever they have a negative inner product, for all j in random order, always
+    against the *original* gⱼ; the results are summed.
+
+    Parameters
+    ----------
+    gram : (T, T), inner products of the gradients. rng : draws the orders; None visits 0, 1, 2, …
+
+    Returns
+    -------
+    w (T,) such that the combined gradient is Σ wᵢ gᵢ.
+    """
+    n = len(gram)
+    own = np.eye(n)
+    for i in range(n):
+        others = [j for j in range(n) if j != i]
+        for j in others if rng is None else rng.permutation(others):
+            inner = own[i] @ gram[:, j]
+            if inner < 0 and gram[j, j] > 0:
+                own[i, j] -= inner / gram[j, j]
+    return own.sum(0)
+
+
+def mgda(gram: np.ndarray) -> np.ndarray:
+    """MGDA (Désidéri, 2012; Sener and Koltun, NeurIPS 2018, eq. 3): the shortest vector in the gradients' convex hull.
+
+    min ‖Σ wᵢ gᵢ‖² over w ≥ 0, Σ w = 1, solved exactly: with v = s·w the problem min ‖Jᵀv‖² + (Σv − 1)², v ≥ 0 has the
+    same direction, and is a non-negative least-squares problem.
+    """
+    root = _root(gram)
+    v = _nnls(np.vstack([root, np.ones(len(gram))]), np.r_[np.zeros(len(root)), 1.0])
+    return v / v.sum()
+
+
+def cagrad(gram: np.ndarray, c: float = 0.4) -> np.ndarray:
+    """CAGrad (Liu et al., NeurIPS 2021, algorithm 1), not rescaled: near the mean, but kind to the worst-off task.
+
+    d = g₀ + c‖g₀‖ g_w / ‖g_w‖ with g₀ the mean gradient and w minimising g_w·g₀ + c‖g₀‖‖g_w‖ over the simplex.
+
+    Parameters
+    ----------
+    c : 0 gives the mean gradient; below 1 the mean loss still converges.
+    """
+    from scipy.optimize import minimize
+
+    n = len(gram)
+    scale = np.trace(gram) / n
+    if scale <= 0:
+        return np.full(n, 1 / n)
+    g = gram / scale
+    mean = np.full(n, 1 / n)
+    radius = c * np.sqrt(max(mean @ g @ mean, 0.0))
+
+    def value(w: np.ndarray) -> tuple[float, np.ndarray]:
+        norm = np.sqrt(max(w @ g @ w, 1e-18))
+        return float(w @ g @ mean + radius * norm), g @ mean + radius * (g @ w) / norm
+
+    # the objective is convex, so the better of two starts is only a guard against a solver that stops at its start
+    found = [
+        minimize(
+            value,
+            start,
+            jac=True,
+            method="SLSQP",
+            bounds=[(0, 1)] * n,
+            constraints={"type": "eq", "fun": lambda w: w.sum() - 1, "jac": lambda w: np.ones(n)},
+            options={"ftol": 1e-14, "maxiter": 200},
+        )
+        for start in (mean, np.clip(mgda(gram), 0, 1))
+    ]
+    w = np.clip(min(found, key=lambda result: result.fun).x, 0, 1)
+    norm = np.sqrt(max(w @ g @ w, 0.0))
+    return mean + radius / norm * w if norm > 1e-9 else mean
+
+
+def nash_mtl(gram: np.ndarray) -> np.ndarray:
+    """Nash-MTL (Navon et al., ICML 2022): the bargaining solution, G w = 1/w with w > 0.
+
+    The equation is the stationary point of the strictly convex ½ wᵀGw − Σ log wᵢ, found by damped Newton steps.
+    Opposite gradients have no finite solution; a ridge of 1e-9 of the mean squared norm keeps w finite there.
+    """
+    n = len(gram)
+    scale = np.trace(gram) / n
+    if scale <= 0:
+        return np.ones(n)
+    g = gram / scale + 1e-9 * np.eye(n)
+    w = 1 / np.sqrt(np.maximum(np.diag(g), 1e-9) * n)
+    for _ in range(500):
+        slope = g @ w - 1 / w
+        step = np.linalg.solve(g + np.diag(1 / w**2), slope)
+        decrement = np.sqrt(max(slope @ step, 0.0))
+        w = np.maximum(w - step / (1 + decrement if decrement > 0.25 else 1), 0.1 * w)
+        if decrement < 1e-10:
+            break
+    return w / np.sqrt(scale)
+
+
+def imtl_g(gram: np.ndarray) -> np.ndarray:
+    """IMTL-G (Liu et al., ICLR 2021, eq. 5): the combination with equal projections on all unit gradients, Σ w = 1.
+
+    w ∝ G⁺ d with d the gradients' lengths. Weights may be negative; equal ones are used where the sum is 0.
+    """
+    n = len(gram)
+    w = np.linalg.pinv(gram, hermitian=True) @ np.sqrt(np.clip(np.diag(gram), 0, None))
+    total = w.sum()
+    return w / total if abs(total) > 1e-12 * max(np.abs(w).max(), 1e-300) else np.full(n, 1 / n)
+
+
+def aligned_mtl(gram: np.ndarray) -> np.ndarray:
+    """Aligned-MTL (Senushkin et al., CVPR 2023, algorithm 1): J's principal components made equal, averaged."""
+    n = len(gram)
+    values, vectors = np.linalg.eigh(gram)
+    kept = values > values.max() * n * np.finfo(float).eps
+    if not kept.any():
+        return np.full(n, 1 / n)
+    values, vectors = values[kept], vectors[:, kept]
+    balance = np.sqrt(values.min()) * (vectors / np.sqrt(values)) @ vectors.T
+    return balance @ np.full(n, 1 / n)
+
+
+def upgrad(gram: np.ndarray) -> np.ndarray:
+    """UPGrad (Quinton and Rey, 2024): project each gradient on the cone of directions that harm no task, then average.
+
+    The projection of gᵢ is Jᵀ(eᵢ + u) with u ≥ 0 minimising its length: a non-negative least-squares problem.
+    """
+    n, root = len(gram), _root(gram)
+    return np.mean([unit + _nnls(root, -root @ unit) for unit in np.eye(n)], axis=0)
+
+
+def _root(gram: np.ndarray) -> np.ndarray:
+    """R (T, T) with RᵀR = G / mean squared gradient length."""
+    scale = np.trace(gram) / len(gram)
+    values, vectors = np.linalg.eigh(gram / scale if scale > 0 else gram)
+    return np.sqrt(np.clip(values, 0, None))[:, None] * vectors.T
+
+
+def _nnls(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    from scipy.optimize import nnls
+
+    return nnls(a, b)[0]
+
+
+METHODS: dict[str, Callable[..., np.ndarray]] = {
+    "PCGrad": pcgrad,
+    "MGDA": mgda,
+    "CAGrad": cagrad,
+    "Nash-MTL": nash_mtl,
+    "IMTL-G": imtl_g,
+    "Aligned-MTL": aligned_mtl,
+    "UPGrad": upgrad,
+}
+
+
+def combine(method: str | Callable[[np.ndarray], np.ndarray], jacobian: Tensor) -> Tensor:
+    """The combined gradient Jᵀ w (P,) of a Jacobian (T, P), one gradient a row."""
+    weights = (METHODS[method] if isinstance(method, str) else method)(_gramian(jacobian))
+    return torch.as_tensor(weights, dtype=jacobian.dtype, device=jacobian.device) @ jacobian
+
+
+def _gramian(jacobian: Tensor) -> np.ndarray:
+    return (jacobian @ jacobian.T).double().cpu().numpy()
+
+
+class CombinedGradients(Weighting):
+    """Train with one of :data:`METHODS` (or a function of the Gramian) in place of a weighted sum.
+
+    Parameters
+    ----------
+    tasks : of the model. method : a name in METHODS, or a function (T, T) → (T,).
+    at : ``"parameters"`` combines the exact gradients of the shared parameters, at the cost of T backward passes
+        through them; ``"representation"`` combines the gradients at the bottom's output Z and needs one (the
+        shortcut of Sener and Koltun, 2018: an upper bound for MGDA, an approximation for the others).
+    seed : of PCGrad's random orders.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        method: str | Callable[[np.ndarray], np.ndarray],
+        at: str = "representation",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(tasks)
+        if isinstance(method, str) and method not in METHODS:
+            raise ValueError(f"method is {method!r}: expected one of {', '.join(METHODS)}.")
+        if at not in ("parameters", "representation"):
+            raise ValueError(f"at is {at!r}: expected 'parameters' or 'representation'.")
+        self.name, self.at = method if isinstance(method, str) else method.__name__, at
+        self.method = METHODS[method] if isinstance(method, str) else method
+        self.rng = np.random.default_rng(seed)
+        self._shared: Tensor | None = None
+        self._hook = None
+
+    def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Watch the bottom's output, where the shared and the tasks' own parts of the graph meet."""
+        if not hasattr(model, "bottom") or not hasattr(model, "task_parameters"):
+            raise ValueError(
+                f"{type(model).__name__} has no shared bottom whose gradients could be combined."
+            )
+        self._hook = model.bottom.register_forward_hook(self._watch)
+
+    def end(self) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+        self._hook = self._shared = None
+
+    def _watch(self, module: nn.Module, inputs: tuple, output: Tensor) -> None:
+        if output.requires_grad:
+            self._shared = output
+
+    def weigh(self, gram: np.ndarray) -> np.ndarray:
+        """Weights (T,) of the method for one Gramian."""
+        return self.method(gram, self.rng) if self.method is pcgrad else self.method(gram)
+
+    def backward(self, losses: Tensor, model: nn.Module) -> None:
+        at_shared = []
+        for task, loss in zip(self.tasks, losses, strict=True):
+            own = list(model.task_parameters(task.name))
+            slope, *grads = torch.autograd.grad(loss, [self._shared, *own], retain_graph=True)
+            at_shared.append(slope)
+            for p, grad in zip(own, grads, strict=True):
+                p.grad = grad
+        if self.at == "representation":
+            slopes = torch.stack(at_shared)
+            weights = self._weights(_gramian(slopes.flatten(1)), slopes)
+            self._shared.backward(torch.tensordot(weights, slopes, 1))
+            return
+        shared = list(model.shared_parameters())
+        rows = [torch.autograd.grad(self._shared, shared, slope, retain_graph=True) for slope in at_shared]
+        stacks = [torch.stack(grads) for grads in zip(*rows, strict=True)]
+        weights = self._weights(sum(_gramian(stack.flatten(1)) for stack in stacks), stacks[0])
+        for p, stack in zip(shared, stacks, strict=True):
+            p.grad = torch.tensordot(weights, stack, 1)
+
+    def _weights(self, gram: np.ndarray, like: Tensor) -> Tensor:
+        self.effective = torch.as_tensor(self.weigh(gram), dtype=like.dtype, device=like.device)
+        return self.effective

@@ -1,0 +1,397 @@
+"""Strategies that turn the losses of several tasks into one training step.
+
+Taught in notebook 04 (planned). Every strategy is one small class with the same protocol, and
+``fit(…, weights=strategy)`` runs it: :meth:`Weighting.forward` maps the losses (T,) to the total that is
+differentiated; hooks after a step and after an epoch let a strategy learn from what happened.
+:attr:`Weighting.effective` is what multiplied each task's gradient in the last step, which is what the figures draw.
+The module ``gradients`` has the strategies that need more than the losses.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .data import MultiTaskDataset, Task, check_tasks
+from .losses import check_weights
+
+__all__ = [
+    "DWA",
+    "FAMO",
+    "GLS",
+    "STCH",
+    "Fixed",
+    "GradNorm",
+    "IMTLL",
+    "RandomWeighting",
+    "UncertaintyWeighting",
+    "ValidationGap",
+    "Weighting",
+    "constant_losses",
+    "entropy_weights",
+    "rarity_weights",
+]
+
+
+class Weighting(nn.Module):
+    """Base of all strategies: holds the tasks and does nothing beyond the sum.
+
+    Subclasses override :meth:`forward` and, where they need it, the hooks. Learned weights are parameters or buffers,
+    so ``state_dict`` and ``load_state_dict`` save and restore a strategy like any module.
+
+    Parameters
+    ----------
+    tasks : the tasks of the model, in its order.
+    """
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        super().__init__()
+        self.tasks = check_tasks(tasks)
+        self.n_tasks = len(self.tasks)
+        self.register_buffer("effective", torch.ones(self.n_tasks))
+
+    def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Before the first step: hand learnable weights to the model's optimiser, in a group of their own."""
+        own = [p for p in self.parameters() if p.requires_grad]
+        if own:
+            optimizer.add_param_group({"params": own, "weight_decay": 0.0})
+
+    def forward(self, losses: Tensor) -> Tensor:
+        """Losses (T,) → the total, a scalar."""
+        return losses.sum()
+
+    def backward(self, losses: Tensor, model: nn.Module) -> None:
+        """Fill ``.grad`` of the model (and of the strategy's own parameters) from the losses (T,)."""
+        leaf = losses.detach().requires_grad_()
+        self(leaf).backward()
+        self.effective = leaf.grad.detach()
+        losses.backward(self.effective)
+
+    def after_step(self, recompute: Callable[[], Tensor]) -> None:
+        """After the optimiser's step; ``recompute()`` runs the batch again and gives its losses (T,)."""
+
+    def after_epoch(self, train: Tensor, valid: Tensor | None) -> None:
+        """After an epoch, with its mean training losses (T,) and the validation losses (T,), if there is validation."""
+
+    def end(self) -> None:
+        """After training, however it ended."""
+
+    def current(self) -> dict[str, float]:
+        """Effective weights of the last step, by task."""
+        return dict(zip((task.name for task in self.tasks), self.effective.tolist(), strict=True))
+
+
+class Fixed(Weighting):
+    """L = Σ wᵢ Lᵢ with weights chosen by hand; a tuned one is the baseline that the others must beat.
+
+    Parameters
+    ----------
+    weights : ``{task: weight}``, 1 each when None. The dictionary is read at every step, so a slider may change it.
+    """
+
+    def __init__(self, tasks: Sequence[Task], weights: Mapping[str, float] | None = None) -> None:
+        super().__init__(tasks)
+        names = [task.name for task in self.tasks]
+        if weights is not None:
+            check_weights(weights, names)
+        self.weights = weights
+
+    def forward(self, losses: Tensor) -> Tensor:
+        if self.weights is None:
+            return losses.sum()
+        return (losses * losses.new_tensor([self.weights[task.name] for task in self.tasks])).sum()
+
+
+# ------------------------------------------------------------------------------------------------- from data
+
+
+def constant_losses(data: MultiTaskDataset) -> dict[str, float]:
+    """What each task would lose, in its own unit, if the model always said the label's mean or base rates.
+
+    Binary and multiclass: the entropy of the label in nats. Regression: its variance. This is the scale on which a
+    task's loss has to be read; labels that are missing do not count.
+    """
+    found = {}
+    for task in data.tasks:
+        labels = data.labels[task.name]
+        if task.name in data.masks:
+            labels = labels[data.masks[task.name]]
+        if not len(labels):
+            raise ValueError(f"Task {task.name!r} has not one label: nothing to weight it by.")
+        if task.kind == "regression":
+            found[task.name] = labels.double().var(unbiased=False).item()
+        else:
+            shares = torch.bincount(labels.long(), minlength=2).double() / len(labels)
+            found[task.name] = -torch.xlogy(shares, shares).sum().item()
+    return found
+
+
+def entropy_weights(data: MultiTaskDataset) -> dict[str, float]:
+    """Fixed weights 1 / (loss of the best constant), scaled to sum to the number of tasks.
+
+    With them every task starts as one constant-prediction unit of loss, whatever its kind.
+    """
+    return _normalised({name: 1 / max(loss, 1e-12) for name, loss in constant_losses(data).items()})
+
+
+def rarity_weights(data: MultiTaskDataset, power: float = 0.5) -> dict[str, float]:
+    """Fixed weights (1 / base rate)^power of binary tasks, scaled to sum to the number of tasks.
+
+    The base rate of a task that is not binary counts as 1. ``power=0`` gives equal weights; 1 gives a purchase as
+    much weight as it is rarer than a click.
+    """
+    rates = {}
+    for task in data.tasks:
+        labels = data.labels[task.name]
+        if task.name in data.masks:
+            labels = labels[data.masks[task.name]]
+        rates[task.name] = labels.double().mean().item() if task.kind == "binary" and len(labels) else 1.0
+        if rates[task.name] <= 0:
+            raise ValueError(f"Task {task.name!r} has no positive label: its rarity is not defined.")
+    return _normalised({name: rate**-power for name, rate in rates.items()})
+
+
+def _normalised(weights: Mapping[str, float]) -> dict[str, float]:
+    total = sum(weights.values())
+    return {name: len(weights) * weight / total for name, weight in weights.items()}
+
+
+class ValidationGap(Weighting):
+    """Weights from measured validation: a task that has come less far from its constant prediction gets more.
+
+    After each epoch wᵢ ∝ (Lᵢ_valid / reference_i)^power, scaled to sum to T; equal weights before the first. Without
+    validation data the training losses serve.
+
+    Parameters
+    ----------
+    reference : loss of each task's best constant, see :func:`constant_losses`. power : 0 keeps the weights equal.
+    """
+
+    def __init__(self, tasks: Sequence[Task], reference: Mapping[str, float], power: float = 1.0) -> None:
+        super().__init__(tasks)
+        check_weights(reference, [task.name for task in self.tasks])
+        self.power = power
+        self.register_buffer(
+            "reference", torch.tensor([reference[task.name] for task in self.tasks]).clamp(min=1e-12)
+        )
+        self.register_buffer("weights", torch.ones(self.n_tasks))
+
+    def forward(self, losses: Tensor) -> Tensor:
+        return (losses * self.weights).sum()
+
+    def after_epoch(self, train: Tensor, valid: Tensor | None) -> None:
+        gap = ((train if valid is None else valid).to(self.reference) / self.reference) ** self.power
+        if torch.isfinite(gap).all() and gap.sum() > 0:
+            self.weights = self.n_tasks * gap / gap.sum()
+
+
+# ------------------------------------------------------------------------------------------------- adaptive
+
+
+class UncertaintyWeighting(Weighting):
+    """Homoscedastic uncertainty: Σ aᵢ e^(−sᵢ) Lᵢ + ½ sᵢ with learned sᵢ = log σᵢ²; aᵢ is ½ for regression, else 1.
+
+    Kendall, Gal, Cipolla, CVPR 2018, eq. 7 (regression) and 10 (classification). At its optimum e^(−s) = 1/(2 a L): a
+    task with a small loss, such as a rare binary label, gets a weight that grows without bound.
+    """
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        super().__init__(tasks)
+        self.log_variance = nn.Parameter(torch.zeros(self.n_tasks))
+        self.register_buffer(
+            "factor", torch.tensor([0.5 if t.kind == "regression" else 1.0 for t in self.tasks])
+        )
+
+    def forward(self, losses: Tensor) -> Tensor:
+        return (self.factor * torch.exp(-self.log_variance) * losses + 0.5 * self.log_variance).sum()
+
+
+class IMTLL(Weighting):
+    """Σ e^(sᵢ) Lᵢ − sᵢ with learned sᵢ, so that scaled losses tend to 1 (Liu et al., ICLR 2021, IMTL-L, eq. 6)."""
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        super().__init__(tasks)
+        self.log_scale = nn.Parameter(torch.zeros(self.n_tasks))
+
+    def forward(self, losses: Tensor) -> Tensor:
+        return (self.log_scale.exp() * losses - self.log_scale).sum()
+
+
+class DWA(Weighting):
+    """Dynamic weight average: w ∝ exp(r / temperature), rᵢ = Lᵢ(epoch − 1) / Lᵢ(epoch − 2), scaled to sum to T.
+
+    Liu, Johns, Davison, CVPR 2019, eq. 7. Weights are equal in the first two epochs, when there is no ratio yet. The
+    ratios are of unweighted mean losses; one noisy epoch is enough to move them.
+    """
+
+    def __init__(self, tasks: Sequence[Task], temperature: float = 2.0) -> None:
+        super().__init__(tasks)
+        if not temperature > 0:
+            raise ValueError(f"temperature is {temperature}: expected a number above 0.")
+        self.temperature = temperature
+        self.register_buffer("weights", torch.ones(self.n_tasks))
+        self.register_buffer("previous", torch.full((self.n_tasks,), math.nan))
+
+    def forward(self, losses: Tensor) -> Tensor:
+        return (losses * self.weights).sum()
+
+    def after_epoch(self, train: Tensor, valid: Tensor | None) -> None:
+        now = train.detach().to(self.previous)
+        ratio = now / self.previous.clamp(min=1e-12)
+        if torch.isfinite(ratio).all():
+            self.weights = self.n_tasks * torch.softmax(ratio / self.temperature, dim=0)
+        self.previous = now
+
+
+class RandomWeighting(Weighting):
+    """A new random weighting at every step: softmax of standard normals (Lin et al., TMLR 2022, RLW).
+
+    A litmus test: a method that does not beat it has not shown that its weights matter.
+    """
+
+    def __init__(self, tasks: Sequence[Task], seed: int = 0) -> None:
+        super().__init__(tasks)
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def forward(self, losses: Tensor) -> Tensor:
+        drawn = torch.randn(self.n_tasks, generator=self.generator).softmax(0)
+        return (losses * drawn.to(losses)).sum()
+
+    def get_extra_state(self) -> Tensor:
+        return self.generator.get_state()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.generator.set_state(state.cpu())
+
+
+class GLS(Weighting):
+    """Geometric mean of the losses (Chennupati et al., CVPR workshops 2019): every task's weight is L / (T Lᵢ).
+
+    Loss scales cancel; losses must be above 0.
+    """
+
+    def forward(self, losses: Tensor) -> Tensor:
+        return losses.clamp(min=1e-12).log().mean().exp()
+
+
+class STCH(Weighting):
+    """Smooth Tchebycheff: μ log Σ exp(λᵢ (Lᵢ − zᵢ) / μ), a soft maximum (Lin et al., ICML 2024, eq. 8).
+
+    Parameters
+    ----------
+    mu : smoothing, above 0; the smaller, the closer to the plain maximum.
+    preference : ``{task: λ}``; 1/T each when None. ideal : ``{task: z}``, the losses to aim at; 0 when None.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        mu: float = 0.1,
+        preference: Mapping[str, float] | None = None,
+        ideal: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__(tasks)
+        if not mu > 0:
+            raise ValueError(f"mu is {mu}: expected a number above 0.")
+        names = [task.name for task in self.tasks]
+        if preference is not None:
+            check_weights(preference, names)
+        self.mu = mu
+        shares = (
+            [1 / self.n_tasks] * self.n_tasks if preference is None else [preference[name] for name in names]
+        )
+        self.register_buffer("preference", torch.tensor(shares))
+        self.register_buffer("ideal", torch.tensor([0.0 if ideal is None else ideal[name] for name in names]))
+
+    def forward(self, losses: Tensor) -> Tensor:
+        return self.mu * torch.logsumexp(self.preference * (losses - self.ideal) / self.mu, dim=0)
+
+
+class FAMO(Weighting):
+    """Fast adaptive multitask optimisation (Liu et al., NeurIPS 2023, algorithm 1): equal rates of log-loss decrease.
+
+    The step uses c Σ zᵢ log Lᵢ with z = softmax(w); after it, w moves by how much each log-loss fell. That takes the
+    losses of the same batch once more, one forward pass a step.
+
+    Parameters
+    ----------
+    lr, weight_decay : of the Adam that moves w (paper: 0.025; 1e-3 in its algorithm, 1e-5 in its code).
+    """
+
+    def __init__(self, tasks: Sequence[Task], lr: float = 0.025, weight_decay: float = 1e-3) -> None:
+        super().__init__(tasks)
+        self.w = nn.Parameter(torch.zeros(self.n_tasks), requires_grad=False)
+        self.optimizer = torch.optim.Adam([self.w], lr=lr, weight_decay=weight_decay)
+        self._before: Tensor | None = None
+
+    def forward(self, losses: Tensor) -> Tensor:
+        self._before = losses.detach().clamp(min=1e-8)
+        z = self.w.detach().softmax(0)
+        c = 1 / (z / self._before).sum()
+        return c * (z * losses.clamp(min=1e-8).log()).sum()
+
+    def after_step(self, recompute: Callable[[], Tensor]) -> None:
+        fall = self._before.log() - recompute().detach().clamp(min=1e-8).log()
+        z = self.w.softmax(0)
+        self.w.grad = z * (fall - (z * fall).sum())  # softmax's Jacobian times the fall
+        self.optimizer.step()
+
+    def get_extra_state(self) -> dict:
+        return self.optimizer.state_dict()
+
+    def set_extra_state(self, state: dict) -> None:
+        self.optimizer.load_state_dict(state)
+
+
+class GradNorm(Weighting):
+    """Gradient normalisation (Chen et al., ICML 2018): weighted gradient norms are drawn to a common size.
+
+    Gᵢ = ‖∇_W wᵢ Lᵢ‖ at the last shared layer W; the target is mean(G) · rᵢ^α with rᵢ the task's inverse training rate,
+    (Lᵢ / Lᵢ(first step)) over its mean. The weights descend Σ |Gᵢ − targetᵢ| (targets held constant, eq. 2) by a
+    gradient step of their own and are scaled back to sum to T.
+
+    Parameters
+    ----------
+    alpha : how strongly slow tasks are favoured; 0 makes all norms equal. lr : of the weights.
+    """
+
+    def __init__(self, tasks: Sequence[Task], alpha: float = 1.5, lr: float = 0.025) -> None:
+        super().__init__(tasks)
+        self.alpha, self.lr = alpha, lr
+        self.register_buffer("weights", torch.ones(self.n_tasks))
+        self.register_buffer("first", torch.full((self.n_tasks,), math.nan))
+
+    def forward(self, losses: Tensor) -> Tensor:
+        return (losses * self.weights).sum()
+
+    def backward(self, losses: Tensor, model: nn.Module) -> None:
+        layer = last_shared_weight(model)
+        norms = torch.stack(
+            [torch.autograd.grad(loss, layer, retain_graph=True)[0].norm() for loss in losses]
+        )
+        super().backward(losses, model)
+        if torch.isnan(self.first).all():
+            self.first = losses.detach().clone()
+        self.weights = self.updated(losses.detach(), norms)
+
+    def updated(self, losses: Tensor, norms: Tensor) -> Tensor:
+        """The weights after one step, from losses (T,) and unweighted gradient norms (T,)."""
+        rate = losses / self.first.clamp(min=1e-12)
+        rate = rate / rate.mean().clamp(min=1e-12)
+        size = self.weights * norms
+        target = size.mean() * rate**self.alpha
+        moved = (
+            self.weights - self.lr * torch.sign(size - target) * norms / norms.mean().clamp(min=1e-12)
+        ).clamp(min=1e-4)
+        return self.n_tasks * moved / moved.sum()
+
+
+def last_shared_weight(model: nn.Module) -> Tensor:
+    """The weight matrix of the last shared layer, or the embedding table when nothing else is shared."""
+    shared = [p for p in model.shared_parameters() if p.dim() == 2]
+    if not shared:
+        raise ValueError(f"{type(model).__name__} has no shared weight matrix: GradNorm needs one.")
+    return shared[-1]

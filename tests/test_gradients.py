@@ -1,0 +1,302 @@
+"""Gradient methods: the same properties for every one, then each against torchjd or its defining equation."""
+
+from __future__ import annotations
+
+import itertools
+from importlib import import_module
+
+import numpy as np
+import pytest
+import torch
+from helpers import MIXED_TASKS, toy_splits
+
+from mtl_helpers.gradients import (
+    METHODS,
+    CombinedGradients,
+    cagrad,
+    combine,
+    imtl_g,
+    mgda,
+    nash_mtl,
+    pcgrad,
+    upgrad,
+)
+from mtl_helpers.losses import task_losses
+from mtl_helpers.models import SharedBottom, SingleTask
+from mtl_helpers.training import evaluate, fit
+
+each = pytest.mark.parametrize("name", METHODS)
+SCALE_FREE_DIRECTION = ("PCGrad", "MGDA", "CAGrad", "IMTL-G", "Aligned-MTL", "UPGrad")
+
+
+def jacobian(n: int = 3, seed: int = 0, p: int = 20) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, p, generator=generator, dtype=torch.float64) + 0.3
+
+
+def gram(j: torch.Tensor) -> np.ndarray:
+    return (j @ j.T).numpy()
+
+
+class TestEveryMethod:
+    @each
+    def test_one_task_keeps_its_direction(self, name):
+        j = jacobian(1)
+        d = combine(name, j)
+        assert torch.cosine_similarity(d, j[0], dim=0).item() == pytest.approx(1)
+
+    @each
+    def test_equal_gradients_stay_that_gradient(self, name):
+        j = jacobian(1).expand(3, -1)
+        assert torch.cosine_similarity(combine(name, j), j[0], dim=0).item() == pytest.approx(1, abs=1e-6)
+
+    @each
+    def test_order_of_tasks_does_not_matter(self, name):
+        j = jacobian(2)
+        swap = [1, 0]
+        assert np.allclose(METHODS[name](gram(j))[swap], METHODS[name](gram(j[swap])), atol=1e-6)
+        if name != "PCGrad":  # whose orders are random for more than two tasks
+            j, swap = jacobian(4, seed=3), [2, 0, 3, 1]
+            assert np.allclose(METHODS[name](gram(j))[swap], METHODS[name](gram(j[swap])), atol=1e-5)
+
+    @each
+    def test_a_common_scale_changes_only_the_length(self, name):
+        j = jacobian()
+        a, b = combine(name, j), combine(name, 1000 * j)
+        assert torch.cosine_similarity(a, b, dim=0).item() == pytest.approx(1, abs=1e-6)
+        power = b.norm() / a.norm()
+        assert power.item() == pytest.approx(1 if name == "Nash-MTL" else 1000, rel=1e-3)
+
+    @each
+    @pytest.mark.parametrize(
+        "rows",
+        [
+            [[0.0, 0, 0], [0, 0, 0]],
+            [[1.0, 2, 3], [0, 0, 0]],
+            [[1.0, 2, 3], [-1, -2, -3]],
+            [[1e-8, 0, 0], [0, 1e8, 0]],
+            [[1e8, 1e8, 0], [1e8, 1e8, 1]],
+            [[1.0, 0, 0], [-1, 1e-9, 0], [0, 0, 1]],
+        ],
+    )
+    def test_stays_finite_on_zero_opposite_and_extreme_gradients(self, name, rows):
+        d = combine(name, torch.tensor(rows, dtype=torch.float64))
+        assert torch.isfinite(d).all()
+
+    @pytest.mark.parametrize("name", ["MGDA", "Nash-MTL", "UPGrad"])
+    @pytest.mark.parametrize("seed", range(10))
+    def test_methods_that_promise_it_harm_no_task(self, name, seed):
+        j = jacobian(4, seed, p=6) - 0.3
+        assert (j @ combine(name, j) >= -1e-6).all()
+
+    @each
+    def test_trains_a_model_both_ways(self, name):
+        splits = toy_splits(1200)
+        for at in ("representation", "parameters"):
+            torch.manual_seed(0)
+            model = SharedBottom(splits.schema, MIXED_TASKS)
+            before = evaluate(model, splits.valid)
+            strategy = CombinedGradients(MIXED_TASKS, name, at=at)
+            fit(
+                model,
+                splits.train,
+                splits.valid,
+                epochs=8,
+                batch_size=128,
+                lr=3e-3,
+                patience=8,
+                weights=strategy,
+                progress=False,
+            )
+            after = evaluate(model, splits.valid)
+            assert after["click"]["loss"] < before["click"]["loss"]
+            assert len(strategy.current()) == 3
+            assert not model.bottom._forward_hooks
+
+
+class TestAgainstTorchjd:
+    @pytest.fixture(autouse=True)
+    def oracle(self):
+        self.jd = pytest.importorskip("torchjd.aggregation")
+
+    def compare(self, ours, theirs, tasks=(2, 3, 5), atol=1e-5):
+        for n, seed in itertools.product(tasks, range(5)):
+            j = jacobian(n, seed) - (0.3 if seed % 2 else 0)
+            expected = theirs(j)
+            assert torch.allclose(combine(ours, j), expected, atol=atol * float(expected.norm() + 1)), (
+                n,
+                seed,
+            )
+
+    def test_mgda(self):
+        theirs = self.jd.MGDA(epsilon=1e-9, max_iters=5000)
+        self.compare(mgda, theirs, tasks=(2, 3))
+        for seed in range(
+            5
+        ):  # with five tasks Frank-Wolfe has not converged after 5000 steps: ours must be shorter
+            j = jacobian(5, seed)
+            d = combine(mgda, j)
+            assert d.norm() <= theirs(j).norm() + 1e-12
+            assert (j @ d >= d @ d - 1e-9).all()  # what makes it the shortest vector of the hull
+
+    def test_cagrad(self):
+        # torchjd's solver stops at about 1e-4 in the weights; ours must be that close and reach no worse a minimum
+        self.compare(cagrad, self.jd.CAGrad(c=0.4), atol=1e-4)
+        for n, seed in itertools.product((2, 3, 5), range(5)):
+            g = gram(jacobian(n, seed) - (0.3 if seed % 2 else 0))
+            theirs = self.jd.CAGradWeighting(c=0.4)(torch.tensor(g)).numpy()
+            assert self.cagrad_objective(g, cagrad(g)) <= self.cagrad_objective(g, theirs) + 1e-9
+
+    @staticmethod
+    def cagrad_objective(g, weights):
+        n = len(g)
+        g, mean = g / np.trace(g), np.full(n, 1 / n)
+        w = (weights - mean) / (weights - mean).sum()
+        return w @ g @ mean + 0.4 * np.sqrt(mean @ g @ mean) * np.sqrt(w @ g @ w)
+
+    def test_nash_mtl(self):
+        self.compare(nash_mtl, self.jd.FairGrad(alpha=1.0))
+        for n, seed in itertools.product((2, 3), range(3)):
+            j = jacobian(n, seed)
+            theirs = self.jd.NashMTL(n_tasks=n, max_norm=0.0, optim_niter=200)(j)
+            assert torch.cosine_similarity(combine(nash_mtl, j), theirs, dim=0).item() > 1 - 1e-3
+
+    def test_imtl_g(self):
+        self.compare(imtl_g, self.jd.IMTLG())
+
+    def test_aligned_mtl(self):
+        self.compare(METHODS["Aligned-MTL"], self.jd.AlignedMTL())
+
+    def test_upgrad(self):
+        tight = self.jd.UPGrad(projector=import_module("torchjd.linalg").QuadprogProjector(reg_eps=1e-12))
+        self.compare(upgrad, tight)
+
+    def test_pcgrad_is_one_of_torchjds_orders(self):
+        j = jacobian(3, seed=1) - 0.3
+        torch.manual_seed(0)
+        theirs = [self.jd.PCGrad()(j) for _ in range(200)]
+        rng = np.random.default_rng(0)
+        ours = [combine(lambda g: pcgrad(g, rng), j) for _ in range(200)]
+        for d in ours:
+            assert min((d - other).norm().item() for other in theirs) < 1e-6
+        assert len({tuple(d.round(decimals=6).tolist()) for d in ours}) > 1
+
+
+class TestDefiningEquations:
+    def test_pcgrad_of_two_tasks_by_hand(self):
+        j = torch.tensor([[1.0, 0.0], [-1.0, 1.0]], dtype=torch.float64)
+        first = j[0] - (j[0] @ j[1]) / (j[1] @ j[1]) * j[1]
+        second = j[1] - (j[1] @ j[0]) / (j[0] @ j[0]) * j[0]
+        assert torch.allclose(combine(pcgrad, j), first + second)
+        agree = torch.tensor([[1.0, 0.0], [1.0, 1.0]], dtype=torch.float64)
+        assert torch.allclose(combine(pcgrad, agree), agree.sum(0))
+
+    def test_mgda_against_a_fine_grid(self):
+        j = jacobian(3, seed=4, p=4) - 0.2
+        best = min(
+            (torch.tensor([a, b, 1 - a - b], dtype=torch.float64) @ j).norm().item()
+            for a, b in itertools.product(np.linspace(0, 1, 201), repeat=2)
+            if a + b <= 1
+        )
+        assert combine(mgda, j).norm().item() <= best + 1e-9
+        assert mgda(gram(j)).min() >= 0 and mgda(gram(j)).sum() == pytest.approx(1)
+
+    @pytest.mark.parametrize("seed", range(5))
+    def test_nash_solves_the_bargain(self, seed):
+        g = gram(jacobian(4, seed) - 0.3)
+        w = nash_mtl(g)
+        assert w.min() > 0
+        assert np.allclose(g @ w, 1 / w, rtol=1e-5)
+
+    def test_imtl_g_has_equal_projections(self):
+        j = jacobian(3)
+        d = combine(imtl_g, j)
+        projections = (j / j.norm(dim=1, keepdim=True)) @ d
+        assert torch.allclose(projections, projections[0].expand(3))
+
+    def test_cagrad_without_c_is_the_mean_and_stays_in_its_ball(self):
+        j = jacobian(3) - 0.3
+        mean = j.mean(0)
+        assert torch.allclose(combine(lambda g: cagrad(g, 0.0), j), mean, atol=1e-7)
+        assert (combine(cagrad, j) - mean).norm().item() == pytest.approx(0.4 * mean.norm().item(), rel=1e-4)
+
+    def test_cagrad_helps_the_worst_off_task_most(self):
+        j = jacobian(3, seed=2) - 0.3
+        mean, d = j.mean(0), combine(cagrad, j)
+        worst = (j @ d).min()
+        rng = torch.Generator().manual_seed(0)
+        for _ in range(500):
+            other = torch.randn(j.shape[1], generator=rng, dtype=torch.float64)
+            other = mean + 0.4 * mean.norm() * other / other.norm()
+            assert (j @ other).min() <= worst + 1e-6
+
+
+class TestInTraining:
+    def losses(self, model, batch):
+        found = task_losses(MIXED_TASKS, model(batch.numeric, batch.categorical), batch)
+        return torch.stack([found[task.name] for task in MIXED_TASKS])
+
+    def gradients(self, at, method=None):
+        splits = toy_splits()
+        torch.manual_seed(0)
+        model = SharedBottom(splits.schema, MIXED_TASKS)
+        batch = next(splits.train.batches(64, shuffle=False))
+        if method is None:
+            self.losses(model, batch).sum().backward()
+        else:
+            strategy = CombinedGradients(MIXED_TASKS, method, at=at)
+            strategy.begin(model, None)
+            strategy.backward(self.losses(model, batch), model)
+            strategy.end()
+        return model, batch, {name: p.grad.clone() for name, p in model.named_parameters()}
+
+    @pytest.mark.parametrize("at", ["representation", "parameters"])
+    def test_weights_of_one_are_the_plain_sum(self, at):
+        *_, plain = self.gradients(at)
+        *_, ours = self.gradients(at, lambda g: np.ones(len(g)))
+        assert plain.keys() == ours.keys()
+        for name, grad in plain.items():
+            assert torch.allclose(grad, ours[name], atol=1e-6), name
+
+    def test_exact_form_sees_the_exact_gramian(self):
+        seen = []
+        model, batch, ours = self.gradients("parameters", lambda g: seen.append(g) or mgda(g))
+        shared = list(model.shared_parameters())
+        rows = torch.stack(
+            [
+                torch.cat([g.flatten() for g in torch.autograd.grad(loss, shared, retain_graph=True)])
+                for loss in self.losses(model, batch)
+            ]
+        )
+        assert np.allclose(seen[0], gram(rows.double()), rtol=1e-4)
+        expected = combine(mgda, rows)
+        got = torch.cat(
+            [ours[name].flatten() for name, _ in model.named_parameters() if not name.startswith("towers")]
+        )
+        assert torch.allclose(got, expected, atol=1e-5)
+
+    @pytest.mark.parametrize("at", ["representation", "parameters"])
+    def test_heads_get_their_own_gradient(self, at):
+        *_, plain = self.gradients(at)
+        *_, ours = self.gradients(at, "MGDA")
+        for name, grad in plain.items():
+            if name.startswith("towers"):
+                assert torch.allclose(grad, ours[name], atol=1e-6)
+        assert not torch.allclose(plain["bottom.0.weight"], ours["bottom.0.weight"], atol=1e-4)
+
+    def test_the_model_is_as_before_afterwards(self):
+        splits = toy_splits()
+        model = SharedBottom(splits.schema, MIXED_TASKS)
+        fit(model, splits.train, epochs=1, weights=CombinedGradients(MIXED_TASKS, "UPGrad"), progress=False)
+        assert not model.bottom._forward_hooks
+        fit(model, splits.train, epochs=1, progress=False)
+
+    def test_settings_that_make_no_sense(self):
+        with pytest.raises(ValueError, match="'Adam'"):
+            CombinedGradients(MIXED_TASKS, "Adam")
+        with pytest.raises(ValueError, match="'heads'"):
+            CombinedGradients(MIXED_TASKS, "MGDA", at="heads")
+        splits = toy_splits()
+        single = SingleTask(splits.schema, MIXED_TASKS[0])
+        with pytest.raises(ValueError, match="no shared bottom"):
+            fit(single, splits.train, weights=CombinedGradients(MIXED_TASKS[:1], "MGDA"), progress=False)

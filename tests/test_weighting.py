@@ -1,0 +1,390 @@
+"""Weighting strategies: the same properties for every one, then each against torchjd or its defining equation."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from helpers import MIXED_TASKS, toy_splits
+
+from mtl_helpers.data import Task, hide_labels
+from mtl_helpers.models import SharedBottom
+from mtl_helpers.training import evaluate, fit
+from mtl_helpers.weighting import (
+    DWA,
+    FAMO,
+    GLS,
+    IMTLL,
+    STCH,
+    Fixed,
+    GradNorm,
+    RandomWeighting,
+    UncertaintyWeighting,
+    ValidationGap,
+    constant_losses,
+    entropy_weights,
+    last_shared_weight,
+    rarity_weights,
+)
+
+REFERENCE = {"click": 0.6, "kind": 1.1, "dwell": 1.0}
+STRATEGIES = {
+    "fixed": lambda tasks: Fixed(tasks),
+    "validation gap": lambda tasks: ValidationGap(tasks, {task.name: REFERENCE[task.name] for task in tasks}),
+    "UW": UncertaintyWeighting,
+    "IMTL-L": IMTLL,
+    "DWA": DWA,
+    "RLW": RandomWeighting,
+    "GLS": GLS,
+    "STCH": STCH,
+    "FAMO": FAMO,
+    "GradNorm": GradNorm,
+}
+each = pytest.mark.parametrize("name", STRATEGIES)
+FALL = torch.tensor([0.99, 0.95, 0.9])
+BINARY = tuple(Task(name) for name in "abc")
+
+
+@pytest.fixture(scope="module")
+def splits():
+    return toy_splits(1200)
+
+
+def make(splits, tasks=MIXED_TASKS):
+    torch.manual_seed(0)
+    return SharedBottom(splits.schema, tasks)
+
+
+def drive(strategy, steps: int = 6, scale: float = 1.0):
+    """Feed a strategy a falling series of losses, without a model; return the effective weights of each step."""
+    seen = []
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    strategy.begin(None, optimizer)
+    series = torch.tensor([[1.0, 0.5, 2.0]]) * torch.tensor([0.9, 0.99, 0.7]) ** torch.arange(steps)[:, None]
+    for losses in scale * series[:, : strategy.n_tasks]:
+        leaf = losses.clone().requires_grad_()
+        optimizer.zero_grad()
+        strategy(leaf).backward()
+        seen.append(leaf.grad.clone())
+        optimizer.step()
+        strategy.after_step(lambda losses=losses: losses * FALL[: strategy.n_tasks])
+        strategy.after_epoch(losses, None)
+    return torch.stack(seen)
+
+
+class TestEveryStrategy:
+    @each
+    def test_trains_a_model_and_reports_its_weights(self, name, splits):
+        model, strategy = make(splits), STRATEGIES[name](MIXED_TASKS)
+        before = evaluate(model, splits.valid)
+        fit(
+            model,
+            splits.train,
+            splits.valid,
+            epochs=12,
+            batch_size=128,
+            lr=3e-3,
+            patience=12,
+            weights=strategy,
+            progress=False,
+        )
+        after = evaluate(model, splits.valid)
+        assert after["click"]["loss"] < before["click"]["loss"]
+        assert after["dwell"]["loss"] < before["dwell"]["loss"]
+        assert list(strategy.current()) == ["click", "kind", "dwell"]
+        assert all(math.isfinite(weight) for weight in strategy.current().values())
+
+    @each
+    @pytest.mark.parametrize("scale", [1e-8, 1e8])
+    def test_stays_finite_on_tiny_and_huge_losses(self, name, scale):
+        if name == "GradNorm":
+            strategy = GradNorm(BINARY)
+            strategy.first = scale * torch.tensor([1.0, 0.5, 2.0])
+            weights = strategy.updated(
+                scale * torch.tensor([0.9, 0.1, 2.0]), scale * torch.tensor([3.0, 0.0, 1.0])
+            )
+        else:
+            weights = drive(STRATEGIES[name](MIXED_TASKS), scale=scale)
+        assert torch.isfinite(weights).all()
+
+    @each
+    def test_one_task_trains_like_a_single_task(self, name, splits):
+        tasks = MIXED_TASKS[:1]
+        plain, strategic = make(splits, tasks), make(splits, tasks)
+        data = splits.train.select(["click"])
+        fit(plain, data, epochs=1, batch_size=128, progress=False)
+        fit(strategic, data, epochs=1, batch_size=128, weights=STRATEGIES[name](tasks), progress=False)
+        a, b = (evaluate(model, data)["click"]["loss"] for model in (plain, strategic))
+        assert a == pytest.approx(b, abs=0.02)
+
+    @each
+    def test_order_of_tasks_does_not_matter(self, name):
+        if name in ("RLW", "GradNorm"):
+            pytest.skip("random draws belong to places; GradNorm has a test of its own")
+        forward = drive(STRATEGIES[name](MIXED_TASKS))
+        swapped = MIXED_TASKS[::-1]
+        strategy = STRATEGIES[name](swapped)
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+        strategy.begin(None, optimizer)
+        series = torch.tensor([[1.0, 0.5, 2.0]]) * torch.tensor([0.9, 0.99, 0.7]) ** torch.arange(6)[:, None]
+        for losses, expected in zip(series.flip(1), forward, strict=True):
+            leaf = losses.clone().requires_grad_()
+            optimizer.zero_grad()
+            strategy(leaf).backward()
+            assert torch.allclose(leaf.grad.flip(0), expected, atol=1e-6)
+            optimizer.step()
+            strategy.after_step(lambda losses=losses: losses * FALL.flip(0))
+            strategy.after_epoch(losses, None)
+
+    @each
+    def test_equal_tasks_get_equal_weights(self, name):
+        if name in ("RLW", "GradNorm", "fixed", "validation gap"):
+            pytest.skip("random, or weights that are given")
+        strategy = STRATEGIES[name](BINARY)
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+        strategy.begin(None, optimizer)
+        for value in (1.0, 0.8, 0.5):
+            leaf = torch.full((3,), value, requires_grad=True)
+            strategy(leaf).backward()
+            assert torch.allclose(leaf.grad, leaf.grad.mean().expand(3))
+            optimizer.step()
+            strategy.after_step(lambda value=value: torch.full((3,), value * 0.9))
+            strategy.after_epoch(torch.full((3,), value), None)
+
+    @each
+    def test_state_is_saved_and_restored(self, name):
+        if name == "GradNorm":
+            pytest.skip("needs a model; its buffers are covered by the round trip below")
+        strategy, other = STRATEGIES[name](MIXED_TASKS), STRATEGIES[name](MIXED_TASKS)
+        drive(strategy)
+        other.load_state_dict(copy.deepcopy(strategy.state_dict()))
+        assert torch.equal(drive(strategy), drive(other))
+
+    @each
+    def test_wrong_tasks_are_refused(self, name, splits):
+        with pytest.raises(ValueError, match="made for"):
+            fit(make(splits), splits.train, weights=STRATEGIES[name](MIXED_TASKS[:2]), progress=False)
+
+
+class TestAgainstTorchjd:
+    losses = torch.tensor([[1.0, 0.5, 2.0], [0.8, 0.45, 1.0], [0.7, 0.44, 0.6], [0.65, 0.4, 0.61]])
+
+    @pytest.fixture(autouse=True)
+    def oracle(self):
+        self.jd = pytest.importorskip("torchjd.scalarization")
+
+    def test_uncertainty_weighting_of_regressions(self):
+        ours = UncertaintyWeighting([Task(name, "regression") for name in "abc"])
+        theirs = self.jd.UW(3)
+        optimizers = [torch.optim.SGD(module.parameters(), lr=0.3) for module in (ours, theirs)]
+        for losses in self.losses:
+            totals = [module(losses) for module in (ours, theirs)]
+            assert totals[0].item() == pytest.approx(totals[1].item(), abs=1e-6)
+            for total, optimizer in zip(totals, optimizers, strict=True):
+                optimizer.zero_grad()
+                total.backward()
+                optimizer.step()
+        assert torch.allclose(ours.log_variance, theirs.log_var, atol=1e-6)
+
+    def test_imtl_l(self):
+        ours, theirs = IMTLL(BINARY), self.jd.IMTLL(3)
+        with torch.no_grad():
+            ours.log_scale.copy_(torch.tensor([0.3, -1.0, 2.0]))
+            theirs.log_scale.copy_(ours.log_scale)
+        assert ours(self.losses[0]).item() == pytest.approx(theirs(self.losses[0]).item(), abs=1e-6)
+
+    def test_dwa(self):
+        ours, theirs = DWA(BINARY, temperature=2.0), self.jd.DWA(temperature=2.0)
+        for losses in self.losses:
+            assert ours(losses).item() == pytest.approx(theirs(losses).item(), abs=1e-6)
+            ours.after_epoch(losses, None)
+            theirs.step()
+        assert not torch.allclose(ours.weights, torch.ones(3), atol=1e-3)
+
+    def test_geometric_mean(self):
+        assert GLS(BINARY)(self.losses[0]).item() == pytest.approx(
+            self.jd.GeometricMean()(self.losses[0]).item()
+        )
+
+    def test_stch(self):
+        weights, ideal = torch.tensor([0.2, 0.5, 0.3]), torch.tensor([0.1, 0.0, 0.3])
+        ours = STCH(
+            BINARY,
+            0.05,
+            dict(zip("abc", weights.tolist(), strict=True)),
+            dict(zip("abc", ideal.tolist(), strict=True)),
+        )
+        theirs = self.jd.STCH(0.05, weights, ideal)
+        assert ours(self.losses[0]).item() == pytest.approx(theirs(self.losses[0]).item(), abs=1e-6)
+        assert STCH(BINARY, 0.05)(self.losses[1]).item() == pytest.approx(
+            self.jd.STCH(0.05)(self.losses[1]).item()
+        )
+
+    def test_famo(self):
+        ours, theirs = FAMO(BINARY), self.jd.FAMO(3)
+        for before, after in zip(self.losses[:-1], self.losses[1:], strict=True):
+            assert ours(before).item() == pytest.approx(theirs(before).item(), abs=1e-5)
+            ours.after_step(lambda after=after: after)
+            theirs.update(after)
+            assert torch.allclose(ours.w, theirs._w, atol=1e-5)
+
+    def test_random_weights_have_the_same_distribution(self):
+        ours = RandomWeighting(BINARY)
+        torch.manual_seed(0)
+        drawn = [
+            np.array([m(torch.tensor([1.0, 0, 0])).item() for _ in range(3000)])
+            for m in (ours, self.jd.Random())
+        ]
+        assert drawn[0].mean() == pytest.approx(1 / 3, abs=0.02)
+        assert np.quantile(drawn[0], [0.1, 0.5, 0.9]) == pytest.approx(
+            np.quantile(drawn[1], [0.1, 0.5, 0.9]), abs=0.03
+        )
+
+
+class TestDefiningEquations:
+    def test_uncertainty_of_a_classification_is_the_paper_s(self):
+        strategy = UncertaintyWeighting([Task("a"), Task("b", "multiclass", 3), Task("c", "regression")])
+        with torch.no_grad():
+            strategy.log_variance.copy_(torch.tensor([0.2, -0.4, 1.0]))
+        s, losses = [0.2, -0.4, 1.0], [0.5, 1.5, 2.0]
+        expected = sum(
+            a * math.exp(-si) * li + si / 2 for a, si, li in zip([1, 1, 0.5], s, losses, strict=True)
+        )
+        assert strategy(torch.tensor(losses)).item() == pytest.approx(expected, abs=1e-6)
+
+    def test_a_rare_task_explodes_under_uncertainty(self):
+        strategy = UncertaintyWeighting(BINARY[:2])
+        optimizer = torch.optim.SGD(strategy.parameters(), lr=0.5)
+        for _ in range(3000):
+            optimizer.zero_grad()
+            strategy(torch.tensor([0.5, 0.005])).backward()
+            optimizer.step()
+        weights = torch.exp(-strategy.log_variance.detach())
+        assert (weights[1] / weights[0]).item() == pytest.approx(100, rel=0.01)
+
+    def test_gradnorm_moves_weights_down_its_loss(self, splits):
+        model, strategy = make(splits), GradNorm(MIXED_TASKS, alpha=0.5, lr=0.01)
+        batch = next(splits.train.batches(256, generator=torch.Generator().manual_seed(0)))
+        from mtl_helpers.losses import task_losses
+
+        losses = torch.stack(
+            list(task_losses(MIXED_TASKS, model(batch.numeric, batch.categorical), batch).values())
+        )
+        layer = last_shared_weight(model)
+        assert layer is model.bottom[2].weight
+        norms = torch.stack(
+            [torch.autograd.grad(loss, layer, retain_graph=True)[0].norm() for loss in losses]
+        )
+        strategy.first = losses.detach() * torch.tensor([1.0, 1.5, 0.7])
+        rate = losses.detach() / strategy.first
+        rate = rate / rate.mean()
+        target = norms.mean() * rate**0.5
+
+        def objective(weights):
+            return (weights * norms - target).abs().sum().item()
+
+        numeric = torch.tensor(
+            [
+                (objective(torch.ones(3) + 1e-3 * e) - objective(torch.ones(3) - 1e-3 * e)) / 2e-3
+                for e in torch.eye(3)
+            ]
+        )
+        moved = strategy.updated(losses.detach(), norms)
+        step = torch.ones(3) - 0.01 * numeric / norms.mean()
+        assert torch.allclose(moved, 3 * step / step.sum(), atol=1e-4)
+        assert moved.sum().item() == pytest.approx(3)
+
+    def test_gradnorm_evens_out_the_norms(self, splits):
+        model, strategy = make(splits), GradNorm(MIXED_TASKS, alpha=0.0, lr=0.05)
+        losses, norms = torch.ones(3), torch.tensor([4.0, 1.0, 2.0])
+        strategy.first = torch.ones(3)
+        for _ in range(400):
+            strategy.weights = strategy.updated(losses, norms)
+        sizes = strategy.weights * norms
+        assert sizes.max() / sizes.min() < 1.15
+        assert model is not None
+
+    def test_gls_weights_are_inverse_losses(self):
+        losses = torch.tensor([1.0, 0.1, 4.0], requires_grad=True)
+        total = GLS(BINARY)(losses)
+        total.backward()
+        assert torch.allclose(losses.grad, total.detach() / (3 * losses.detach()))
+
+    def test_imtl_l_draws_scaled_losses_to_one(self):
+        strategy, losses = IMTLL(BINARY), torch.tensor([0.5, 0.05, 4.0])
+        optimizer = torch.optim.SGD(strategy.parameters(), lr=0.2)
+        for _ in range(3000):
+            optimizer.zero_grad()
+            strategy(losses).backward()
+            optimizer.step()
+        assert torch.allclose(strategy.log_scale.exp() * losses, torch.ones(3), atol=1e-3)
+
+    def test_dwa_without_history_is_equal_and_is_not_polluted_by_ones(self):
+        strategy = DWA(BINARY)
+        strategy.after_epoch(torch.tensor([0.01, 1.0, 5.0]), None)
+        assert torch.equal(strategy.weights, torch.ones(3))
+        strategy.after_epoch(torch.tensor([0.005, 0.9, 5.0]), None)
+        expected = 3 * torch.softmax(torch.tensor([0.5, 0.9, 1.0]) / 2, 0)
+        assert torch.allclose(strategy.weights, expected, atol=1e-6)
+
+    def test_validation_gap(self):
+        strategy = ValidationGap(BINARY, {"a": 1.0, "b": 0.5, "c": 2.0})
+        strategy.after_epoch(torch.zeros(3), torch.tensor([0.5, 0.5, 0.5]))
+        assert torch.allclose(strategy.weights, 3 * torch.tensor([0.5, 1.0, 0.25]) / 1.75)
+
+    def test_fixed_reads_its_dictionary_each_time(self):
+        weights = {"a": 1.0, "b": 2.0, "c": 0.0}
+        strategy = Fixed(BINARY, weights)
+        assert strategy(torch.tensor([1.0, 1.0, 1.0])).item() == 3
+        weights["c"] = 5.0
+        assert strategy(torch.tensor([1.0, 1.0, 1.0])).item() == 8
+
+
+class TestFromData:
+    def test_constant_losses_are_what_the_best_constant_loses(self, splits):
+        data, found = splits.train, constant_losses(splits.train)
+        rate = data.labels["click"].mean().item()
+        assert found["click"] == pytest.approx(
+            -rate * math.log(rate) - (1 - rate) * math.log(1 - rate), rel=1e-5
+        )
+        known = data.labels["kind"][data.masks["kind"]]
+        shares = np.bincount(known.numpy()) / len(known)
+        assert found["kind"] == pytest.approx(-(shares * np.log(shares)).sum(), rel=1e-5)
+        dwell = data.labels["dwell"][data.masks["dwell"]].numpy()
+        assert found["dwell"] == pytest.approx(dwell.var(), rel=1e-4)
+
+    def test_entropy_weights_make_the_constants_equal(self, splits):
+        weights, constants = entropy_weights(splits.train), constant_losses(splits.train)
+        products = [weights[name] * constants[name] for name in weights]
+        assert products == pytest.approx([products[0]] * 3)
+        assert sum(weights.values()) == pytest.approx(3)
+
+    def test_rarity_weights(self, splits):
+        rate = splits.train.labels["click"].mean().item()
+        weights = rarity_weights(splits.train, power=1.0)
+        assert weights["click"] / weights["kind"] == pytest.approx(1 / rate, rel=1e-4)
+        assert set(rarity_weights(splits.train, power=0).values()) == {1.0}
+
+    def test_nothing_to_weight_by(self, splits):
+        with pytest.raises(ValueError, match="'kind' has not one label"):
+            entropy_weights(hide_labels(splits.train, "kind", 0))
+        without = splits.train.take(splits.train.labels["click"] == 0)
+        with pytest.raises(ValueError, match="no positive"):
+            rarity_weights(without)
+
+
+@pytest.mark.parametrize(
+    ("make_it", "word"),
+    [
+        (lambda: DWA(BINARY, temperature=0), "temperature is 0"),
+        (lambda: STCH(BINARY, mu=-1), "mu is -1"),
+        (lambda: Fixed(BINARY, {"a": 1}), "each of"),
+        (lambda: ValidationGap(BINARY, {"a": 1, "b": 1, "c": -1}), "0 or more"),
+    ],
+)
+def test_bad_settings(make_it, word):
+    with pytest.raises(ValueError, match=word):
+        make_it()
