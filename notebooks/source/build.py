@@ -24,9 +24,10 @@ from pathlib import Path
 
 import jupytext
 import nbformat
-from execute import CellFailed, execute
 from nbformat import NotebookNode
 from PIL import Image
+
+from execute import CellFailed, execute
 
 SOURCES = Path(__file__).resolve().parent
 NOTEBOOKS = SOURCES.parent
@@ -166,7 +167,8 @@ def tidy_text(text: str) -> str:
     for folder, name in ((ROOT, "mtl-for-recommenders"), (Path(sys.prefix), "…"), (Path.home(), "~")):
         if folder != Path(folder.anchor):
             text = re.sub(re.escape(str(folder)) + r"(?![\w-])", lambda _, name=name: name, text)
-    text = re.sub(r"\S*[/\\]ipykernel_\d+[/\\]\d+\.py", "<cell>", text)
+    if "ipykernel_" in text:
+        text = re.sub(r"[^\s\"']{0,200}[/\\]ipykernel_\d+[/\\]\d+\.py", "<cell>", text)
     return re.sub(r"\b0x[0-9a-fA-F]{8,16}\b", "0x…", text)
 
 
@@ -217,7 +219,12 @@ def clean(notebook: NotebookNode) -> list[str]:
                 kept.append(output)
             elif (tidied := tidy_bundle(output)) is not None:
                 kept.append(tidied)
-            if is_widget and not (kept and "image/png" in kept[-1].get("data", {})):
+            plain = output.get("data", {}).get("text/plain", "")
+            if (
+                is_widget
+                and not PROGRESS.search(plain)
+                and not (kept and "image/png" in kept[-1].get("data", {}))
+            ):
                 notes.append(f"cell {number}: a widget without a static picture shows nothing on GitHub")
         streams = (tidy_stream(output) if output.output_type == "stream" else output for output in kept)
         cell.outputs = [output for output in streams if output is not None]

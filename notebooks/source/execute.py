@@ -60,6 +60,9 @@ def execute(
     if env is None:
         env = dict(os.environ)
     env.pop("MPLBACKEND", None)
+    env.setdefault(
+        "PYDEVD_DISABLE_FILE_VALIDATION", "1"
+    )  # older kernels print a warning about their debugger
     # With no kernel folders, "python3" can only be this interpreter's own ipykernel.
     manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))
     if manager.has_trait("transport_encryption") and zmq.has("curve"):
