@@ -9,6 +9,7 @@ the shared representation Z, which need one backward pass through the bottom in 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -224,46 +225,47 @@ class CombinedGradients(Weighting):
         self.method = METHODS[method] if isinstance(method, str) else method
         self.rng = np.random.default_rng(seed)
         self._shared: Tensor | None = None
-        self._hook = None
+        self._copies: dict[str, Tensor] = {}
+        self._hooks: list = []
 
     def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Watch the bottom's output, where the shared and the tasks' own parts of the graph meet."""
-        if not hasattr(model, "bottom") or not hasattr(model, "task_parameters"):
+        """Hook the towers: each gets a copy of the shared representation that is cut off from the bottom's graph."""
+        if not hasattr(model, "towers") or not hasattr(model, "shared_parameters"):
             raise ValueError(
                 f"{type(model).__name__} has no shared bottom whose gradients could be combined."
             )
-        self._hook = model.bottom.register_forward_hook(self._watch)
+        self._hooks = [
+            model.towers[task.name].register_forward_pre_hook(partial(self._cut, task.name))
+            for task in self.tasks
+        ]
 
     def end(self) -> None:
-        if self._hook is not None:
-            self._hook.remove()
-        self._hook = self._shared = None
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks, self._copies, self._shared = [], {}, None
 
-    def _watch(self, module: nn.Module, inputs: tuple, output: Tensor) -> None:
-        if output.requires_grad:
-            self._shared = output
+    def _cut(self, name: str, tower: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor] | None:
+        if not torch.is_grad_enabled():
+            return None
+        self._shared = inputs[0]
+        self._copies[name] = inputs[0].detach().requires_grad_()
+        return (self._copies[name],)
 
     def weigh(self, gram: np.ndarray) -> np.ndarray:
         """Weights (T,) of the method for one Gramian."""
         return self.method(gram, self.rng) if self.method is pcgrad else self.method(gram)
 
     def backward(self, losses: Tensor, model: nn.Module) -> None:
-        at_shared = []
-        for task, loss in zip(self.tasks, losses, strict=True):
-            own = list(model.task_parameters(task.name))
-            slope, *grads = torch.autograd.grad(loss, [self._shared, *own], retain_graph=True)
-            at_shared.append(slope)
-            for p, grad in zip(own, grads, strict=True):
-                p.grad = grad
+        losses.sum().backward()  # through the towers only: each loss reaches its own tower and its own copy
+        slopes = torch.stack([self._copies[task.name].grad for task in self.tasks])
         if self.at == "representation":
-            slopes = torch.stack(at_shared)
             weights = self._weights(_gramian(slopes.flatten(1)), slopes)
             self._shared.backward(torch.tensordot(weights, slopes, 1))
             return
-        shared = list(model.shared_parameters())
-        rows = [torch.autograd.grad(self._shared, shared, slope, retain_graph=True) for slope in at_shared]
+        shared = [p for p in model.shared_parameters() if p.requires_grad]
+        rows = [torch.autograd.grad(self._shared, shared, slope, retain_graph=True) for slope in slopes]
         stacks = [torch.stack(grads) for grads in zip(*rows, strict=True)]
-        weights = self._weights(sum(_gramian(stack.flatten(1)) for stack in stacks), stacks[0])
+        weights = self._weights(sum(_gramian(stack.flatten(1)) for stack in stacks), slopes)
         for p, stack in zip(shared, stacks, strict=True):
             p.grad = torch.tensordot(weights, stack, 1)
 

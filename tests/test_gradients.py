@@ -111,7 +111,7 @@ class TestEveryMethod:
             after = evaluate(model, splits.valid)
             assert after["click"]["loss"] < before["click"]["loss"]
             assert len(strategy.current()) == 3
-            assert not model.bottom._forward_hooks
+            assert not any(tower._forward_pre_hooks for tower in model.towers.values())
 
 
 class TestAgainstTorchjd:
@@ -288,7 +288,7 @@ class TestInTraining:
         splits = toy_splits()
         model = SharedBottom(splits.schema, MIXED_TASKS)
         fit(model, splits.train, epochs=1, weights=CombinedGradients(MIXED_TASKS, "UPGrad"), progress=False)
-        assert not model.bottom._forward_hooks
+        assert not any(tower._forward_pre_hooks for tower in model.towers.values())
         fit(model, splits.train, epochs=1, progress=False)
 
     def test_settings_that_make_no_sense(self):
