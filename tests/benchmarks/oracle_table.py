@@ -135,7 +135,7 @@ def main() -> None:
     for name, against, worst in rows:
         print(f"| {name} | {against} | {worst:.1e} |")
     print(
-        "\nGradNorm, RLW and the data-based weights have no oracle there: tests/test_weighting.py checks their equations."
+        "\nGradNorm, RLW and data-based weights have no oracle: tests/test_weighting.py checks their equations."
     )
 
 
