@@ -113,22 +113,21 @@ def nash_mtl(gram: np.ndarray) -> np.ndarray:
     """Nash-MTL (Navon et al., ICML 2022): the bargaining solution, G w = 1/w with w > 0.
 
     The equation is the stationary point of the strictly convex ½ wᵀGw − Σ log wᵢ, found by damped Newton steps.
-    Opposite gradients have no finite solution; a ridge of 1e-9 of the mean squared norm keeps w finite there.
+    Opposite gradients have no finite solution; a ridge of 1e-9 on the cosines keeps w finite there.
     """
-    n = len(gram)
-    scale = np.trace(gram) / n
-    if scale <= 0:
-        return np.ones(n)
-    g = gram / scale + 1e-9 * np.eye(n)
-    w = 1 / np.sqrt(np.maximum(np.diag(g), 1e-9) * n)
+    lengths = np.sqrt(np.clip(np.diag(gram), 0, None))
+    lengths = np.where(lengths > 0, lengths, 1.0)
+    # the solution for unit gradients, divided by the lengths, is the solution for the gradients themselves
+    cosines = gram / np.outer(lengths, lengths) + 1e-9 * np.eye(len(gram))
+    w = np.full(len(gram), 1 / np.sqrt(len(gram)))
     for _ in range(500):
-        slope = g @ w - 1 / w
-        step = np.linalg.solve(g + np.diag(1 / w**2), slope)
+        slope = cosines @ w - 1 / w
+        step = np.linalg.solve(cosines + np.diag(1 / w**2), slope)
         decrement = np.sqrt(max(slope @ step, 0.0))
         w = np.maximum(w - step / (1 + decrement if decrement > 0.25 else 1), 0.1 * w)
         if decrement < 1e-10:
             break
-    return w / np.sqrt(scale)
+    return w / lengths
 
 
 def imtl_g(gram: np.ndarray) -> np.ndarray:
