@@ -13,7 +13,7 @@ import os
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
@@ -28,6 +29,7 @@ from torch.func import functional_call, vmap
 from .data import Batch, MultiTaskDataset, Task
 from .losses import check_weights, task_loss, task_losses
 from .metrics import batched_auc
+from .models import FeatureLayer, SharedBottom, SingleTask
 from .training import LOWER_IS_BETTER, predict
 
 __all__ = ["Sweep", "hypervolume", "load_sweep", "pareto_mask", "simplex_grid", "sweep"]
@@ -141,7 +143,7 @@ class Sweep:
         dominated.
         """
         names = [task.name for task in self.tasks]
-        chosen = {name: metric for name in names} if isinstance(metric, str) else dict(metric)
+        chosen = dict.fromkeys(names, metric) if isinstance(metric, str) else dict(metric)
         final = self.final(split)
         columns = {}
         for name in names:
@@ -426,8 +428,8 @@ def sweep(
     Parameters
     ----------
     build : function without arguments that returns a fresh model, e.g. ``lambda: SharedBottom(schema, tasks)``.
-    train, valid : data with labels for the model's tasks. ``valid`` is measured after each epoch. The models are trained
-        on the device of ``train``.
+    train, valid : data with labels for the model's tasks. ``valid`` is measured after each epoch. The models are
+        trained on the device of ``train``.
     weightings : ``[{task: weight}, …]``, or a table with a column per task; see :func:`simplex_grid`.
     seeds : each gives its own initial parameters and order of batches.
     lrs : learning rates to try instead of the one ``lr``.
@@ -474,12 +476,12 @@ def sweep(
     weights_frame = _weightings_frame(weightings, names)
     train = train.select(names)
     valid = None if valid is None else valid.select(names).to(train.device)
-    engine = _choose_engine(engine, template, tasks, train)
+    method = _choose_engine(engine, template, tasks, train)
     runs = pd.DataFrame(
         [(w, seed, rate, 0) for seed in seeds for rate in lrs for w in range(len(weights_frame))],
         columns=RUN_COLUMNS,
     )
-    chunk, block = _sizes(template, tasks, train, batch_size, len(weights_frame), chunk)
+    chunk, block = _sizes(method, train, batch_size, len(weights_frame), chunk)
     chunks = [runs.iloc[start : start + chunk] for start in range(0, len(runs), chunk)]
     per_epoch = -(-len(train) // batch_size)
     bar = tqdm(total=len(chunks) * epochs * per_epoch, unit="step", disable=not progress, leave=False)
@@ -489,9 +491,7 @@ def sweep(
     try:
         for part in chunks:
             weights = torch.tensor(weights_frame.to_numpy()[part["weighting"]], dtype=torch.float32)
-            stack = _Stack(
-                template, tasks, engine, part, weights.to(train.device), starts, block, weight_decay
-            )
+            stack = _Stack(method, part, weights.to(train.device), starts, block, weight_decay)
             finished.append(stack)
             for epoch in range(1, epochs + 1):
                 losses = stack.train_epoch(train, batch_size, bar.update)
@@ -507,8 +507,9 @@ def sweep(
         bar.close()
     finished = [stack for stack in finished if stack.epochs]
     kept = pd.concat([stack.runs for stack in finished], ignore_index=True) if finished else runs.iloc[:0]
+    saved = [stack.parameters() for stack in finished]
     parameters = {
-        name: torch.cat([stack.kept[name].cpu() for stack in finished]) if finished else value[None][:0].cpu()
+        name: torch.cat([own[name] for own in saved]) if saved else value[None][:0].cpu()
         for name, value in starts[seeds[0]].items()
     }
     table = pd.concat(records, ignore_index=True) if records else pd.DataFrame(columns=RECORD_COLUMNS)
@@ -545,7 +546,7 @@ def _build_starts(
 
 
 class _Stack:
-    """The models of one chunk, each parameter stacked to (K, …), and their optimiser.
+    """The models of one chunk, their parameters stacked to (K, …), and their optimiser.
 
     Forward and backward passes go block by block: so many models that their activations stay in the processor's cache.
     The models of a block share seed and learning rate, hence their batches.
@@ -553,58 +554,52 @@ class _Stack:
 
     def __init__(
         self,
-        template: nn.Module,
-        tasks: tuple[Task, ...],
-        engine: str,
+        engine: _Vmap | _Mlp,
         runs: pd.DataFrame,
         weights: Tensor,
         starts: Mapping[int, Mapping[str, Tensor]],
         block: int,
         weight_decay: float,
     ) -> None:
-        self.template, self.tasks, self.weights = template, tasks, weights
-        self.forward = ENGINES[engine]
+        self.engine, self.tasks, self.weights = engine, engine.tasks, weights
         self.runs = runs.reset_index(drop=True)
         self.epochs = 0
-        seeds = self.runs["seed"].tolist()
-        self.parameters = {
-            name: torch.stack([starts[seed][name] for seed in seeds]) for name in starts[seeds[0]]
-        }
+        self.stacked = engine.pack([starts[seed] for seed in self.runs["seed"]])
         self.kept: dict[str, Tensor] = {}
-        self.best = torch.full((len(seeds),), float("inf"), dtype=torch.float64)
-        self.generators = {seed: torch.Generator().manual_seed(seed) for seed in dict.fromkeys(seeds)}
-        trainable = {name: value.requires_grad for name, value in template.named_parameters()}
+        self.best = torch.full((len(runs),), float("inf"), dtype=torch.float64)
+        self.generators = {
+            seed: torch.Generator().manual_seed(seed) for seed in self.runs["seed"].unique().tolist()
+        }
         self.blocks: dict[int, list[_Block]] = {seed: [] for seed in self.generators}
-        groups = []
+        groups: dict[float, list[Tensor]] = {}
         for (seed, rate), rows in self.runs.groupby(["seed", "lr"], sort=False):
             for first in range(rows.index[0], rows.index[-1] + 1, block):
                 part = slice(first, min(first + block, rows.index[-1] + 1))
-                # detached views: leaves for autograd that share the memory of the stack
-                leaves = {
-                    name: value[part].detach().requires_grad_(trainable[name])
-                    for name, value in self.parameters.items()
-                }
+                # detached views: leaves that share the memory of the stack
+                leaves = {name: value[part].detach() for name, value in self.stacked.items()}
+                for name in engine.trainable:
+                    leaves[name].requires_grad_()
                 self.blocks[seed].append(_Block(part, leaves, weights[part]))
-                groups.append(
-                    {"params": [leaf for leaf in leaves.values() if leaf.requires_grad], "lr": rate}
-                )
-        fused = weights.device.type in ("cpu", "cuda")
-        self.optimizer = torch.optim.Adam(groups, weight_decay=weight_decay, fused=fused)
+                groups.setdefault(rate, []).extend(leaves[name] for name in engine.trainable)
+        self.optimizer = torch.optim.Adam(
+            [{"params": leaves, "lr": rate} for rate, leaves in groups.items()],
+            weight_decay=weight_decay,
+            fused=weights.device.type in ("cpu", "cuda"),
+        )
 
     def train_epoch(
         self, train: MultiTaskDataset, batch_size: int, tick: Callable[[], object]
     ) -> dict[str, dict[str, np.ndarray]]:
         """One pass over the data; ``{task: {"loss": (K,)}}``, means over the rows as they were met."""
-        self.template.train()
-        sums = torch.zeros(self.weights.shape, dtype=torch.float32, device=self.weights.device)
+        self.engine.template.train()
+        sums = torch.zeros_like(self.weights)
         streams = [train.batches(batch_size, generator=generator) for generator in self.generators.values()]
         for batches in zip(*streams, strict=True):
-            self.optimizer.zero_grad(set_to_none=True)
             for blocks, batch in zip(self.blocks.values(), batches, strict=True):
+                ready = self.engine.prepare(batch)
                 for block in blocks:
-                    losses = self.forward(self.template, self.tasks, block.leaves, batch)
-                    (losses * block.weights).sum().backward()
-                    sums[block.part] += losses.detach() * len(batch)
+                    losses = self.engine.gradients(block.leaves, block.weights, ready)
+                    sums[block.part] += losses * len(batch)
             self.optimizer.step()
             tick()
         means = (sums / len(train)).double().cpu().numpy()
@@ -613,12 +608,11 @@ class _Stack:
     @torch.no_grad()
     def evaluate(self, data: MultiTaskDataset, batch_size: int) -> dict[str, dict[str, np.ndarray]]:
         """``{task: {metric: (K,)}}``, as :func:`mtl_helpers.training.evaluate` measures each model."""
-        self.template.eval()
+        self.engine.template.eval()
         out: dict[str, dict[str, list[np.ndarray]]] = {task.name: {} for task in self.tasks}
         for block in [block for blocks in self.blocks.values() for block in blocks]:
             parts = [
-                self.forward.logits(self.template, block.leaves, batch)
-                for batch in data.batches(batch_size, shuffle=False)
+                self.engine.logits(block.leaves, batch) for batch in data.batches(batch_size, shuffle=False)
             ]
             for task in self.tasks:
                 logits = torch.cat([part[task.name] for part in parts], dim=1)
@@ -634,18 +628,22 @@ class _Stack:
         """Set this epoch's parameters aside; with values, only those of runs whose weighted loss is their lowest."""
         self.epochs = epoch
         if not self.kept:
-            self.kept = {name: value.clone() for name, value in self.parameters.items()}
+            self.kept = {name: value.clone() for name, value in self.stacked.items()}
         chosen = torch.ones(len(self.runs), dtype=torch.bool)
         if values is not None:
             losses = torch.from_numpy(np.stack([values[task.name]["loss"] for task in self.tasks], axis=1))
             total = (losses * self.weights.double().cpu()).sum(1)
             chosen = total < self.best
             self.best = torch.where(chosen, total, self.best)
-            chosen |= epoch == 1
+            chosen |= torch.tensor(epoch == 1)
         self.runs.loc[chosen.numpy(), "epoch"] = epoch
         chosen = chosen.to(self.weights.device)
-        for name, value in self.parameters.items():
+        for name, value in self.stacked.items():
             self.kept[name][chosen] = value[chosen]
+
+    def parameters(self) -> dict[str, Tensor]:
+        """The kept parameters under the model's own names, (K, …), on the CPU."""
+        return {name: value.cpu() for name, value in self.engine.unpack(self.kept).items()}
 
 
 @dataclass
@@ -659,7 +657,7 @@ class _Block:
 
 def _measure(task: Task, logits: Tensor, labels: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
     """Loss and metric of each model, (K,), from logits (K, n) or (K, n, classes); NaN where there is none."""
-    loss = _stacked_loss(task, logits, labels, mask)
+    loss = vmap(lambda own: task_loss(task, own, labels, mask))(logits)
     known = slice(None) if mask is None else mask
     logits, labels = logits[:, known], labels[known]
     if not len(labels):
@@ -669,7 +667,7 @@ def _measure(task: Task, logits: Tensor, labels: Tensor, mask: Tensor | None) ->
     elif task.kind == "multiclass":
         score = (logits.argmax(-1) == labels).double().mean(-1)
     else:
-        score = (logits - labels).square().double().mean(-1).sqrt()
+        score = (logits - labels).square().mean(-1).sqrt()
     name = {"binary": "auc", "multiclass": "accuracy", "regression": "rmse"}[task.kind]
     return {"loss": loss, name: torch.where(loss.isfinite(), score, float("nan"))}
 
@@ -690,48 +688,373 @@ def _tidy(
 # ------------------------------------------------------------------------------------------------- engines
 
 
-def _stacked_loss(task: Task, logits: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
-    """:func:`mtl_helpers.losses.task_loss` of each model: logits (K, n) or (K, n, classes) → (K,)."""
-    return vmap(lambda own: task_loss(task, own, labels, mask))(logits)
-
-
 class _Vmap:
-    """``torch.func.vmap`` over the model itself: right for every model that vmap can transform."""
+    """Any model: ``torch.func.vmap`` over a call of the model with stacked parameters."""
 
-    def __call__(
-        self, template: nn.Module, tasks: tuple[Task, ...], leaves: Mapping[str, Tensor], batch: Batch
-    ) -> Tensor:
-        """Losses (K, T)."""
+    def __init__(self, template: nn.Module, tasks: tuple[Task, ...]) -> None:
+        self.template, self.tasks = template, tasks
+        self.trainable = [name for name, value in template.named_parameters() if value.requires_grad]
+
+    def pack(self, states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """Parameters of K models → stacked."""
+        return {name: torch.stack([state[name] for state in states]) for name in states[0]}
+
+    def unpack(self, stacked: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Stacked → ``{the model's name of a parameter: (K, …)}``."""
+        return dict(stacked)
+
+    def prepare(self, batch: Batch) -> Batch:
+        """What the models of all blocks need of a batch, once."""
+        return batch
+
+    def gradients(self, leaves: Mapping[str, Tensor], weights: Tensor, batch: Batch) -> Tensor:
+        """Put Σ wᵢ Lᵢ's gradient into each leaf's ``grad``; return the losses (k, T)."""
 
         def one(parameters: dict[str, Tensor]) -> Tensor:
-            logits = functional_call(template, parameters, (batch.numeric, batch.categorical))
-            losses = task_losses(tasks, logits, batch)
-            return torch.stack([losses[task.name] for task in tasks])
+            logits = functional_call(self.template, parameters, (batch.numeric, batch.categorical))
+            losses = task_losses(self.tasks, logits, batch)
+            return torch.stack([losses[task.name] for task in self.tasks])
 
-        return vmap(one, randomness="different")(dict(leaves))
+        for leaf in leaves.values():
+            leaf.grad = None
+        losses = vmap(one, randomness="different")(dict(leaves))
+        (losses * weights).sum().backward()
+        return losses.detach()
 
-    def logits(self, template: nn.Module, leaves: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """``{task: (K, n) or (K, n, classes)}``."""
+    def logits(self, leaves: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """``{task: (k, n) or (k, n, classes)}``."""
 
         def one(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
-            return functional_call(template, parameters, (batch.numeric, batch.categorical))
+            return functional_call(self.template, parameters, (batch.numeric, batch.categorical))
 
         return vmap(one, randomness="different")(dict(leaves))
 
+    def activation_bytes(self, batch: Batch) -> int:
+        """Memory that one model's forward pass leaves behind for its backward pass."""
+        sizes: list[int] = []
 
-ENGINES = {"vmap": _Vmap()}
+        def note(tensor: Tensor) -> Tensor:
+            sizes.append(tensor.numel() * tensor.element_size())
+            return tensor
+
+        self.template.train()
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), torch.enable_grad():
+            logits = self.template(batch.numeric, batch.categorical)
+            torch.stack(list(task_losses(self.tasks, logits, batch).values())).sum()
+        return sum(sizes)
 
 
-def _choose_engine(engine: str, template: nn.Module, tasks: tuple[Task, ...], train: MultiTaskDataset) -> str:
-    return "vmap"
+@dataclass
+class _Layer:
+    """One linear layer of the network that holds a model's bottom and all its towers.
+
+    Towers side by side make one layer: ``parts`` are (name of the nn.Linear, its rows, its columns).
+    """
+
+    parts: list[tuple[str, slice, slice]]
+    n_out: int
+    n_in: int
+    relu: bool
+    mask: Tensor | None = None  # (n_out, n_in), 0 where towers must not see each other
+
+
+class _Mlp:
+    """Shared-bottom and single-task models: forward and backward pass by hand, on stacked matrices, K-major.
+
+    ``torch.baddbmm`` multiplies (k, n, in) by (k, in, out) for k models at once; buffers are written anew, not
+    allocated anew; the gradient of the embedding tables is a sum over segments of rows, sorted once for all models.
+    """
+
+    def __init__(self, template: nn.Module, tasks: tuple[Task, ...]) -> None:
+        self.template, self.tasks = template, tasks
+        self.layers = _chain(template)
+        features = template.features
+        self.n_columns, (self.n_rows, self.width) = len(features.offset), features.embedding.weight.shape
+        self.n_embedded = self.n_columns * self.width
+        self.n_numeric = features.n_out - self.n_embedded
+        self.trainable = ["table"] if self.n_columns else []
+        for i in range(len(self.layers)):
+            self.trainable += [*self._weights_of(i), f"bias{i}"]
+        ends = np.cumsum([task.n_outputs for task in tasks]).tolist()
+        self.outputs = [slice(end - task.n_outputs, end) for task, end in zip(tasks, ends, strict=True)]
+        self.buffers: dict[tuple, Tensor] = {}
+
+    def _weights_of(self, i: int) -> list[str]:
+        """Names of layer i's stacked matrices: the first layer has one for embeddings and one for numbers."""
+        if i:
+            return [f"weight{i}"]
+        return ["embedded0"] * bool(self.n_embedded) + ["numeric0"] * bool(self.n_numeric)
+
+    def pack(self, states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        table = torch.stack([state[TABLE] for state in states])
+        stacked = {"table": table}
+        for i, layer in enumerate(self.layers):
+            weight = table.new_zeros(len(states), layer.n_out, layer.n_in)
+            stacked[f"bias{i}"] = table.new_zeros(len(states), layer.n_out)
+            for name, rows, columns in layer.parts:
+                weight[:, rows, columns] = torch.stack([state[f"{name}.weight"] for state in states])
+                stacked[f"bias{i}"][:, rows] = torch.stack([state[f"{name}.bias"] for state in states])
+            names = self._weights_of(i)
+            cut = [self.n_embedded, self.n_numeric] if len(names) == 2 else [layer.n_in]
+            stacked |= dict(zip(names, (w.contiguous() for w in weight.split(cut, dim=-1)), strict=True))
+        return stacked
+
+    def unpack(self, stacked: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        named = {TABLE: stacked["table"]}
+        for i, layer in enumerate(self.layers):
+            weight = torch.cat([stacked[name] for name in self._weights_of(i)], dim=-1)
+            for name, rows, columns in layer.parts:
+                named[f"{name}.weight"] = weight[:, rows, columns].contiguous()
+                named[f"{name}.bias"] = stacked[f"bias{i}"][:, rows].contiguous()
+        return {name: named[name] for name, _ in self.template.named_parameters()}
+
+    def prepare(self, batch: Batch) -> _Ready:
+        index = (batch.categorical + self.template.features.offset).flatten()
+        if not self.n_columns or index.device.type != "cpu":
+            return _Ready(batch, index)
+        # rows of the gradient sorted by the row of the table they belong to, and where each row's share begins
+        ordered, order = index.int().sort(stable=True)
+        starts = torch.searchsorted(ordered, torch.arange(self.n_rows, dtype=torch.int32), out_int32=True)
+        return _Ready(batch, index, order.int(), starts)
+
+    @torch.no_grad()
+    def gradients(self, leaves: Mapping[str, Tensor], weights: Tensor, ready: _Ready) -> Tensor:
+        batch, inputs, k = ready.batch, self._forward(leaves, ready.batch.numeric, ready.index), len(weights)
+        logits, losses = inputs.pop(), []
+        flow = self._buffer("flow", k, *logits.shape[1:])  # d(Σ wᵢ Lᵢ) / d(output of the layer at hand)
+        for i, (task, part) in enumerate(zip(self.tasks, self.outputs, strict=True)):
+            loss, slope = _loss_and_slope(
+                task, logits[..., part], batch.labels[task.name], batch.masks.get(task.name)
+            )
+            losses.append(loss)
+            torch.mul(slope, weights[:, i, None, None], out=flow[..., part])
+        for i in reversed(range(len(self.layers))):
+            names = self._weights_of(i)
+            for name, values in zip(names, inputs[i], strict=True):
+                torch.bmm(flow.mT, values, out=_gradient(leaves[name]))
+                if self.layers[i].mask is not None:
+                    leaves[name].grad.mul_(self.layers[i].mask)
+            torch.sum(flow, 1, out=_gradient(leaves[f"bias{i}"]))
+            if i:
+                below = inputs[i][0]
+                flow = torch.bmm(flow, leaves[names[0]], out=self._buffer(f"flow{i}", *below.shape))
+                torch.ops.aten.threshold_backward.grad_input(flow, below, 0, grad_input=flow)
+            elif self.n_columns:
+                flow = torch.bmm(flow, leaves[names[0]], out=self._buffer("flow0", *inputs[0][0].shape))
+                self._table_gradient(leaves["table"], flow.view(k, -1, self.width), ready)
+        return torch.stack(losses, dim=1)
+
+    def _table_gradient(self, table: Tensor, flow: Tensor, ready: _Ready) -> None:
+        """Add up the (k, n·C, d) gradients of the vectors that came from the same row of each table."""
+        if ready.order is None:
+            _gradient(table).zero_().index_add_(1, ready.index, flow)
+            return
+        shift = torch.arange(len(flow), dtype=torch.int32)[:, None] * flow.shape[1]
+        table.grad = F.embedding_bag(
+            (ready.order + shift).flatten(),
+            flow.view(-1, self.width),
+            (ready.starts + shift).flatten(),
+            mode="sum",
+        ).view_as(table)
+
+    def logits(self, leaves: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        index = (batch.categorical + self.template.features.offset).flatten()
+        logits = self._forward(leaves, batch.numeric, index)[-1]
+        parts = {task.name: logits[..., part] for task, part in zip(self.tasks, self.outputs, strict=True)}
+        return {
+            task.name: parts[task.name].clone()
+            if task.kind == "multiclass"
+            else parts[task.name].squeeze(-1).clone()
+            for task in self.tasks
+        }
+
+    def _forward(self, leaves: Mapping[str, Tensor], numeric: Tensor, index: Tensor) -> list:
+        """The inputs of each layer, a list of (k, n, in) each, and the logits (k, n, outputs) at the end."""
+        k, n = len(leaves["bias0"]), len(numeric)
+        first = []
+        if self.n_columns:
+            out = self._buffer("vectors", k, len(index), self.width)
+            torch.index_select(leaves["table"], 1, index, out=out)
+            first.append(out.view(k, n, self.n_embedded))
+        if self.n_numeric:
+            first.append(numeric.expand(k, -1, -1))
+        inputs = [first]
+        for i, layer in enumerate(self.layers):
+            out, start = self._buffer(f"out{i}", k, n, layer.n_out), leaves[f"bias{i}"].unsqueeze(1)
+            for name, values in zip(self._weights_of(i), inputs[i], strict=True):
+                start = torch.baddbmm(start, values, leaves[name].mT, out=out)
+            inputs.append([out.relu_() if layer.relu else out])
+        return [*inputs[:-1], inputs[-1][0]]
+
+    def _buffer(self, name: str, *shape: int) -> Tensor:
+        key = (name, *shape)
+        if key not in self.buffers:
+            self.buffers[key] = self.template.features.embedding.weight.new_empty(shape)
+        return self.buffers[key]
+
+    def activation_bytes(self, batch: Batch) -> int:
+        widths = [self.n_embedded, *(layer.n_out for layer in self.layers)]
+        return 4 * len(batch) * sum(widths)
+
+
+TABLE = "features.embedding.weight"
+
+
+@dataclass
+class _Ready:
+    """A batch with the rows of the embedding table that it reads, (n·C,), and how to sort them."""
+
+    batch: Batch
+    index: Tensor
+    order: Tensor | None = None
+    starts: Tensor | None = None
+
+
+def _gradient(leaf: Tensor) -> Tensor:
+    """Where a leaf's gradient is written."""
+    if leaf.grad is None:
+        leaf.grad = torch.empty_like(leaf)
+    return leaf.grad
+
+
+def _loss_and_slope(task: Task, logits: Tensor, labels: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """:func:`mtl_helpers.losses.task_loss` of each model, (k,), and its derivative by the logits, (k, n, outputs)."""
+    if task.kind == "multiclass":
+        logs = logits.log_softmax(-1)
+        picked = labels.expand(logs.shape[:-1]).unsqueeze(-1)
+        rows = -logs.gather(-1, picked).squeeze(-1)
+        slope = logs.exp_().scatter_add_(-1, picked, -torch.ones_like(picked, dtype=logs.dtype))
+    else:
+        logits = logits.squeeze(-1)
+        truth = labels.expand_as(logits)
+        if task.kind == "binary":
+            rows = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+            slope = logits.sigmoid().sub_(truth)
+        else:
+            slope = logits - truth
+            rows, slope = slope.square(), slope * 2
+        slope = slope.unsqueeze(-1)
+    if mask is None:
+        return rows.mean(-1), slope.div_(rows.shape[-1])
+    share = mask.to(rows.dtype)
+    share = share / share.sum().clamp(min=1)
+    return rows @ share, slope.mul_(share[:, None])
+
+
+def _chain(template: nn.Module) -> list[_Layer]:
+    """The layers of a shared-bottom or single-task model; ValueError with the reason when it is something else."""
+    if type(template) is SharedBottom:
+        trunk, towers = "bottom", [f"towers.{task.name}" for task in template.tasks]
+    elif type(template) is SingleTask:
+        trunk, towers = "hidden", ["tower"]
+    else:
+        raise ValueError(f"it is a {type(template).__name__}, neither SharedBottom nor SingleTask")
+
+    def linears(path: str) -> list[tuple[str, nn.Linear]]:
+        layers = list(template.get_submodule(path).named_children())
+        kinds = [type(layer) for _, layer in layers]
+        if kinds != [nn.Linear, nn.ReLU] * (len(kinds) // 2):
+            raise ValueError(f"{path} is not a chain of Linear and ReLU")
+        return [(f"{path}.{name}", layer) for name, layer in layers[::2]]
+
+    chain = [[part] for part in linears(trunk)]
+    own = [
+        [*linears(f"{tower}.hidden"), (f"{tower}.head", template.get_submodule(f"{tower}.head"))]
+        for tower in towers
+    ]
+    if len({len(layers) for layers in own}) > 1:
+        raise ValueError("its towers differ in depth")
+    side_by_side = list(zip(*own, strict=True))
+    layers = []
+    n_in = template.features.n_out
+    for depth, group in enumerate([*chain, *side_by_side]):
+        apart = depth > len(chain)  # each tower sees its own part of the layer below
+        parts, row, column = [], 0, 0
+        for name, linear in group:
+            columns = slice(column, column + linear.in_features) if apart else slice(0, n_in)
+            parts.append((name, slice(row, row + linear.out_features), columns))
+            row, column = row + linear.out_features, column + linear.in_features
+        mask = None
+        if apart and len(group) > 1:
+            mask = template.features.embedding.weight.new_zeros(row, n_in)
+            for _, rows, columns in parts:
+                mask[rows, columns] = 1
+        layers.append(_Layer(parts, row, n_in, depth < len(chain) + len(side_by_side) - 1, mask))
+        n_in = row
+    names = {TABLE} | {
+        f"{name}.{kind}" for layer in layers for name, _, _ in layer.parts for kind in ("weight", "bias")
+    }
+    if (
+        names != {name for name, _ in template.named_parameters()}
+        or type(template.features) is not FeatureLayer
+    ):
+        raise ValueError("it has other parameters than a SharedBottom has")
+    if any(value.dtype != torch.float32 or not value.requires_grad for value in template.parameters()):
+        raise ValueError("a parameter is frozen or not float32")
+    return layers
+
+
+def _choose_engine(
+    name: str, template: nn.Module, tasks: tuple[Task, ...], train: MultiTaskDataset
+) -> _Vmap | _Mlp:
+    if name not in ("auto", "batched", "vmap"):
+        raise ValueError(f"engine is {name!r}: expected 'auto', 'batched' or 'vmap'.")
+    if name != "vmap":
+        try:
+            return _Mlp(template, tasks)
+        except ValueError as reason:
+            if name == "batched":
+                raise ValueError(
+                    f"engine='batched' cannot train this model: {reason}. Use engine='auto'."
+                ) from None
+    engine = _Vmap(template, tasks)
+    state = {name: value.detach() for name, value in template.named_parameters()}
+    leaves = engine.pack([state, state])
+    for key in engine.trainable:
+        leaves[key].requires_grad_()
+    batch = next(train.batches(4, shuffle=False))
+    try:
+        with torch.random.fork_rng():
+            engine.gradients(leaves, torch.ones(2, len(tasks), device=train.device), batch)
+    except RuntimeError as error:
+        raise ValueError(
+            f"This model cannot be stacked: torch.func.vmap refuses it ({str(error).splitlines()[0]}). Train one model "
+            "after the other with fit instead."
+        ) from error
+    return engine
 
 
 def _sizes(
-    template: nn.Module,
-    tasks: tuple[Task, ...],
-    train: MultiTaskDataset,
-    batch_size: int,
-    group: int,
-    chunk: int | None,
+    engine: _Vmap | _Mlp, train: MultiTaskDataset, batch_size: int, group: int, chunk: int | None
 ) -> tuple[int, int]:
-    return chunk or 10**9, 33
+    """How many models train at once, and how many of them are in a block.
+
+    group : models that share seed and learning rate.
+    """
+    batch = next(train.batches(min(batch_size, len(train)), shuffle=False))
+    activations = max(engine.activation_bytes(batch), 1)
+    device, free = train.device, _free_memory(train.device)
+    parameters = sum(value.numel() * value.element_size() for value in engine.template.parameters())
+    cache = CACHE_BYTES * torch.get_num_threads() if device.type == "cpu" else free // 8
+    block = int(min(max(cache // activations, 1), group))
+    block = -(-group // -(-group // block))  # blocks of equal size
+    if chunk is None:
+        # parameters, gradients, two moments, the kept copy; half the memory stays free
+        chunk = int(max((free // 2 - 4 * block * activations) // (6 * parameters), 1))
+    return chunk, min(block, chunk)
+
+
+CACHE_BYTES = (
+    2**21
+)  # a core's share of fast cache on today's machines; measured to matter little between 1 and 8 MiB
+
+
+def _free_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo") as file:
+            lines = dict(line.split(":", 1) for line in file)
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return 2 * 2**30
