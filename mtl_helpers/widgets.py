@@ -138,6 +138,7 @@ def scarcity_explorer(
     metric: str = "auc",
     models: tuple[str, str] = ("single-task", "shared-bottom"),
     task: str = "purchase",
+    split: str = "validation",
     start: Any = None,
 ) -> Explorer:
     """Does sharing pay when labels are scarce? Two models over the label budgets they were trained on (notebook 02).
@@ -146,7 +147,8 @@ def scarcity_explorer(
     ----------
     table : a tidy row for each trained run with columns ``budget``, ``model``, ``seed`` and ``metric``.
     models : baseline and challenger, as ``table[model]`` names them; runs of equal seed are paired.
-    task : whose metric it is, for titles. start : the first budget shown; the smallest unless told.
+    task, split : whose metric it is and on which rows, for titles.
+    start : the first budget shown; the smallest unless told.
 
     Raises ValueError for missing columns or models, KeyError never: the message says what the table has.
     """
@@ -183,7 +185,7 @@ def scarcity_explorer(
     left.set(
         xscale="log",
         xlabel="labelled rows of the scarce task",
-        ylabel=f"{task} {metric.upper()} (validation)",
+        ylabel=f"{task} {metric.upper()} ({split})",
     )
     left.set_xticks(budgets, [f"{value:,}" for value in budgets], fontsize=8)
     left.minorticks_off()
@@ -316,7 +318,7 @@ def weight_explorer(
         knobs = [slider(names[1], f"weight of {names[1]}", low, high, first[1], step=0.01, unit=hint)]
         return Explorer(figure, knobs, update, title=f"Task weights of {names[0]} and {names[1]}")
     knobs = [
-        slider(name, f"weight of {name}", 0.0, 1.0, float(value), step=0.01)
+        slider(name, f"weight of {name}", 0.0, 1.0, float(value), step=0.05, fmt=".2f")
         for name, value in zip(names, first, strict=True)
     ]
     return Explorer(figure, knobs, update, title=f"Task weights of {', '.join(names)}", link=on_simplex)
