@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from .data import Batch, MultiTaskDataset, Task
-from .losses import task_loss, task_losses
+from .losses import check_weights, task_loss, task_losses
 from .metrics import task_metrics
 from .weighting import Fixed, Weighting
 
@@ -157,7 +157,7 @@ def fit(
     weight_decay: float = 0.0,
     weights: Mapping[str, float] | Weighting | None = None,
     patience: int = 3,
-    monitor: str = "loss",
+    monitor: str | Mapping[str, float] = "loss",
     seed: int = 0,
     progress: bool = True,
 ) -> History:
@@ -172,7 +172,7 @@ def fit(
         :mod:`mtl_helpers.weighting` or :mod:`mtl_helpers.gradients`.
     patience : epochs without a better validation before stopping.
     monitor : ``"loss"`` (sum of the validation losses, weighted if the weights are fixed) or ``"task.metric"``, e.g.
-        ``"purchase.auc"``.
+        ``"purchase.auc"``; or ``{task: weight}`` for a weighted sum of the validation losses of your own.
     seed : of the order of the batches. Initial weights and dropout follow the global seed (``seed_everything``).
     progress : show a bar.
 
@@ -233,7 +233,9 @@ def fit(
             history.add(step.epoch, "valid", values)
             history.best_epoch = keeper.see(step.epoch, values)
             strategy.after_epoch(torch.tensor(means), torch.tensor([values[name]["loss"] for name in names]))
-            bar.set_postfix_str(f"epoch {step.epoch}, best {history.best_epoch}, {monitor} {keeper.last:.4f}")
+            bar.set_postfix_str(
+                f"epoch {step.epoch}, best {history.best_epoch}, {keeper.monitor} {keeper.last:.4f}"
+            )
             if step.epoch - history.best_epoch >= patience:
                 history.stopped = "early"
                 break
@@ -249,13 +251,19 @@ def fit(
 class _BestWeights:
     """Remembers the weights of the best validation so far."""
 
-    def __init__(self, model: nn.Module, monitor: str, strategy: Weighting, names: list[str]) -> None:
-        self.model, self.monitor = model, monitor
-        # strategies whose weights move have no fixed yardstick of their own, so theirs is the plain sum
-        self.weights = strategy.weights if isinstance(strategy, Fixed) else None
+    def __init__(
+        self, model: nn.Module, monitor: str | Mapping[str, float], strategy: Weighting, names: list[str]
+    ) -> None:
+        self.model = model
+        if isinstance(monitor, Mapping):
+            check_weights(monitor, names)
+            self.monitor, self.weights = "loss", monitor
+        else:
+            # strategies whose weights move have no fixed yardstick of their own, so theirs is the plain sum
+            self.monitor, self.weights = monitor, strategy.weights if isinstance(strategy, Fixed) else None
         self.best, self.epoch, self.state, self.last = np.inf, 0, None, float("nan")
-        self.task, _, self.metric = monitor.partition(".")
-        if monitor != "loss" and (self.task not in names or not self.metric):
+        self.task, _, self.metric = self.monitor.partition(".")
+        if self.monitor != "loss" and (self.task not in names or not self.metric):
             raise ValueError(
                 f"monitor is {monitor!r}: expected 'loss' or 'task.metric' with a task of {', '.join(names)}."
             )

@@ -129,6 +129,21 @@ class TestEarlyStopping:
         assert history.best_epoch == curve.idxmax()
         assert evaluate(model, splits.valid)["click"]["auc"] == pytest.approx(curve.max())
 
+    def test_monitor_of_ones_own_weights(self, splits):
+        history = fit(
+            make(),
+            splits.train,
+            splits.valid,
+            epochs=6,
+            lr=1e-2,
+            monitor={"click": 0, "kind": 1, "dwell": 0},
+            patience=9,
+            progress=False,
+        )
+        assert history.best_epoch == history.curve("kind").idxmin()
+        with pytest.raises(ValueError, match="each of"):
+            fit(make(), splits.train, splits.valid, monitor={"click": 1}, progress=False)
+
     @pytest.mark.parametrize("monitor", ["auc", "buy.auc", "click", "click.rmse"])
     def test_unknown_monitor(self, splits, monitor):
         with pytest.raises(ValueError, match=r"monitor"):
