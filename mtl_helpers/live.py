@@ -115,7 +115,19 @@ class LiveTraining:
         self.probe = next(iter(train.take(slice(0, min(batch_size, 1024))).batches(1024, shuffle=False)))
         self.lr, self.batch_size, self.epochs, self.seed = lr, batch_size, epochs, seed
         self.pace, self.share_every, self.evaluate_every = pace, share_every, evaluate_every
-        self.weights = {name: float(initial[name]) for name in self.names}
+        controls = [
+            slider(
+                name,
+                f"weight of {name}",
+                0.0,
+                float(max_weight),
+                initial[name],
+                step=max_weight / 20,
+                fmt=".2f",
+            )
+            for name in self.names
+        ]
+        self.weights = {control.name: control.value for control in controls}
         self._untrained = copy.deepcopy(model.state_dict())
         self._loop_task: asyncio.Task | None = None
         self._begin()
@@ -124,18 +136,6 @@ class LiveTraining:
         if self.step:
             self.status = "paused"
         self._figure = _Curves(self)
-        controls = [
-            slider(
-                name,
-                f"weight of {name}",
-                0.0,
-                float(max_weight),
-                self.weights[name],
-                step=max_weight / 20,
-                fmt=".2f",
-            )
-            for name in self.names
-        ]
         self.explorer = Explorer(
             self._figure.figure,
             controls,
@@ -400,6 +400,12 @@ class _Curves:
             )[0]
             for name in live.names
         }
+        self.sliders = {
+            name: self.axes[1].plot([], [], "<", color=plots.task_style(name)["color"], ms=9, animated=True)[
+                0
+            ]
+            for name in live.names
+        }
         self.axes[1].plot([], [], color="#777777", lw=3, alpha=0.3, label="share of the weights")
         self.axes[1].legend(handles=self.axes[1].lines[-1:], loc="upper right")
 
@@ -416,6 +422,9 @@ class _Curves:
             self.asked[name].set_data(steps, asked[:, i])
             for line, measured in ((self.lines[1][name], live.shares), (self.lines[2][name], live.metrics)):
                 line.set_data([at for at, _ in measured], [values[name] for _, values in measured])
+        total = sum(live.weights.values())
+        for name, mark in self.sliders.items():
+            mark.set_data([live.step + 3], [live.weights[name] / total if total else math.nan])
         self._fit(live.step, smooth, np.array([list(values.values()) for _, values in live.metrics], float))
 
     def _fit(self, step: int, smooth: np.ndarray, metrics: np.ndarray) -> None:

@@ -21,7 +21,7 @@ import textwrap
 import traceback
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,11 +85,18 @@ class Control:
             number = float(value)
             if not self.low - 1e-9 <= number <= self.high + 1e-9:
                 raise ValueError(f"{self.name!r} goes from {self.low} to {self.high} and got {value!r}")
-            return round(number) if isinstance(self.step, int) else number
+            # A browser's slider stops at its steps and its end. Numbers between them would come back altered.
+            steps = self.low + round((number - self.low) / self.step) * self.step
+            number = min((steps, self.high), key=lambda stop: (stop > self.high + 1e-9, abs(stop - number)))
+            return round(number) if isinstance(self.step, int) else round(number, 10)
         for option in self.options:
             if option == value:
                 return option
         raise ValueError(f"{self.name!r} takes one of {list(self.options)} and got {value!r}")
+
+    def same(self, a: Any, b: Any) -> bool:
+        """Whether two values are one to the reader; a browser rounds a slider's numbers to seven digits."""
+        return abs(a - b) < 1e-3 * self.step if self.kind == "slider" else a == b
 
     def text(self, value: Any) -> str:
         """The value in words, as slider, caption and alt text show it."""
@@ -143,14 +150,16 @@ def slider(
     fmt: str = "",
     hint: str = "",
 ) -> Control:
-    """A slider from ``low`` to ``high``; whole numbers when ``step`` is an int. Raises ValueError on an empty range."""
+    """A slider from ``low`` to ``high`` in steps; whole numbers when ``step`` is an int.
+
+    ``value`` is its start, put on the nearest step. Raises ValueError when the range is empty or does not hold it.
+    """
     if not (math.isfinite(low) and math.isfinite(high) and low < high and step > 0):
         raise ValueError(f"slider {name!r} needs low < high and step > 0, got {low}, {high}, {step}")
     if not fmt:
         fmt = "d" if isinstance(step, int) else f".{max(1, math.ceil(-math.log10(step) - 1e-9))}f"
     control = Control(name, label, "slider", value, low, high, step, unit=unit, fmt=fmt, hint=hint)
-    control.check(value)
-    return control
+    return replace(control, value=control.check(value))
 
 
 def choice_slider(
@@ -195,7 +204,7 @@ def _choice(
     control = Control(name, label, kind, kept[0], options=kept, unit=unit, fmt=fmt, hint=hint)
     if value is None:
         return control
-    return Control(name, label, kind, control.check(value), options=kept, unit=unit, fmt=fmt, hint=hint)
+    return replace(control, value=control.check(value))
 
 
 def _tooltip(widget: Any, text: str) -> None:
@@ -395,16 +404,19 @@ class Explorer:
         self._silent = True
         try:
             for name, widget in self._widgets.items():
-                if widget.value != self._state[name]:
+                if not self.controls[name].same(widget.value, self._state[name]):
                     widget.value = self._state[name]
         finally:
             self._silent = False
         self.refresh()
 
     def _moved(self, name: str, value: Any) -> None:
-        if not self._silent:
-            state = {**self._state, name: value}
-            self._accept(self.link(state, name) if self.link is not None else state)
+        """A control says that it changed: by the reader's hand, unless we are just setting it."""
+        control = self.controls[name]
+        if self._silent or control.same(value, self._state[name]):
+            return
+        state = {**self._state, name: control.check(value)}
+        self._accept(self.link(state, name) if self.link is not None else state)
 
     # pictures
 

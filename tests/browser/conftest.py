@@ -1,0 +1,76 @@
+"""A JupyterLab and a Chromium for the browser tests; without them the tests are skipped, and say why."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = str(Path(__file__).parent)
+sys.path.insert(0, HERE)
+
+from lab import DEMOS, LIVE, Book, Lab, missing, open_browser, write_notebook  # noqa: E402
+
+SETUP = (
+    f"import sys; sys.path[:0] = ['..', {HERE!r}]\n"
+    "import widget_demos\n"
+    "from mtl_helpers import plots; plots.use_course_style()"
+)
+BROKEN = """\
+from mtl_helpers.widgets import Explorer, slider
+fig = plots.figure(4, 2)
+line, = fig.subplots().plot([0], [0], "o", animated=True)
+
+def show(state):
+    line.set_data([0], [0.04 * (1 - state["w"])])
+    reciprocal = 1 / round(1 - state["w"], 6)
+    return f"1 / (1 - w) is {reciprocal:.2f}"
+
+Explorer(fig, [slider("w", "weight", 0, 1, 0.9, step=0.1)], show, title="An update that fails at w = 1")"""
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory):
+    if reason := missing():
+        pytest.skip(reason)
+    root = tmp_path_factory.mktemp("course")
+    demos = ("threshold", "scarcity", "weights_of_two", "weights_of_three")
+    write_notebook(root / DEMOS, [SETUP, *(f"widget_demos.{name}()" for name in demos), BROKEN])
+    for copy in "ab":
+        cells = [SETUP, "live = widget_demos.live(); live", "print(live.frame().to_json(orient='split'))"]
+        write_notebook(root / LIVE.format(copy), cells)
+    server = Lab(root, FAST="1")
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def browser(lab):
+    with open_browser() as chromium:
+        yield chromium
+
+
+@pytest.fixture
+def open_book(browser, lab):
+    """Opens a notebook; it is closed, kernel and all, after the test, which fails if a request left the machine."""
+    books = []
+
+    def opened(path: str) -> Book:
+        books.append(Book(browser, lab, path))
+        return books[-1]
+
+    yield opened
+    foreign = [url for book in books for url in book.foreign]
+    for book in books:
+        book.close()
+    assert not foreign, f"requests that left the machine: {foreign}"
+
+
+@pytest.fixture(scope="module")
+def demos(browser, lab):
+    """The notebook with every explorer, run once for the tests of this module."""
+    book = Book(browser, lab, DEMOS)
+    book.run_all()
+    yield book
+    book.close()

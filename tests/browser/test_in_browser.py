@@ -1,0 +1,175 @@
+"""Notebooks and demos in real JupyterLab and Chromium: every slider moves its picture, nothing leaves the machine."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import pandas as pd
+import pytest
+from lab import DEMOS, LIVE, NOTHING_SLEEPS_LONGER, notebooks, picture, reading, wait_for_change, wait_until
+
+pytestmark = pytest.mark.browser
+COURSE = [f"notebooks/{path.name}" for path in notebooks()]
+
+
+@pytest.mark.parametrize("path", [DEMOS, LIVE.format("a"), *COURSE])
+def test_every_slider_moves_its_picture_by_keyboard_and_mouse(open_book, path):
+    book = open_book(path)
+    book.run_all()
+    assert book.errors() == []
+    demos = book.demos()
+    for index in range(demos.count()):
+        demo = demos.nth(index)
+        image = demo.locator(".mtl-demo img")
+        assert len(image.get_attribute("alt")) > 40
+        assert reading(demo) in image.get_attribute("alt")
+        handles = demo.get_by_role("slider")
+        for at in range(handles.count()):
+            for press in (by_keyboard, by_mouse):
+                before, said = picture(demo), reading(demo)
+                press(book.page, handles.nth(at))
+                where = f"slider {at} of demo {index}, {press.__name__}"
+                assert wait_for_change(demo, before), f"{where}: the picture stayed"
+                assert reading(demo) != said, f"{where}: the reading stayed"
+                assert wait_until(
+                    lambda demo=demo, image=image: reading(demo) in image.get_attribute("alt")
+                ), where
+    assert book.errors() == []
+
+
+def test_reset_brings_the_first_state_back(demos):
+    demo = demos.demos().nth(2)
+    first, said = picture(demo), reading(demo)
+    by_keyboard(demos.page, demo.get_by_role("slider").first)
+    assert wait_for_change(demo, first)
+    demo.get_by_role("button", name="Reset").click()
+    assert wait_until(lambda: (picture(demo), reading(demo)) == (first, said))
+
+
+def test_an_error_in_an_update_is_shown_and_goes_again(demos):
+    demo = demos.demos().last
+    demo.get_by_role("slider").focus()
+    demos.page.keyboard.press("End")
+    assert wait_until(lambda: len(demos.errors()) == 1)
+    said = demos.errors()[0]
+    assert "ZeroDivisionError" in said and 'reciprocal = 1 / round(1 - state["w"], 6)' in said
+    demos.page.keyboard.press("ArrowLeft")
+    assert wait_until(lambda: demos.errors() == [])
+
+
+def test_sharing_out_three_weights_moves_the_other_sliders(demos):
+    demo = demos.demos().nth(3)
+    handles = demo.get_by_role("slider")
+
+    def values() -> list[float]:
+        return [float(handles.nth(i).get_attribute("aria-valuenow")) for i in range(3)]
+
+    before = values()
+    by_mouse(demos.page, handles.first)
+    assert wait_until(lambda: values()[0] != before[0] and abs(sum(values()) - 1) < 0.03)
+    assert values()[1] != before[1] and values()[2] != before[2]
+
+
+def test_a_weight_moved_during_training_takes_effect(open_book):
+    book = open_book(LIVE.format("a"))
+    book.run_all()
+    demo = book.demos().first
+
+    def press(name: str) -> None:
+        demo.get_by_role("button", name=name).click()
+
+    start = step(demo)
+    press("Start")
+    assert wait_until(lambda: step(demo) > start + 10), reading(demo)
+
+    weight = demo.get_by_role("slider").first
+    weight.focus()
+    book.page.keyboard.press("Home")
+    assert wait_until(lambda: "click 0.00" in reading(demo))
+    moved = step(demo)
+    assert wait_until(lambda: step(demo) > moved + 20)
+    press("Pause")
+    assert wait_until(lambda: "paused" in reading(demo))
+
+    frame = records(book).query("task == 'click'")
+    change = int(frame.query("weight == 0.5")["step"].max())
+    assert start < change <= moved and frame.query("step > @change")["weight"].eq(0).all()
+    shares = frame.dropna(subset=["share"])
+    assert (
+        shares.query("step <= @change")["share"].gt(0).all()
+        and shares.query("step > @change")["share"].eq(0).all()
+    )
+
+    press("Start")
+    paused = step(demo)
+    assert wait_until(lambda: step(demo) > paused)
+    press("Stop")
+    assert wait_until(lambda: "stopped" in reading(demo))
+    stopped = picture(demo)
+    book.page.wait_for_timeout(NOTHING_SLEEPS_LONGER)
+    assert picture(demo) == stopped
+
+    press("Start")
+    assert wait_until(lambda: "running" in reading(demo) and step(demo) < moved), "a new run begins at step 0"
+    press("Reset")
+    assert wait_until(lambda: "Step 0, ready" in reading(demo) and "click 0.50" in reading(demo))
+    assert book.errors() == []
+
+
+def test_running_the_cell_again_ends_the_loop_of_the_first(open_book):
+    book = open_book(LIVE.format("a"))
+    book.run_all()
+    book.demos().first.get_by_role("button", name="Start").click()
+    assert wait_until(lambda: "running" in reading(book.demos().first))
+    book.run_cell(1)
+    demo = book.demos().first
+    assert wait_until(lambda: "paused" in reading(demo))
+    book.page.wait_for_timeout(NOTHING_SLEEPS_LONGER)
+    assert set(records(book)["step"]) == set(range(1, step(demo) + 1)) and step(demo) == 40
+
+
+def test_two_notebooks_train_at_once_and_after_restart(open_book):
+    books = [open_book(LIVE.format(copy)) for copy in "ab"]
+    for book in books:
+        book.run_all()
+        book.demos().first.get_by_role("button", name="Start").click()
+    for book in books:
+        assert wait_until(lambda book=book: step(book.demos().first) > 60)
+    books[0].run_all(restart=True)
+    demo = books[0].demos().first
+    assert wait_until(lambda: step(demo) == 40)
+    demo.get_by_role("button", name="Start").click()
+    assert wait_until(lambda: step(demo) > 60)
+    for book in books:
+        assert book.errors() == []
+
+
+def by_keyboard(page, handle):
+    handle.scroll_into_view_if_needed()
+    low, high, now = (float(handle.get_attribute(f"aria-value{name}")) for name in ("min", "max", "now"))
+    handle.focus()
+    page.keyboard.press("ArrowRight" if now < (low + high) / 2 else "ArrowLeft")
+
+
+def by_mouse(page, handle):
+    """Drags the handle to a quarter of the track, or to three quarters when it is near the first."""
+    handle.scroll_into_view_if_needed()
+    track = handle.locator("xpath=ancestor::*[contains(@class, 'noUi-target')]").bounding_box()
+    box = handle.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    quarters = [track["x"] + track["width"] * part for part in (0.25, 0.75)]
+    goal = max(quarters, key=lambda quarter: abs(quarter - x))
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move((x + goal) / 2, y)
+    page.mouse.move(goal, y)
+    page.mouse.up()
+
+
+def step(demo) -> int:
+    return int(re.match(r"Step (\d+)", reading(demo)).group(1))
+
+
+def records(book) -> pd.DataFrame:
+    return pd.read_json(io.StringIO(book.run_cell(2)), orient="split")
