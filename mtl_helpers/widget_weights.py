@@ -76,7 +76,7 @@ def weight_explorer(
 
     figure = plots.figure(*SIZE)
     left, middle, right = figure.subplots(1, 3, width_ratios=(1.25, 1, 1))
-    centre = np.nanmean(runs, axis=0) if runs.size else runs
+    centre = runs.mean(axis=0)
     front = pareto_mask(centre * signs, maximise=True)
     here = _draw_front(
         left, centre, front, tasks, chosen, base.mean(axis=0) if versus == "single-task" else None
