@@ -378,7 +378,7 @@ class _Curves:
     """Three panels: losses, gradient shares, metrics. Limits move in big steps, so most draws only move lines."""
 
     def __init__(self, live: LiveTraining) -> None:
-        self.figure = plots.figure(9.0, 3.8)
+        self.figure = plots.figure(8.6, 3.7)
         self.axes = self.figure.subplots(1, 3)
         kinds = {MAIN_METRIC[task.kind].upper() for task in live.model.tasks}
         titles = ("Losses (smoothed)", "Who moves the shared layers", "Validation")

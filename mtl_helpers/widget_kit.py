@@ -109,7 +109,7 @@ class Control:
         import ipywidgets
 
         common = {"description": self.description, "style": {"description_width": "initial"}}
-        wide = {"layout": ipywidgets.Layout(width="400px", max_width="100%")}
+        wide = {"layout": ipywidgets.Layout(width=f"{300 + 7 * len(self.description)}px", max_width="100%")}
         if self.kind == "slider":
             whole = isinstance(self.step, int)
             cls = ipywidgets.IntSlider if whole else ipywidgets.FloatSlider

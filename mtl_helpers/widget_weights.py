@@ -23,7 +23,7 @@ from .widget_kit import Explorer, slider, undefined
 
 __all__ = ["Simplex", "weight_explorer"]
 
-SIZE = (9.0, 3.8)
+SIZE = (8.6, 3.7)
 GREY = "#777777"
 
 
@@ -78,7 +78,7 @@ def weight_explorer(
     left, middle, right = figure.subplots(1, 3, width_ratios=(1.25, 1, 1))
     centre = runs.mean(axis=0)
     front = pareto_mask(centre * signs, maximise=True)
-    here = _draw_front(
+    here, third = _draw_front(
         left, centre, front, tasks, chosen, base.mean(axis=0) if versus == "single-task" else None
     )
     bars, whiskers, tags = _draw_gains(middle, gains, names, chosen, versus)
@@ -96,6 +96,8 @@ def weight_explorer(
         now = (runs[:, index] * mix[None, :, None]).sum(axis=1)
         gain = (now - base) * signs
         here.set_data([now[:, 0].mean()], [now[:, 1].mean()])
+        if third is not None:
+            third.set_ydata([now[:, 2].mean()] * 2)
         for row, name in enumerate(names):
             mean, half = _mean_and_half(gain[:, row])
             bars[row].set_width(mean)
@@ -326,8 +328,9 @@ def _draw_front(
     tasks: list[Task],
     chosen: Mapping[str, str],
     base: np.ndarray | None,
-) -> Any:
-    """All trained weightings, front and baseline; returns the artist that moves."""
+) -> tuple[Any, Any]:
+    """All trained weightings, front and baseline; returns what moves: the point, the mark on a third task's scale."""
+    third = None
     x, y = centre[:, 0], centre[:, 1]
     labels = [f"{task.name} {chosen[task.name].upper()}" for task in tasks]
     ax.plot(x[~front], y[~front], "o", mfc="none", mec=GREY, ms=5, label="dominated")
@@ -338,7 +341,8 @@ def _draw_front(
         dots = ax.scatter(
             x[front], y[front], c=centre[front, 2], cmap="viridis", s=30, zorder=3, label="Pareto front"
         )
-        ax.figure.colorbar(dots, ax=ax, label=labels[2], aspect=30, pad=0.02)
+        scale = ax.figure.colorbar(dots, ax=ax, label=labels[2], aspect=30, pad=0.02).ax
+        third = scale.axhline(np.nan, color="#E69F00", lw=4, animated=True)
     if base is not None:
         for draw, value, task in ((ax.axvline, base[0], tasks[0]), (ax.axhline, base[1], tasks[1])):
             draw(value, color=plots.task_style(task.name)["color"], lw=1, ls="--", label=f"{task.name} alone")
@@ -346,7 +350,8 @@ def _draw_front(
     ax.locator_params(nbins=5)
     ax.set_title("What weights can buy")
     ax.legend(fontsize=8, loc="best")
-    return ax.plot([], [], "*", color="#E69F00", mec="black", ms=17, animated=True, zorder=9)[0]
+    point = ax.plot([], [], "*", color="#E69F00", mec="black", ms=17, animated=True, zorder=9)[0]
+    return point, third
 
 
 def _draw_gains(

@@ -33,7 +33,7 @@ __all__ = [
     "weight_explorer",
 ]
 
-SIZE = (9.0, 3.8)
+SIZE = (8.6, 3.7)
 COLORS = ("#0072B2", "#D55E00", "#009E73")
 GREY = "#777777"
 
@@ -75,6 +75,7 @@ def threshold_explorer(
         hist.hist(p[y == value].clip(bins[0]), bins=bins, histtype="step", lw=1.6, color=color, label=label)
     hist.set(xscale="log", yscale="log", xlabel="predicted probability", ylabel="impressions")
     hist.set_title("Scores of both classes")
+    hist.set_ylim(top=hist.get_ylim()[1] * 8)
     hist.legend(fontsize=8, loc="upper right")
     cuts = [axis.axvline(threshold, color="black", lw=1.2, ls="--", animated=True) for axis in (hist, lines)]
     dots = {}
@@ -82,13 +83,16 @@ def threshold_explorer(
         lines.plot(stops, values, color=color, lw=1.6, label=metric)
         dots[metric] = lines.plot([], [], color=color, marker=marker, ms=8, mec="white", animated=True)[0]
     lines.axhline(majority, color=GREY, ls=":", lw=1.2, label="always the majority")
-    lines.set(xscale="log", ylim=(-0.03, 1.03), xlabel="threshold", ylabel="share")
+    lines.set(
+        xscale="log", ylim=(-0.03, 1.4), yticks=np.linspace(0, 1, 6), xlabel="threshold", ylabel="share"
+    )
     lines.set_title("One threshold, three stories")
-    lines.legend(fontsize=8, loc="center left")
+    lines.legend(fontsize=8, loc="upper center", ncols=2)
     table.set(xlim=(0, 2), ylim=(0, 2), xticks=(0.5, 1.5), yticks=(0.5, 1.5), aspect="equal")
     table.set_xticklabels([f"said {name}", "said no"], fontsize=8)
     table.set_yticklabels(["no", name], rotation=90, va="center", fontsize=8)
     table.set_title("Confusion counts")
+    table.grid(visible=False)
     table.axhline(1, color=GREY, lw=0.8)
     table.axvline(1, color=GREY, lw=0.8)
     cells = [
@@ -121,7 +125,7 @@ def threshold_explorer(
             f"Threshold {stop:.3g}: {said}recall {now['recall']:.3f}; accuracy {now['accuracy']:.4f} against "
         )
         reading += f"{majority:.4f} for always the majority."
-        return " ".join(filter(None, (reading, undefined(now))))
+        return " ".join(filter(None, (reading, undefined({"recall": now["recall"]}))))
 
     knob = choice_slider("threshold", "decision threshold", stops, threshold, unit="probability", fmt=".3g")
     return Explorer(figure, [knob], update, title=f"Decision threshold for {name}")
@@ -191,11 +195,9 @@ def scarcity_explorer(
     left.legend(fontsize=8, loc="lower right")
     band = left.axvline(budgets[0], color="#E69F00", lw=10, alpha=0.3, animated=True)
 
-    limit = 1.15 * np.nanmax(
-        np.abs([*(wide[other] - wide[base]), *(bound for cell in found for bound in cell["gap"][1:])])
-    )
+    shown = np.abs([*(wide[other] - wide[base]), *(bound for cell in found for bound in cell["gap"][1:])])
+    limit = 1.15 * np.max(shown[np.isfinite(shown)], initial=0) or 1.0
     right.axvline(0, color="black", lw=1)
-    limit = limit if np.isfinite(limit) and limit > 0 else 1.0
     right.set(xlim=(-limit, limit), ylim=(-1, 1), yticks=(), xlabel=f"{metric.upper()} gained by {other}")
     right.set_title("The same seed, two models")
     gaps = right.plot([], [], "o", color=COLORS[0], ms=6, alpha=0.6, animated=True)[0]

@@ -1,0 +1,718 @@
+"""The demos without a browser: what a state draws and says, and what happens when an update fails."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.figure import Figure
+from PIL import Image
+from sklearn.metrics import accuracy_score, precision_score, recall_score
+
+BROWSER = Path(__file__).parent / "browser"
+sys.path.insert(0, str(BROWSER))
+
+import widget_demos as demos  # noqa: E402
+
+from mtl_helpers.live import gradient_shares  # noqa: E402
+from mtl_helpers.losses import task_losses  # noqa: E402
+from mtl_helpers.models import SharedBottom  # noqa: E402
+from mtl_helpers.training import TrainingDiverged, training_steps  # noqa: E402
+from mtl_helpers.widget_kit import WIDGET_VIEW, Stage, encode_png, undefined  # noqa: E402
+from mtl_helpers.widget_weights import Simplex  # noqa: E402
+from mtl_helpers.widgets import (  # noqa: E402
+    Explorer,
+    choice_slider,
+    dropdown,
+    live_training,
+    scarcity_explorer,
+    slider,
+    threshold_explorer,
+    toggle,
+    weight_explorer,
+)
+
+
+def small(update=None, controls=None, **options) -> Explorer:
+    """A point that a slider ``x`` moves along a line, unless told otherwise."""
+    figure = Figure(figsize=(3, 2), dpi=100)
+    (point,) = figure.subplots().plot([0], [0], "o", animated=True)
+
+    def show(state: dict) -> str:
+        point.set_data([0], [0.04 * (state["x"] - 0.5)])
+        return f"x is {state['x']:.2f}"
+
+    controls = [slider("x", "place", 0, 1, 0.5)] if controls is None else controls
+    return Explorer(figure, controls, update or show, title="A point", **options)
+
+
+def pixels(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+
+
+def explorer_of(demo) -> Explorer:
+    return getattr(demo, "explorer", demo)
+
+
+def some_states(explorer: Explorer) -> list[dict]:
+    """Each control at its ends and in between, one at a time."""
+    states = []
+    for name, control in explorer.controls.items():
+        values = control.options or (control.low, (control.low + control.high) / 2, control.high)
+        states += [{name: value} for value in values[:: max(1, len(values) // 4)]]
+    return states
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.sampled_from([3, 4]), st.integers(0, 2**32 - 1))
+def test_png_gives_the_pixels_back(height, width, channels, seed):
+    drawn = np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
+    assert (pixels(encode_png(drawn)) == drawn[..., :3]).all()
+
+
+@pytest.mark.parametrize("name", demos.ALL)
+def test_moving_only_what_moves_gives_the_picture_of_a_full_redraw(name):
+    explorer = explorer_of(demos.ALL[name]())
+    for state in some_states(explorer):
+        explorer.set(**state)
+        assert not explorer.error
+        assert (pixels(explorer.png()) == pixels(Stage(explorer.figure).png())).all(), state
+    assert explorer.stage.full_draws == 1
+
+
+def test_a_change_outside_the_moving_artists_redraws_everything():
+    explorer = small()
+    figure = explorer.figure
+    before = pixels(explorer.png())
+    figure.axes[0].set_title("another title")
+    explorer.refresh()
+    assert explorer.stage.full_draws == 2
+    assert (pixels(explorer.png()) != before).any()
+
+
+def test_layout_is_settled_once():
+    figure = Figure(figsize=(3, 2), layout="constrained")
+    figure.subplots().set_title("title")
+    stage = Stage(figure)
+    stage.draw()
+    box = figure.axes[0].get_position().bounds
+    figure.axes[0].set_title("a title\nof two lines")
+    stage.draw()
+    assert figure.axes[0].get_position().bounds == box
+
+
+def test_no_figure_is_left_to_pyplot():
+    import matplotlib.pyplot as plt
+
+    for make in demos.ALL.values():
+        make()
+    assert plt.get_fignums() == []
+
+
+# --- controls ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: slider("x", "x", 1, 1, 1), "low < high"),
+        (lambda: slider("x", "x", 0, float("inf"), 1), "low < high"),
+        (lambda: slider("x", "x", 0, 1, 2), "goes from 0 to 1"),
+        (lambda: choice_slider("x", "x", []), "at least one value"),
+        (lambda: choice_slider("x", "x", [1, 2], 3), r"one of \[1, 2\]"),
+        (lambda: small(controls=[slider(str(i), "x", 0, 1, 0) for i in range(5)]), "at most 4 sliders"),
+        (lambda: small(controls=[slider("x", "x", 0, 1, 0)] * 2), "distinct names"),
+        (lambda: small().set(x=7), "goes from 0 to 1"),
+    ],
+)
+def test_impossible_controls_are_refused(make, says):
+    with pytest.raises(ValueError, match=says):
+        make()
+
+
+def test_an_unknown_control_is_named():
+    with pytest.raises(KeyError, match="no control 'y'; there are"):
+        small().set(y=1)
+
+
+@given(st.floats(0, 1), st.sampled_from([0.01, 0.05, 0.3, 1 / 60]))
+def test_a_slider_stops_at_its_steps_and_its_end(value, step):
+    stop = slider("x", "x", 0, 1, value, step=step).value
+    on_step = abs(stop / step - round(stop / step)) < 1e-6
+    assert on_step or stop == 1
+    assert abs(stop - value) <= step / 2 + 1e-9
+
+
+def test_every_kind_of_control_reaches_the_update():
+    controls = [
+        slider("whole", "whole", 1, 9, 3, step=1),
+        choice_slider("budget", "budget", np.array([100, 1000]), fmt=","),
+        dropdown("model", "model", ["a", "b"], "b"),
+        toggle("log", "log axis"),
+    ]
+    seen = []
+    explorer = small(lambda state: seen.append(state) or str(state), controls)
+    explorer.set(whole=4, budget=1000, model="a", log=True)
+    assert seen[0] == {"whole": 3, "budget": 100, "model": "b", "log": False}
+    assert seen[-1] == explorer.state == {"whole": 4, "budget": 1000, "model": "a", "log": True}
+    assert type(seen[0]["whole"]) is int and type(seen[0]["budget"]) is int
+    assert "budget = 1,000" in explorer.alt and "log axis = on" in explorer.alt
+
+
+# --- the explorer -----------------------------------------------------------------------------------------------
+
+
+def test_a_state_changes_picture_reading_and_alt_text():
+    explorer = small()
+    before = explorer.png()
+    explorer.set(x=0.9)
+    assert explorer.png() != before
+    assert explorer.reading == "x is 0.90"
+    assert explorer.alt == "A point. place = 0.90. x is 0.90"
+    explorer.reset()
+    assert explorer.png() == before and explorer.state == {"x": 0.5}
+
+
+def test_controls_and_explorer_follow_each_other():
+    explorer = small()
+    knobs, picture = explorer.widget.children
+    explorer.set(x=0.9)
+    assert knobs.children[0].value == 0.9 and "x is 0.90" in picture.value
+    knobs.children[0].value = 0.25
+    assert explorer.state == {"x": 0.25} and "x is 0.25" in picture.value
+    knobs.children[-1].click()
+    assert explorer.state == {"x": 0.5} and knobs.children[0].value == 0.5
+
+
+def test_a_state_set_before_the_widget_is_made_is_kept():
+    explorer = small()
+    explorer.set(x=0.9)
+    assert explorer.widget.children[0].children[0].value == 0.9
+
+
+def test_what_a_browser_rounds_is_no_move():
+    explorer = small()
+    knob = explorer.widget.children[0].children[0]
+    calls = []
+    explorer.update = lambda state: calls.append(state) or ""
+    knob.value = 0.5000001
+    assert calls == [] and explorer.state == {"x": 0.5}
+
+
+def test_text_is_escaped():
+    explorer = small(lambda state: '<b onload="x">1 < 2 & 3</b>')
+    assert "<b" not in explorer.html()
+    assert explorer.html().count("&lt;b onload=&quot;x&quot;&gt;1 &lt; 2 &amp; 3&lt;/b&gt;") == 2
+
+
+def failing(state: dict) -> str:
+    if state["x"] > 0.8:
+        raise ZeroDivisionError("x is too <large>")
+    return "fine"
+
+
+def test_an_error_is_shown_with_the_readers_line_and_goes_with_the_next_good_state():
+    explorer = small(failing)
+    picture = explorer.widget.children[1]
+    good = explorer.png()
+    explorer.set(x=0.9)
+    assert explorer.error.startswith("ZeroDivisionError: x is too <large>")
+    assert 'raise ZeroDivisionError("x is too <large>")' in explorer.error
+    assert "x is too &lt;large&gt;" in picture.value and 'role="alert"' in picture.value
+    assert explorer.png() == good and explorer.alt.endswith("fine")
+    explorer.set(x=0.1)
+    assert explorer.error == "" and "ZeroDivisionError" not in picture.value
+
+
+def test_the_readers_line_is_found_beneath_a_library():
+    explorer = small(lambda state: str(np.linspace(0, 1, 3)[0 if state["x"] < 0.8 else int("seven")]))
+    explorer.set(x=0.9)
+    assert 'int("seven")' in explorer.error
+    frame = pd.DataFrame({"a": [1]})
+    explorer = small(lambda state: str(frame["a" if state["x"] < 0.8 else "b"]))
+    explorer.set(x=0.9)
+    assert explorer.error.startswith("KeyError") and 'frame["a" if state' in explorer.error
+
+
+def test_an_error_at_once_is_raised():
+    with pytest.raises(ZeroDivisionError):
+        small(lambda state: 1 / 0)
+
+
+def test_a_button_that_fails_says_so():
+    explorer = small(buttons=[("Fail", lambda: 1 / 0)])
+    explorer.widget.children[0].children[1].click()
+    assert "ZeroDivisionError" in explorer.error
+
+
+def test_what_a_notebook_stores():
+    explorer = small()
+    bundle = explorer._repr_mimebundle_()
+    assert set(bundle) == {WIDGET_VIEW, "image/png", "text/plain"}
+    assert bundle[WIDGET_VIEW]["model_id"] == explorer.widget.model_id
+    assert bundle["text/plain"] == "A point. x is 0.50"
+    stored, live = pixels(base64.b64decode(bundle["image/png"])), pixels(explorer.png())
+    assert (stored[: len(live)] == live).all() and len(stored) > len(live), "the reading is printed below"
+    explorer.set(x=0.9)
+    assert explorer._repr_mimebundle_()["image/png"] == bundle["image/png"], "the first state is kept"
+
+
+def test_undefined_numbers_are_named():
+    assert undefined({"click": 0.7, "buy": float("nan"), "like": None}) == "undefined: buy, like"
+    assert undefined({"click": 0.7}) == ""
+
+
+@pytest.mark.parametrize(
+    "python",
+    [
+        sys.executable,
+        pytest.param(
+            os.environ.get("MTL_COLAB_PYTHON", ""),
+            marks=pytest.mark.skipif(
+                "MTL_COLAB_PYTHON" not in os.environ, reason="MTL_COLAB_PYTHON is not set"
+            ),
+        ),
+    ],
+    ids=["here", "colab"],
+)
+def test_every_control_of_every_demo_answers(python):
+    done = subprocess.run(
+        [python, str(BROWSER / "drive_widgets.py")], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+# --- threshold --------------------------------------------------------------------------------------------------
+
+
+def test_threshold_counts_what_scikit_learn_counts():
+    labels, probabilities = demos.scores(3000)
+    explorer = threshold_explorer(torch.tensor(labels), torch.tensor(probabilities), threshold=0.05)
+    for stop in explorer.controls["threshold"].options[::6]:
+        explorer.set(threshold=stop)
+        said = probabilities >= stop
+        if said.any():
+            assert f"(precision {precision_score(labels, said):.3f})" in explorer.reading
+        assert f"recall {recall_score(labels, said):.3f}; " in explorer.reading
+        assert (
+            f"accuracy {accuracy_score(labels, said):.4f} against {1 - labels.mean():.4f}" in explorer.reading
+        )
+
+
+def test_threshold_names_what_has_no_value():
+    explorer = threshold_explorer([0, 0, 0], [0.1, 0.2, 0.3])
+    assert "there is no precision" in explorer.reading and "undefined: recall" in explorer.reading
+
+
+@pytest.mark.parametrize(
+    ("labels", "probabilities", "says"),
+    [
+        ([0, 1], [0.1], "one length"),
+        ([], [], "above zero"),
+        ([0, 2], [0.1, 0.2], "found 2"),
+        ([0, 1], [0.1, 3.2], "Logits"),
+        ([0, 1], [0.1, float("nan")], "NaN"),
+    ],
+)
+def test_threshold_refuses_what_are_no_labels_and_probabilities(labels, probabilities, says):
+    with pytest.raises(ValueError, match=says):
+        threshold_explorer(labels, probabilities)
+
+
+# --- scarcity ---------------------------------------------------------------------------------------------------
+
+
+def table(gains: dict[int, list[float]]) -> pd.DataFrame:
+    """Runs whose paired differences are ``gains[budget]``."""
+    rows = []
+    for budget, values in gains.items():
+        for seed, gain in enumerate(values):
+            rows += [
+                (budget, "single-task", seed, 0.6 + seed / 100),
+                (budget, "shared-bottom", seed, 0.6 + seed / 100 + gain),
+            ]
+    return pd.DataFrame(rows, columns=["label_budget", "model", "seed", "auc"])
+
+
+def test_scarcity_claims_only_what_the_interval_allows():
+    explorer = scarcity_explorer(
+        table({100: [0.02, 0.021, 0.022], 200: [-0.02, 0.02, 0.001], 400: [-0.02, -0.021, -0.022]})
+    )
+    assert (
+        "gain +0.0210 over 3 seeds" in explorer.reading and "excludes zero: sharing helps" in explorer.reading
+    )
+    assert "includes zero: a tie" in explorer.set(budget=200).reading
+    assert "excludes zero: sharing hurts" in explorer.set(budget=400).reading
+
+
+def test_scarcity_with_one_pair_makes_no_claim():
+    assert (
+        "1 pair of runs: no interval, no claim" in scarcity_explorer(table({100: [0.02], 200: [0.1]})).reading
+    )
+
+
+def test_scarcity_leaves_out_and_names_undefined_runs():
+    frame = table({100: [0.02, 0.021, 0.022, 0.02]})
+    frame.loc[1, "auc"] = np.nan
+    frame = frame.drop(index=2)
+    reading = scarcity_explorer(frame).reading
+    assert "over 2 seeds" in reading and "2 pairs left out" in reading
+    frame["auc"] = np.nan
+    assert "0 pairs of runs" in scarcity_explorer(frame).reading
+
+
+def test_scarcity_says_what_the_table_lacks():
+    frame = table({100: [0.02, 0.03]})
+    with pytest.raises(ValueError, match=r"lacks \['seed'\]"):
+        scarcity_explorer(frame.drop(columns="seed"))
+    with pytest.raises(ValueError, match="no runs of"):
+        scarcity_explorer(frame, models=("single-task", "mmoe"))
+
+
+# --- weights ----------------------------------------------------------------------------------------------------
+
+
+def final_auc(sweep, weighting: int) -> pd.Series:
+    final = sweep.final()
+    rows = final[(final["weighting"] == weighting) & (final["metric"] == "auc") & (final["split"] == "valid")]
+    return rows.groupby("task")["value"].mean()
+
+
+def test_a_trained_weighting_shows_its_own_numbers():
+    sweep = demos.MadeUpSweep()
+    explorer = weight_explorer(sweep)
+    for index in (0, 7, 16):
+        explorer.set(purchase=sweep.weightings["purchase"][index])
+        auc = final_auc(sweep, index)
+        assert "(trained, " in explorer.reading
+        assert (
+            f"click AUC {auc['click']:.4f}" in explorer.reading
+            and f"purchase AUC {auc['purchase']:.4f}" in explorer.reading
+        )
+
+
+def test_between_trained_weightings_it_interpolates_and_says_so():
+    sweep = demos.MadeUpSweep()
+    low, high = sweep.weightings["purchase"][[7, 8]]
+    explorer = weight_explorer(sweep)
+    explorer.set(purchase=(low + high) / 2)
+    auc = (final_auc(sweep, 7) + final_auc(sweep, 8)) / 2
+    assert "interpolated between trained weightings" in explorer.reading
+    assert f"purchase AUC {auc['purchase']:.4f}" in explorer.reading
+
+
+def test_three_weights_interpolate_in_their_triangle():
+    sweep = demos.MadeUpSweep(("click", "cart", "purchase"))
+    linear = sweep.records["metric"] == "auc"
+    weight = sweep.weightings.stack().reindex(
+        pd.MultiIndex.from_frame(sweep.records.loc[linear, ["weighting", "task"]])
+    )
+    sweep.records.loc[linear, "value"] = 0.6 + 0.1 * weight.to_numpy()
+    explorer = weight_explorer(sweep)
+    explorer.set(click=0.45).set(cart=0.25)
+    for name, value in explorer.state.items():
+        assert f"{name} AUC {0.6 + 0.1 * value:.4f}" in explorer.reading
+    assert sum(explorer.state.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("points", [5, 8, 33])
+def test_sliders_stop_at_every_trained_weighting(points):
+    sweep = demos.MadeUpSweep()
+    grid = np.linspace(0, 1, points)
+    sweep.weightings = pd.DataFrame({"click": 1 - grid, "purchase": grid})
+    sweep.records = pd.concat(
+        [sweep.records[sweep.records["weighting"] == 0].assign(weighting=i) for i in range(points)]
+    )
+    explorer = weight_explorer(sweep)
+    for value in grid:
+        assert "(trained" in explorer.set(purchase=value).reading
+
+
+def test_weights_are_shares_of_their_sum():
+    sweep = demos.MadeUpSweep()
+    reading = weight_explorer(sweep, start={"click": 1, "purchase": 3}).reading
+    sweep.weightings = sweep.weightings * 8
+    assert weight_explorer(sweep, start={"click": 2, "purchase": 6}).reading == reading
+    assert "0.25 click + 0.75 purchase" in reading
+
+
+def test_gains_are_measured_against_the_baselines():
+    sweep = demos.MadeUpSweep()
+    auc = final_auc(sweep, 8)
+    reading = weight_explorer(sweep, baselines={"click": 0.7, "purchase": {"auc": 0.71}}).reading
+    assert f"({auc['click'] - 0.7:+.4f})" in reading and f"({auc['purchase'] - 0.71:+.4f})" in reading
+    assert "Against single-task" in reading
+    assert "Against equal weights: click AUC" in weight_explorer(sweep).reading
+
+
+def test_a_lower_loss_is_a_gain():
+    sweep = demos.MadeUpSweep()
+    reading = weight_explorer(sweep, metric="loss", baselines={"click": 1.0, "purchase": 0.0}).reading
+    click, purchase = reading.split("click LOSS ")[1], reading.split("purchase LOSS ")[1]
+    assert "(+" in click.split(",")[0] and "(-" in purchase
+
+
+def test_diverged_runs_leave_gaps_and_are_named():
+    sweep = demos.MadeUpSweep()
+    broken = (sweep.records["weighting"] == 8) & (sweep.records["task"] == "purchase")
+    sweep.records.loc[broken, "value"] = np.nan
+    explorer = weight_explorer(sweep, start={"click": 0.5, "purchase": 0.5})
+    assert "undefined: purchase" in explorer.reading and not explorer.error
+    assert "undefined" not in explorer.set(purchase=0.9).reading
+
+
+def test_weightings_on_one_line_of_the_triangle_show_the_nearest():
+    sweep = demos.MadeUpSweep(("click", "cart", "purchase"))
+    keep = np.flatnonzero(sweep.weightings["cart"] == 0.2)
+    sweep.weightings = sweep.weightings.iloc[keep].reset_index(drop=True)
+    sweep.records = sweep.records[sweep.records["weighting"].isin(keep)]
+    sweep.records = sweep.records.assign(weighting=np.searchsorted(keep, sweep.records["weighting"]))
+    explorer = weight_explorer(sweep)
+    assert "(trained" in explorer.reading
+    assert "the nearest trained weighting is shown" in explorer.set(cart=0.6).reading
+
+
+def test_a_sweep_that_cannot_be_shown_is_refused():
+    sweep = demos.MadeUpSweep()
+    with pytest.raises(ValueError, match="no valid 'ndcg' of 'click'"):
+        weight_explorer(sweep, metric="ndcg")
+    with pytest.raises(ValueError, match="baselines need"):
+        weight_explorer(sweep, baselines={"click": 0.7})
+    with pytest.raises(ValueError, match="start needs"):
+        weight_explorer(sweep, start={"click": 1})
+    sweep.tasks = sweep.tasks[:1]
+    with pytest.raises(ValueError, match="two or three tasks"):
+        weight_explorer(sweep)
+
+
+def test_a_real_sweep_fits():
+    from mtl_helpers.sweep import simplex_grid, sweep
+
+    train, schema = demos.clicks_and_purchases(600)
+    valid, _ = demos.clicks_and_purchases(300, seed=1)
+    trained = sweep(
+        lambda: SharedBottom(schema, train.tasks, bottom=(8,), tower=(4,)),
+        train,
+        valid,
+        weightings=simplex_grid(train.tasks, 5),
+        seeds=(0, 1),
+        lrs=(1e-3, 1e-2),
+        epochs=2,
+        batch_size=200,
+        progress=False,
+    )
+    first, second = weight_explorer(trained), weight_explorer(trained, lr=1e-2)
+    assert "(trained" in first.reading and first.reading != second.reading
+    with pytest.raises(ValueError, match="no run with learning rate 7"):
+        weight_explorer(trained, lr=7)
+
+
+@given(
+    st.lists(st.integers(0, 20), min_size=3, max_size=3).filter(any),
+    st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 20)), min_size=1, max_size=8),
+)
+def test_simplex_keeps_the_sum_the_moved_weight_and_the_steps(start, moves):
+    link = Simplex("abc", step=0.05)
+    state = link.snap(np.array(start) / sum(start))
+    for name, steps in moves:
+        state = link({**state, name: steps * 0.05}, name)
+        assert state[name] == pytest.approx(steps * 0.05)
+        assert sum(state.values()) == pytest.approx(1)
+        assert all(value >= 0 and abs(value * 20 - round(value * 20)) < 1e-9 for value in state.values())
+
+
+def test_simplex_brings_proportions_back():
+    link = Simplex("abc", step=0.05)
+    state = {"a": 0.4, "b": 0.4, "c": 0.2}
+    for value in (0.6, 0.9, 1.0, 0.7, 0.4):
+        state = link({**state, "a": value}, "a")
+    assert state == {"a": 0.4, "b": 0.4, "c": 0.2}
+
+
+# --- live training ----------------------------------------------------------------------------------------------
+
+
+def test_live_training_is_the_course_s_training_loop_with_weights_read_each_step():
+    train, schema = demos.clicks_and_purchases()
+    torch.manual_seed(0)
+    model = SharedBottom(schema, train.tasks, bottom=(32, 16), tower=(8,))
+    weights = {"click": 0.5, "purchase": 0.5}
+    steps = training_steps(
+        model,
+        train,
+        torch.optim.Adam(model.parameters(), lr=1e-3),
+        weights=weights,
+        batch_size=256,
+        epochs=50,
+        generator=torch.Generator().manual_seed(0),
+    )
+    expected = []
+    for number, step in zip(range(1, 81), steps, strict=False):
+        expected += [step.losses["click"].item(), step.losses["purchase"].item()]
+        if number == 50:
+            weights["purchase"] = 0.0
+    live = demos.live(preview_steps=0)
+    frame = live.run_steps(50).set(purchase=0.0).run_steps(30).frame()
+    assert frame["loss"].tolist() == expected
+    assert frame.query("task == 'purchase'")["weight"].tolist() == [0.5] * 50 + [0.0] * 30
+    shares = frame.query("task == 'purchase'").set_index("step")["share"].dropna()
+    assert (shares.loc[:50] > 0).all() and (shares.loc[51:] == 0).all() and len(shares) == 16
+    assert frame["metric"].notna().sum() == 2 * 5
+
+
+def test_gradient_shares_are_norms_over_their_sum():
+    train, schema = demos.clicks_and_purchases(500)
+    model = SharedBottom(schema, train.tasks, bottom=(8,), tower=(4,), dropout=0.5)
+    model.train()
+    batch = next(iter(train.batches(500, shuffle=False)))
+    weights = {"click": 0.2, "purchase": 3.0}
+    state = torch.get_rng_state()
+    found = gradient_shares(model, batch, weights)
+    assert model.training and (torch.get_rng_state() == state).all(), "dropout draws nothing"
+    model.eval()
+    norms = {}
+    for name, weight in weights.items():
+        model.zero_grad()
+        (weight * task_losses(model.tasks, model(batch.numeric, batch.categorical), batch)[name]).backward()
+        norms[name] = torch.cat([p.grad.flatten() for p in model.shared_parameters()]).norm().item()
+    assert found == pytest.approx(
+        {name: norm / sum(norms.values()) for name, norm in norms.items()}, rel=1e-4
+    )
+    assert np.isnan(gradient_shares(model, batch, {"click": 0, "purchase": 0})["click"])
+
+
+def test_live_training_ends_and_begins_again():
+    live = demos.live(epochs=2, preview_steps=10)
+    assert (live.status, live.step) == ("paused", 10)
+    live.run_steps(1000)
+    assert (live.status, live.step) == ("finished", 2 * 32)
+    losses = live.frame()["loss"].tolist()
+    live.run_steps(64)
+    assert live.frame()["loss"].tolist() == losses, "from the untrained model, with the same batches"
+    live.set(click=0.9).reset()
+    assert (live.status, live.step) == ("ready", 0) and live.weights == {"click": 0.5, "purchase": 0.5}
+
+
+def test_start_outside_a_notebook_says_what_to_do():
+    with pytest.raises(RuntimeError, match="run_steps"):
+        demos.live(preview_steps=0).start()
+
+
+def loops() -> int:
+    return len(asyncio.all_tasks()) - 1
+
+
+async def until(condition, turns: int = 20_000) -> None:
+    for _ in range(turns):
+        if condition():
+            return
+        await asyncio.sleep(0.001)
+    raise AssertionError("it never happened")
+
+
+def test_start_pause_stop_reset():
+    async def script() -> None:
+        live = demos.live(preview_steps=0, pace=1000)
+        live.start()
+        live.start()
+        assert loops() == 1 and live.running
+        await until(lambda: live.step > 20)
+        live.pause()
+        paused = live.step
+        await asyncio.sleep(0.05)
+        assert (live.status, live.step, loops()) == ("paused", paused, 0)
+        live.start()
+        await until(lambda: live.step > paused)
+        live.stop()
+        stopped = live.step
+        await asyncio.sleep(0.05)
+        assert (live.status, live.step, loops()) == ("stopped", stopped, 0)
+        live.start()
+        assert live.step == 0, "after a stop it begins again"
+        await until(lambda: live.step > 5)
+        live.reset()
+        await asyncio.sleep(0.05)
+        assert (live.status, live.step, loops()) == ("ready", 0, 0)
+
+    asyncio.run(script())
+
+
+def test_another_training_pauses_the_first():
+    async def script() -> None:
+        first = demos.live(preview_steps=0)
+        first.start()
+        await until(lambda: first.step > 2)
+        second = demos.live(preview_steps=0)
+        await asyncio.sleep(0)
+        assert first.status == "paused" and loops() == 0
+        second.start()
+        first.start()
+        await asyncio.sleep(0)
+        assert (first.status, second.status, loops()) == ("running", "paused", 1)
+        first.stop()
+
+    asyncio.run(script())
+
+
+def test_sliders_are_read_while_it_trains():
+    async def script() -> None:
+        live = demos.live(preview_steps=0, pace=1000)
+        live.start()
+        await until(lambda: live.step > 10)
+        live.explorer.widget.children[0].children[0].value = 1.0
+        moved = live.step
+        await until(lambda: live.step > moved + 10)
+        live.stop()
+        used = live.frame().query("task == 'click'").set_index("step")["weight"]
+        assert (used.loc[:moved] == 0.5).all() and (used.loc[moved + 1 :] == 1.0).all()
+
+    asyncio.run(script())
+
+
+def test_it_yields_between_slices_of_training():
+    async def script() -> None:
+        live = demos.live(preview_steps=0, pace=1e9, epochs=100)
+        live.start()
+        turns = 0
+        while live.step < 200:
+            await asyncio.sleep(0)
+            turns += 1
+        live.stop()
+        assert turns >= 20
+
+    asyncio.run(script())
+
+
+def test_a_training_that_diverges_says_so_and_can_begin_again():
+    train, schema = demos.clicks_and_purchases(2000)
+    model = SharedBottom(schema, train.tasks, bottom=(8,), tower=(4,))
+    broken = demos.live(preview_steps=0)
+    broken.train.numeric[5000:] = float("nan")
+
+    async def script() -> None:
+        broken.start()
+        await until(lambda: broken.status == "failed")
+        await asyncio.sleep(0)
+        assert loops() == 0
+
+    asyncio.run(script())
+    assert "TrainingDiverged: The loss of task" in broken.explorer.error
+    with pytest.raises(TrainingDiverged):
+        broken.run_steps(100)
+    with pytest.raises(ValueError, match="expected one for each"):
+        live_training(model, train, weights={"click": 1})
+    with pytest.raises(ValueError, match="pace"):
+        live_training(model, train, pace=0)
