@@ -47,8 +47,8 @@ def execute(
     cwd : Path
         The folder in which the kernel starts.
     env : dict, optional
-        The kernel's environment; by default that of this process without ``MPLBACKEND``, which would keep figures
-        from being shown.
+        The kernel's environment; by default that of this process. ``MPLBACKEND`` is left out of it, since it would keep
+        figures from being shown.
     timeout : int
         Seconds that one cell may take.
 
@@ -59,10 +59,7 @@ def execute(
     """
     if env is None:
         env = dict(os.environ)
-    env.pop("MPLBACKEND", None)
-    env.setdefault(
-        "PYDEVD_DISABLE_FILE_VALIDATION", "1"
-    )  # older kernels print a warning about their debugger
+    env = {name: value for name, value in env.items() if name != "MPLBACKEND"}
     # With no kernel folders, "python3" can only be this interpreter's own ipykernel.
     manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))
     if manager.has_trait("transport_encryption") and zmq.has("curve"):
