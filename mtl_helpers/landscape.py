@@ -94,11 +94,12 @@ def two_task_weights(method: str, gram: np.ndarray, c: float = 0.4) -> np.ndarra
         bargain = 1 / np.sqrt(np.maximum(1 + b / product, 1e-9))
         return bargain[:, None] / np.sqrt(np.maximum(np.stack([a, d], axis=1), tiny[:, None]))
     if method == "Aligned-MTL":
-        root = np.sqrt(np.maximum(a * d - b * b, 0))
-        smallest = np.maximum((a + d) / 2 - np.sqrt((a - d) ** 2 / 4 + b * b), 0)
-        # 2 G^(−1/2) = (adj G + root) / (root · trace of G^(1/2)), by Cayley and Hamilton
-        factor = np.sqrt(smallest) / np.maximum(2 * root * np.sqrt(a + d + 2 * root), 1e-300)
-        return factor[:, None] * np.stack([d - b + root, a - b + root], axis=1)
+        spread = np.sqrt((a - d) ** 2 / 4 + b * b)
+        shrink = np.sqrt(np.clip(((a + d) / 2 - spread) / np.maximum((a + d) / 2 + spread, 1e-300), 0, 1))
+        angle = np.arctan2(2 * b, a - d) / 2
+        top = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+        # both principal directions of (½, ½), the larger one cut to the size of the smaller
+        return 0.5 - ((1 - shrink) * top.sum(1) / 2)[:, None] * top
     if method == "CAGrad":
         return _cagrad_of_two(a, b, d, c, tiny)
     raise ValueError(f"method is {method!r}: expected one of {', '.join(WALKERS)}.")
