@@ -88,6 +88,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("notebook", type=Path)
     parser.add_argument("--cwd", type=Path, help="where the kernel starts; by default the notebook's folder")
     options = parser.parse_args(arguments)
+    # Older kernels' debugger warns on start, here and in the kernel, unless told not to.
+    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     notebook = nbformat.read(options.notebook, as_version=4)
     try:
         execute(notebook, options.cwd or options.notebook.resolve().parent)
