@@ -29,7 +29,8 @@ from .widget_kit import Explorer, slider, undefined
 __all__ = ["LiveTraining", "live_training"]
 
 MAIN_METRIC = {"binary": "auc", "multiclass": "accuracy", "regression": "rmse"}
-SLICE_S = 0.010  # work between two looks at the sliders
+SLICE_S = 0.008  # work between two looks at the sliders
+TURNS = 20  # of the event loop at each look: a message passes many callbacks on its way to a slider
 FRAME_S = 0.125  # between two pictures
 SMOOTH = 0.9  # of the loss curves: exponential moving average
 _running: weakref.WeakSet[LiveTraining] = weakref.WeakSet()
@@ -136,6 +137,7 @@ class LiveTraining:
         if self.step:
             self.status = "paused"
         self._figure = _Curves(self)
+        self._figure.fit(self)
         self.explorer = Explorer(
             self._figure.figure,
             controls,
@@ -184,6 +186,7 @@ class LiveTraining:
         """Ends this run; the model, the curves and the weights are as they were at first."""
         self._halt("stopped")
         self._begin()
+        self._figure.fit(self)
         self.explorer.reset()
 
     def run_steps(self, steps: int) -> LiveTraining:
@@ -197,7 +200,7 @@ class LiveTraining:
         finally:
             if self.status == "ready":
                 self.status = "paused"
-        self.explorer.refresh()
+        self._draw()
         return self
 
     def set(self, **weights: float) -> LiveTraining:
@@ -292,7 +295,7 @@ class LiveTraining:
 
     async def _train_on(self) -> None:
         """Slices of training, each followed by a look at the sliders, and now and then a picture."""
-        due = drawn = time.perf_counter()
+        due = draw_at = time.perf_counter()
         try:
             while self.status == "running":
                 until = time.perf_counter() + SLICE_S
@@ -302,12 +305,16 @@ class LiveTraining:
                         break
                     due = max(due + 1 / self.pace, now - FRAME_S)  # a blocked kernel is not made up for
                     self._advance()
-                if time.perf_counter() - drawn > FRAME_S:
-                    self.explorer.refresh()
-                    drawn = time.perf_counter()
-                for _ in range(4):  # a message passes several callbacks before it reaches its slider
+                if time.perf_counter() > draw_at:
+                    began = time.perf_counter()
+                    self._draw()
+                    now = time.perf_counter()
+                    draw_at = now + max(
+                        FRAME_S, 4 * (now - began)
+                    )  # a slow machine trains more than it draws
+                for _ in range(TURNS):
                     await asyncio.sleep(0)
-            self.explorer.refresh()
+            self._draw()
         except KeyboardInterrupt:  # must not escape into the kernel's event loop
             self.status = "paused"
             self.explorer.refresh()
@@ -325,9 +332,14 @@ class LiveTraining:
         _running.discard(self)
         if self.status in ("running", "paused") or (self.status == "ready" and status == "stopped"):
             self.status = status
-            self.explorer.refresh()
+            self._draw()
 
     # the picture
+
+    def _draw(self) -> None:
+        """The picture after training went on; a moved slider alone leaves the limits where they are."""
+        self._figure.fit(self)
+        self.explorer.refresh()
 
     def _update(self, state: Mapping[str, float]) -> str:
         self.weights.update({name: float(value) for name, value in state.items()})
@@ -375,7 +387,10 @@ def _listed(values: Mapping[str, float], fmt: str = ".2f") -> str:
 
 
 class _Curves:
-    """Three panels: losses, gradient shares, metrics. Limits move in big steps, so most draws only move lines."""
+    """Three panels: losses, gradient shares, metrics.
+
+    :meth:`show` moves lines alone, which is quick; :meth:`fit` moves limits, in big steps, since that redraws the axes.
+    """
 
     def __init__(self, live: LiveTraining) -> None:
         self.figure = plots.figure(8.6, 3.7)
@@ -385,7 +400,7 @@ class _Curves:
         labels = ("loss", "share of the gradient", kinds.pop() if len(kinds) == 1 else "metric")
         self.lines: list[dict[str, Any]] = []
         for ax, title, label in zip(self.axes, titles, labels, strict=True):
-            ax.set(title=title, xlabel="step", ylabel=label, xlim=(0, 100))
+            ax.set(title=title, xlabel="step", ylabel=label, xlim=(0, 200))
             self.lines.append({})
             for name in live.names:
                 style = plots.task_style(name)
@@ -425,26 +440,24 @@ class _Curves:
         total = sum(live.weights.values())
         for name, mark in self.sliders.items():
             mark.set_data([live.step + 3], [live.weights[name] / total if total else math.nan])
-        self._fit(live.step, smooth, np.array([list(values.values()) for _, values in live.metrics], float))
 
-    def _fit(self, step: int, smooth: np.ndarray, metrics: np.ndarray) -> None:
-        width = self.axes[0].get_xlim()[1]
-        wanted = 100 * 2 ** max(0, math.ceil(math.log2(max(step, 1) / 100)))
-        if wanted != width:
+    def fit(self, live: LiveTraining) -> None:
+        """Limits that hold the curves, and zoom in when the later half of them needs little room."""
+        wanted = 200 * 2 ** max(0, math.ceil(math.log2(max(live.step, 1) / 200)))
+        if wanted != self.axes[0].get_xlim()[1]:
             for ax in self.axes:
                 ax.set_xlim(0, wanted)
-        for ax, values in (
-            (self.axes[0], smooth[len(smooth) // 4 :]),
-            (self.axes[2], metrics[len(metrics) // 4 :]),
-        ):
-            finite = values[np.isfinite(values)]
-            if not len(finite):
+        metrics = [list(values.values()) for _, values in live.metrics]
+        for ax, curve in ((self.axes[0], live.smooth), (self.axes[2], metrics)):
+            values = np.asarray(curve[len(curve) // 2 :], float)
+            values = values[np.isfinite(values)]
+            if not len(values):
                 continue
-            low, high = float(finite.min()), float(finite.max())
-            span = max(high - low, 1e-3)
+            low, high = float(values.min()), float(values.max())
+            span = max(high - low, 2e-3)
             bottom, top = ax.get_ylim()
-            if low < bottom or high > top or span < 0.4 * (top - bottom):
-                ax.set_ylim(low - 0.25 * span, high + 0.25 * span)
+            if low < bottom or high > top or span < 0.2 * (top - bottom):
+                ax.set_ylim(low - 0.6 * span, high + 0.6 * span)
 
 
 class _Average:

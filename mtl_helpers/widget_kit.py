@@ -272,10 +272,10 @@ class Stage:
         return encode_png(self.draw())
 
     def _draw_background(self) -> None:
-        self.canvas.draw()
-        if self.figure.get_layout_engine() is not None:
+        if not self.full_draws and self.figure.get_layout_engine() is not None:
+            self.figure.draw_without_rendering()
             self.figure.set_layout_engine("none")
-            self.canvas.draw()
+        self.canvas.draw()
         self.full_draws += 1
         self._background = self.canvas.copy_from_bbox(self.figure.bbox)
         found = self.figure.findobj(lambda artist: artist.get_animated())

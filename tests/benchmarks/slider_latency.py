@@ -23,12 +23,13 @@ sys.path[:0] = [str(Path(__file__).parents[1] / "browser"), str(Path(__file__).p
 from lab import Book, Lab, missing, open_browser, write_notebook  # noqa: E402
 
 WATCH = """demo => {
-    const watch = window.watch = {times: [], blank: 0, frames: 0, start: null};
+    const watch = window.watch = {times: [], blank: 0, frames: 0, start: null, state: null};
     document.addEventListener('keydown', event => { watch.start = event.timeStamp }, true);
     new MutationObserver(() => {
         const image = demo.querySelector('.mtl-demo img'), start = watch.start;
-        if (!image || start === null || image.src === watch.src) return;
-        watch.src = image.src; watch.start = null;
+        const state = image && image.alt.split('. ')[1];   // title. state of the controls. reading
+        if (!image || start === null || state === watch.state) return;
+        watch.state = state; watch.start = null;
         // the first callback precedes the frame that paints the picture; when the second comes, that frame is out
         image.decode().then(() => requestAnimationFrame(() => requestAnimationFrame(
             () => watch.times.push(performance.now() - start))));
@@ -39,6 +40,7 @@ WATCH = """demo => {
         if (!image || !image.complete || !image.naturalWidth) watch.blank += 1;
         requestAnimationFrame(look) };
     requestAnimationFrame(look) }"""
+RUNNING = "live_training, while it trains"
 COUNT = """
 import gc, os, psutil
 from matplotlib.figure import Figure
@@ -50,10 +52,13 @@ print(sum(isinstance(thing, Figure) for thing in gc.get_objects()), len(widgets)
 
 
 def measure(browser, lab: Lab, name: str, moves: int, many: int) -> dict:
+    running = name == RUNNING
     path = f"notebooks/{name}.ipynb"
     setup = f"import sys; sys.path[:0] = ['..', {str(Path(__file__).parents[1] / 'browser')!r}]\nimport widget_demos\n"
     setup += "from mtl_helpers import plots; plots.use_course_style()"
-    write_notebook(lab.root / path, [setup, f"widget_demos.ALL[{name!r}]()", COUNT])
+    write_notebook(
+        lab.root / path, [setup, f"widget_demos.ALL[{'live_training' if running else name!r}]()", COUNT]
+    )
     book = Book(browser, lab, path)
     try:
         book.run_all()
@@ -66,6 +71,9 @@ def measure(browser, lab: Lab, name: str, moves: int, many: int) -> dict:
         page.wait_for_timeout(1000)
         demo.evaluate(WATCH)
         walk = Walk(handle)
+        if running:
+            demo.get_by_role("button", name="Start").click()
+            handle.focus()
         for done in range(1, moves + 1):
             page.keyboard.press(walk.key())
             page.wait_for_function(f"watch.times.length >= {done}", timeout=10_000)
@@ -91,6 +99,7 @@ def measure(browser, lab: Lab, name: str, moves: int, many: int) -> dict:
             "widgets": f"{after[1] - before[1]:+d}",
             "messages a move": round(messages / max(many, 1), 1),
             "kernel memory": f"{(after[2] - before[2]) / 1e6:+.1f} MB",
+            "page memory": f"{(after[3] - before[3]) / 1e6:+.1f} MB",
         }
     finally:
         book.close()
@@ -113,7 +122,12 @@ class Walk:
 
 
 def count(book: Book) -> list[int]:
-    return [int(number) for number in book.run_cell(2).split()]
+    """Figures, widgets and bytes of the kernel; bytes of the page's script heap."""
+    session = book.context.new_cdp_session(book.page)
+    session.send("HeapProfiler.collectGarbage")
+    heap = session.send("Runtime.getHeapUsage")["usedSize"]
+    session.detach()
+    return [*(int(number) for number in book.run_cell(2).split()), int(heap)]
 
 
 def main() -> None:
@@ -129,8 +143,8 @@ def main() -> None:
     import widget_demos
 
     load = f"load {os.getloadavg()[0]:.1f}"
-    print(f"{platform.machine()}, {os.cpu_count()} cores, {load}, Python {platform.python_version()}\\n")
-    names = [name for name in widget_demos.ALL if args.only in name]
+    print(f"{platform.machine()}, {os.cpu_count()} cores, {load}, Python {platform.python_version()}\n")
+    names = [name for name in [*widget_demos.ALL, RUNNING] if args.only in name]
     with tempfile.TemporaryDirectory() as root:
         lab = Lab(Path(root))
         try:
