@@ -1,6 +1,6 @@
 """Combining the gradients of several tasks where they share parameters.
 
-Taught in notebook 04 (planned). Let J (T, P) hold one task's gradient of the shared parameters per row. Every method
+Taught in notebook 04. Let J (T, P) hold one task's gradient of the shared parameters per row. Every method
 here finds weights from the Gramian J Jᵀ (T, T) alone and steps along Jᵀ w; heads always get their own task's gradient.
 :class:`CombinedGradients` runs a method in ``fit``: over the exact gradients of the shared parameters, or over those at
 the shared representation Z, which need one backward pass through the bottom in all.

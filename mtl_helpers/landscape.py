@@ -1,6 +1,6 @@
 """Two task losses in the plane, on which weighting methods can be watched.
 
-Taught in notebook 04 (planned). The functions are those of Liu et al., *Conflict-Averse Gradient Descent for Multi-task
+Taught in notebook 04. The functions are those of Liu et al., *Conflict-Averse Gradient Descent for Multi-task
 Learning*, NeurIPS 2021, appendix: two narrow valleys lead to a common Pareto front, and on the way there the mean of
 both losses has places where one task's large gradient hides the other's.
 

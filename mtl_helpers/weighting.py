@@ -1,6 +1,6 @@
 """Strategies that turn the losses of several tasks into one training step.
 
-Taught in notebook 04 (planned). Every strategy is one small class with the same protocol, and
+Taught in notebook 04. Every strategy is one small class with the same protocol, and
 ``fit(…, weights=strategy)`` runs it: :meth:`Weighting.forward` maps the losses (T,) to the total that is
 differentiated; hooks after a step and after an epoch let a strategy learn from what happened.
 :attr:`Weighting.effective` is what multiplied each task's gradient in the last step, which is what the figures draw.
