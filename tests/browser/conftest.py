@@ -18,16 +18,18 @@ SETUP = (
     "from mtl_helpers import plots; plots.use_course_style()"
 )
 BROKEN = """\
-from mtl_helpers.widgets import Explorer, slider
+from mtl_helpers.widgets import Explorer, dropdown, slider, toggle
 fig = plots.figure(4, 2)
 line, = fig.subplots().plot([0], [0], "o", animated=True)
 
 def show(state):
-    line.set_data([0], [0.04 * (1 - state["w"])])
+    line.set(data=([0], [0.04 * (1 - state["w"])]), color=state["color"], markersize=20 if state["big"] else 5)
     reciprocal = 1 / round(1 - state["w"], 6)
-    return f"1 / (1 - w) is {reciprocal:.2f}"
+    return f"1 / (1 - w) is {reciprocal:.2f}, a {'big' if state['big'] else 'small'} {state['color']} point"
 
-Explorer(fig, [slider("w", "weight", 0, 1, 0.9, step=0.1)], show, title="An update that fails at w = 1")"""
+controls = [slider("w", "weight", 0, 1, 0.9, step=0.1), dropdown("color", "color", ["red", "blue"])]
+controls += [toggle("big", "big")]
+Explorer(fig, controls, show, title="An update that fails at w = 1")"""
 
 
 @pytest.fixture(scope="session")

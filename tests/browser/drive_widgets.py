@@ -3,6 +3,7 @@
     python tests/browser/drive_widgets.py
 
 Each move sets the value of the ipywidgets control, as a browser's message does, and must change picture and reading.
+Live training is started, moved and stopped in a kernel.
 """
 
 from __future__ import annotations
@@ -10,10 +11,26 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+REPO = Path(__file__).parents[2]
+sys.path[:0] = [str(Path(__file__).parent), str(REPO), str(REPO / "notebooks" / "source")]
 
 import ipywidgets  # noqa: E402
+import nbformat  # noqa: E402
 import widget_demos  # noqa: E402
+
+from execute import execute  # noqa: E402
+
+LIVE = (
+    f"import sys; sys.path[:0] = {sys.path[:2]!r}\nimport asyncio, widget_demos",
+    "live = widget_demos.live()\nlive",
+    "slider, _, start, _, stop, _ = live.explorer.widget.children[0].children\nstart.click()",
+    "while live.step < 60: await asyncio.sleep(0.01)",
+    "slider.value = 0.0\nmoved = live.step",
+    "while live.step < moved + 10: await asyncio.sleep(0.01)",
+    "stop.click()\nassert not live.explorer.error, live.explorer.error",
+    "clicks = live.frame().query('task == \"click\"')['weight']\n"
+    "assert live.status == 'stopped' and set(clicks) == {0.5, 0.0} and clicks.iloc[-1] == 0, clicks",
+)
 
 
 def drive(name: str) -> int:
@@ -34,7 +51,9 @@ def drive(name: str) -> int:
         else:
             control.value = control.min if control.value > (control.min + control.max) / 2 else control.max
         assert not explorer.error, explorer.error
-        assert picture.value != before and explorer.reading != said, f"{name}: {control.description} moved nothing"
+        assert picture.value != before and explorer.reading != said, (
+            f"{name}: {control.description} moved nothing"
+        )
         moves += 1
     reset = [control for control in knobs.children if getattr(control, "description", "") == "Reset"]
     reset[0].click()
@@ -42,5 +61,13 @@ def drive(name: str) -> int:
     return moves
 
 
+def drive_live() -> None:
+    """Start, slider and Stop of live training on a kernel's own event loop."""
+    execute(
+        nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in LIVE]), REPO, timeout=120
+    )
+
+
 if __name__ == "__main__":
+    drive_live()
     print(f"ipywidgets {ipywidgets.__version__}:", {name: drive(name) for name in widget_demos.ALL})

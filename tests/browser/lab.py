@@ -20,7 +20,9 @@ REPO = Path(__file__).resolve().parents[2]
 DEMOS = "notebooks/widget_demos.ipynb"  # written by the fixture: every explorer once
 LIVE = "notebooks/live_{}.ipynb"  # written by the fixture, twice: live training, and a cell that reads its records
 LOCAL = ("127.0.0.1", "localhost", "::1", "")
-BADGE = "https://colab.research.google.com/assets/colab-badge.svg"  # a picture in the text: blocked, not an error
+BADGE = (
+    "https://colab.research.google.com/assets/colab-badge.svg"  # a picture in the text: blocked, not an error
+)
 NOWHERE = "http://127.0.0.1:9"  # nobody listens on the discard port: a kernel that fetches something fails
 SETTINGS = {
     # every cell in the page, nothing written back, no news fetched

@@ -18,23 +18,25 @@ def test_every_slider_moves_its_picture_by_keyboard_and_mouse(open_book, path):
     book = open_book(path)
     book.run_all()
     assert book.errors() == []
-    demos = book.demos()
+    demos, moved = book.demos(), 0
     for index in range(demos.count()):
         demo = demos.nth(index)
         image = demo.locator(".mtl-demo img")
         assert len(image.get_attribute("alt")) > 40
         assert reading(demo) in image.get_attribute("alt")
-        handles = demo.get_by_role("slider")
-        for at in range(handles.count()):
-            for press in (by_keyboard, by_mouse):
-                before, said = picture(demo), reading(demo)
-                press(book.page, handles.nth(at))
-                where = f"slider {at} of demo {index}, {press.__name__}"
-                assert wait_for_change(demo, before), f"{where}: the picture stayed"
-                assert reading(demo) != said, f"{where}: the reading stayed"
-                assert wait_until(
-                    lambda demo=demo, image=image: reading(demo) in image.get_attribute("alt")
-                ), where
+        ways = {"slider": (by_keyboard, by_mouse), "combobox": (by_choice,), "checkbox": (by_click,)}
+        for role, presses in ways.items():
+            controls = demo.get_by_role(role)
+            for at in range(controls.count()):
+                for press in presses:
+                    before, said = picture(demo), reading(demo)
+                    press(book.page, controls.nth(at))
+                    where = f"{role} {at} of demo {index}, {press.__name__}"
+                    assert wait_for_change(demo, before), f"{where}: the picture stayed"
+                    assert reading(demo) != said, f"{where}: the reading stayed"
+                    assert wait_until(lambda d=demo, i=image: reading(d) in i.get_attribute("alt")), where
+                moved += role == "slider"
+    assert moved == book.page.get_by_role("slider").count(), "sliders without a picture"
     assert book.errors() == []
 
 
@@ -164,6 +166,16 @@ def by_mouse(page, handle):
     page.mouse.move((x + goal) / 2, y)
     page.mouse.move(goal, y)
     page.mouse.up()
+
+
+def by_choice(page, menu):
+    menu.select_option(
+        index=(menu.evaluate("menu => menu.selectedIndex") + 1) % menu.locator("option").count()
+    )
+
+
+def by_click(page, box):
+    box.click()
 
 
 def step(demo) -> int:
