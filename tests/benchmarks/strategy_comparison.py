@@ -1,0 +1,229 @@
+"""All weighting strategies against a tuned fixed weighting, on the shop and on KuaiRand-Pure.
+
+    python tests/benchmarks/strategy_comparison.py [--data shop kuairand] [--seeds 10] [--out notebooks/results]
+
+Writes ``04_strategies_<data>.csv`` (one row per strategy, seed, task: test metric, steps, epoch kept) and
+``04_cost.csv`` (cost of a step, as a ratio to equal weights, interleaved in one process); notebook 04 reads them.
+
+What is kept equal: model, optimiser, batches of a seed, epochs at most, patience, and what stops a run: the sum of the
+validation losses, each divided by what the best constant loses. Strategies keep the defaults of their papers. The fixed
+weighting is tuned on a data set of its own (seed 1000, not reported): 36 weightings on the simplex, 3 starts each, by
+the same validation sum. A seed draws a whole new shop; on KuaiRand it draws the training rows, the initial weights and
+the order of batches, while the test day stays. Test rows are scored once a run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from mtl_helpers.data import MultiTaskDataset, Splits, prepare
+from mtl_helpers.gradients import METHODS, CombinedGradients
+from mtl_helpers.kuairand import (
+    KUAIRAND_CATEGORICAL,
+    KUAIRAND_NUMERIC,
+    KUAIRAND_TASKS,
+    load_kuairand,
+    split_by_date,
+)
+from mtl_helpers.models import SharedBottom
+from mtl_helpers.shop import (
+    SHOP_CATEGORICAL,
+    SHOP_NUMERIC,
+    SHOP_TASKS,
+    ShopConfig,
+    shop_frame,
+    shop_splits,
+    simulate,
+)
+from mtl_helpers.sweep import simplex_grid, sweep
+from mtl_helpers.training import evaluate, fit, training_steps
+from mtl_helpers.weighting import (
+    DWA,
+    FAMO,
+    GLS,
+    IMTLL,
+    STCH,
+    Fixed,
+    GradNorm,
+    RandomWeighting,
+    UncertaintyWeighting,
+    ValidationGap,
+    Weighting,
+    constant_losses,
+    entropy_weights,
+    rarity_weights,
+)
+
+TUNING_SEED = 1000
+KUAIRAND_ROWS = 20_000
+TRAINING = {"epochs": 40, "patience": 3, "batch_size": 1024, "lr": 1e-3, "weight_decay": 1e-4}
+Make = Callable[[MultiTaskDataset], Weighting]
+
+
+def strategies(tuned: dict[str, float]) -> dict[str, Make]:
+    """Every strategy by name, made from the training data."""
+    return {
+        "equal weights": lambda data: Fixed(data.tasks),
+        "tuned fixed": lambda data: Fixed(data.tasks, tuned),
+        "rarity": lambda data: Fixed(data.tasks, rarity_weights(data)),
+        "entropy": lambda data: Fixed(data.tasks, entropy_weights(data)),
+        "validation gap": lambda data: ValidationGap(data.tasks, constant_losses(data)),
+        "UW": lambda data: UncertaintyWeighting(data.tasks),
+        "DWA": lambda data: DWA(data.tasks),
+        "GradNorm": lambda data: GradNorm(data.tasks),
+        "RLW": lambda data: RandomWeighting(data.tasks),
+        "IMTL-L": lambda data: IMTLL(data.tasks),
+        "GLS": lambda data: GLS(data.tasks),
+        "FAMO": lambda data: FAMO(data.tasks),
+        "STCH": lambda data: STCH(data.tasks),
+        **{name: lambda data, name=name: CombinedGradients(data.tasks, name) for name in METHODS},
+    }
+
+
+def shop(seed: int) -> Splits:
+    frames = shop_splits(shop_frame(simulate(ShopConfig(seed=seed))))
+    return prepare(frames, SHOP_TASKS, SHOP_NUMERIC, SHOP_CATEGORICAL)
+
+
+class KuaiRand:
+    """Keeps the log, and draws training rows by seed."""
+
+    def __init__(self) -> None:
+        self.frames = split_by_date(load_kuairand(progress=False))
+
+    def __call__(self, seed: int) -> Splits:
+        train = self.frames["train"].sample(KUAIRAND_ROWS, random_state=seed)
+        return prepare(
+            self.frames | {"train": train},
+            KUAIRAND_TASKS,
+            KUAIRAND_NUMERIC,
+            KUAIRAND_CATEGORICAL,
+            min_count=2,
+        )
+
+
+def build(splits: Splits) -> SharedBottom:
+    return SharedBottom(splits.schema, splits.tasks, embedding_dim=4)
+
+
+def tune(splits: Splits) -> dict[str, float]:
+    """The weighting with the lowest normalised validation loss, mean of three starts."""
+    grid = simplex_grid(splits.tasks, 8, lowest=0.02)
+    swept = sweep(
+        lambda: build(splits),
+        splits.train,
+        splits.valid,
+        weightings=grid,
+        seeds=(0, 1, 2),
+        epochs=12,
+        lr=TRAINING["lr"],
+        weight_decay=TRAINING["weight_decay"],
+        progress=False,
+    )
+    constants = constant_losses(splits.train)
+    losses = swept.records.query("split == 'valid' and metric == 'loss'")
+    total = losses["value"] / losses["task"].map(constants)
+    by_epoch = total.groupby([losses["weighting"], losses["seed"], losses["epoch"]]).sum()
+    best = by_epoch.groupby(["weighting", "seed"]).min().groupby("weighting").mean().idxmin()
+    return {name: round(value, 4) for name, value in grid[best].items()}
+
+
+def compare(name: str, source: Callable[[int], Splits], seeds: int) -> tuple[pd.DataFrame, dict[str, float]]:
+    tuned = tune(source(TUNING_SEED))
+    print(f"{name}: tuned fixed weights {tuned}", flush=True)
+    rows = []
+    for seed in range(seeds):
+        splits = source(seed)
+        constants = constant_losses(splits.train)
+        monitor = {task: 1 / loss for task, loss in constants.items()}
+        for strategy, make in strategies(tuned).items():
+            rows += run(name, strategy, make, splits, monitor, seed)
+        print(f"{name}: seed {seed} done", flush=True)
+    return pd.DataFrame(rows), tuned
+
+
+def run(
+    name: str, strategy: str, make: Make, splits: Splits, monitor: dict[str, float], seed: int
+) -> list[dict]:
+    """Train once and score the test rows."""
+    torch.manual_seed(seed)
+    model = build(splits)
+    history = fit(
+        model,
+        splits.train,
+        splits.valid,
+        weights=make(splits.train),
+        monitor=monitor,
+        seed=seed,
+        progress=False,
+        **TRAINING,
+    )
+    found = evaluate(model, splits.test)
+    return [
+        {
+            "data": name,
+            "strategy": strategy,
+            "seed": seed,
+            "task": task,
+            "metric": metric,
+            "value": round(value, 6),
+            "epoch": history.best_epoch,
+        }
+        for task, metrics in found.items()
+        for metric, value in metrics.items()
+        if metric == "loss" or metric == ("auc" if "auc" in metrics else "accuracy")
+    ]
+
+
+def cost(splits: Splits, rounds: int = 25) -> pd.DataFrame:
+    """Seconds a step of each strategy, as the median ratio to equal weights within a round."""
+    running = {}
+    for name, make in strategies({task.name: 1.0 for task in splits.tasks}).items():
+        model = build(splits)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+        running[name] = training_steps(
+            model, splits.train, optimizer, weights=make(splits.train), epochs=rounds, batch_size=1024
+        )
+    seconds: dict[str, list[float]] = {name: [] for name in running}
+    for number in range(rounds + 3):
+        for name, steps in running.items():
+            start = time.perf_counter()
+            next(steps)
+            if number >= 3:
+                seconds[name].append(time.perf_counter() - start)
+    base = seconds["equal weights"]
+    ratios = {
+        name: statistics.median(s / b for s, b in zip(v, base, strict=True)) for name, v in seconds.items()
+    }
+    return pd.DataFrame({"strategy": list(ratios), "ratio": np.round(list(ratios.values()), 3)})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", nargs="+", choices=("shop", "kuairand"), default=["shop", "kuairand"])
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--out", type=Path, default=Path("notebooks/results"))
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name in options.data:
+        table, tuned = compare(name, shop if name == "shop" else KuaiRand(), options.seeds)
+        table.to_csv(options.out / f"04_strategies_{name}.csv", index=False)
+        weights = pd.DataFrame({"data": name, "task": list(tuned), "weight": list(tuned.values())})
+        weights.to_csv(options.out / f"04_tuned_{name}.csv", index=False)
+    cost(shop(TUNING_SEED)).to_csv(options.out / "04_cost.csv", index=False)
+
+
+if __name__ == "__main__":
+    main()
