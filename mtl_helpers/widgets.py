@@ -203,7 +203,8 @@ def scarcity_explorer(
     gaps = right.plot([], [], "o", color=COLORS[0], ms=6, alpha=0.6, animated=True)[0]
     span = right.plot([], [], color="black", lw=2.5, animated=True, solid_capstyle="butt")[0]
     mean = right.plot([], [], "D", color="black", ms=8, animated=True)[0]
-    verdict = right.text(0, 0.85, "", ha="center", fontsize=10, animated=True)
+    plate = {"facecolor": "white", "edgecolor": "none", "pad": 2}
+    verdict = right.text(0, 0.85, "", ha="center", fontsize=10, bbox=plate, animated=True)
 
     def update(state: dict) -> str:
         cell = found[budgets.index(state["budget"])]
