@@ -297,6 +297,7 @@ def test_malformed_csv(content, words, tmp_path):
         entry("hard.csv", type=tarfile.LNKTYPE, linkname=LOG),
         entry("fifo", type=tarfile.FIFOTYPE),
         entry("device", type=tarfile.CHRTYPE),
+        entry("sparse", type=tarfile.GNUTYPE_SPARSE),
     ],
     ids=lambda info: info.name,
 )
@@ -582,6 +583,7 @@ def test_connection_that_keeps_dropping_reports_and_keeps_the_part(server, tmp_p
     server.cuts = [100_000, 0, 0, 0]
     with pytest.raises(KuaiRandUnavailable, match="100,000 bytes are kept"):
         fetch(server)
+    assert len(server.seen) == 2  # a try that gained nothing is the last
     assert [name.endswith(".part") for name in cache_files(tmp_path)] == [True]
 
 
