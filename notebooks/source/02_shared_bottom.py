@@ -887,7 +887,7 @@ live = live_training(SharedBottom(s.schema, s.tasks, 4), s.train, s.valid, lr=3e
 live
 
 # %% [markdown]
-# **What surprised you?** The share of the gradient is not the share of the weights. Notebook 04 (planned) is
+# **What surprised you?** The share of the gradient is not the share of the weights. Notebook 04 is
 # about that difference.
 
 # %% [markdown]
@@ -1184,4 +1184,4 @@ if FAST:
 # - C. Gao et al., *KuaiRand: An Unbiased Sequential Recommendation Dataset with Randomly Exposed Videos*, CIKM
 #   2022.
 #
-# **Next:** 03, the loss math (planned): the losses and their gradients, derived and then checked.
+# **Next:** [03_loss_math](03_loss_math.ipynb): the losses and their gradients, derived and then checked.
