@@ -12,6 +12,7 @@ sys.path.insert(0, HERE)
 
 from lab import DEMOS, LIVE, Book, Lab, missing, open_browser, write_notebook  # noqa: E402
 
+WRITTEN = (DEMOS, LIVE.format("a"), LIVE.format("b"))
 SETUP = (
     f"import sys; sys.path[:0] = ['..', {HERE!r}]\n"
     "import widget_demos\n"
@@ -53,26 +54,40 @@ def browser(lab):
         yield chromium
 
 
+@pytest.fixture(scope="module")
+def demo_book(browser, lab):
+    """Opens one of the notebooks written above and runs it, once for all tests of a module."""
+    books: dict[str, Book] = {}
+
+    def opened(path: str) -> Book:
+        if path not in books:
+            books[path] = Book(browser, lab, path)
+            books[path].run_all()
+        return books[path]
+
+    yield opened
+    close(books.values())
+
+
 @pytest.fixture
-def open_book(browser, lab):
-    """Opens a notebook; it is closed, kernel and all, after the test, which fails if a request left the machine."""
+def open_book(browser, lab, demo_book):
+    """Opens any notebook and runs it; those of the course are closed, kernel and all, after the test."""
     books = []
 
     def opened(path: str) -> Book:
+        if path in WRITTEN:
+            return demo_book(path)
         books.append(Book(browser, lab, path))
+        books[-1].run_all()
         return books[-1]
 
     yield opened
+    close(books)
+
+
+def close(books) -> None:
+    """Closes notebooks; fails if a request left the machine."""
     foreign = [url for book in books for url in book.foreign]
     for book in books:
         book.close()
     assert not foreign, f"requests that left the machine: {foreign}"
-
-
-@pytest.fixture(scope="module")
-def demos(browser, lab):
-    """The notebook with every explorer, run once for the tests of this module."""
-    book = Book(browser, lab, DEMOS)
-    book.run_all()
-    yield book
-    book.close()

@@ -20,9 +20,6 @@ REPO = Path(__file__).resolve().parents[2]
 DEMOS = "notebooks/widget_demos.ipynb"  # written by the fixture: every explorer once
 LIVE = "notebooks/live_{}.ipynb"  # written by the fixture, twice: live training, and a cell that reads its records
 LOCAL = ("127.0.0.1", "localhost", "::1", "")
-BADGE = (
-    "https://colab.research.google.com/assets/colab-badge.svg"  # a picture in the text: blocked, not an error
-)
 NOWHERE = "http://127.0.0.1:9"  # nobody listens on the discard port: a kernel that fetches something fails
 SETTINGS = {
     # every cell in the page, nothing written back, no news fetched
@@ -70,9 +67,13 @@ class Lab:
         for name in ("mtl_helpers", "datasets"):
             if (REPO / name).exists() and not (root / name).exists():
                 (root / name).symlink_to(REPO / name)
-        (root / "notebooks").mkdir(exist_ok=True)
-        for notebook in notebooks():
-            shutil.copy(notebook, root / "notebooks")
+        # copies, results and all, so that nothing is written into the repository
+        shutil.copytree(
+            REPO / "notebooks",
+            root / "notebooks",
+            ignore=shutil.ignore_patterns("source", ".*"),
+            dirs_exist_ok=True,
+        )
         home = root / ".lab"
         for name, values in SETTINGS.items():
             folder, plugin = name.split("/")
@@ -205,7 +206,7 @@ class Book:
 
     def _note(self, url: str) -> bool:
         local = urlsplit(url).scheme in ("data", "blob", "about") or urlsplit(url).hostname in LOCAL
-        if not local and url != BADGE:
+        if not local:
             self.foreign.append(url)
         return local
 
