@@ -993,7 +993,7 @@ attempt(reconstructed_training, OneLogit(x.shape[1]))
 
 # %% [markdown]
 # **Fault two: a loss for probabilities, fed with logits.** A logit can be any number. Mend it with the loss that takes
-# logits; a sigmoid in front would work too, but would overflow where this one does not.
+# logits. A sigmoid in front would run too, but it rounds sure answers to zero or one, and their gradient is lost.
 
 
 # %%
@@ -1034,7 +1034,7 @@ def training(net, x, buy, category, epochs=30):
 
 seed_everything(0)
 running = OneLogit(x.shape[1])
-curve_softmaxed = attempt(training, running)
+curve = attempt(training, running)
 
 # %% [markdown]
 # It runs, and now it is dangerous, because the faults that are left say nothing. Here is the only figure it would
@@ -1442,7 +1442,7 @@ print("Exercise 3:", check_log_loss(stable_log_loss))
 #
 # **In production** features are logged at the moment of serving and trained on as logged, so that no later value slips
 # in. Purchases arrive hours or days after the click, so a label may be missing rather than negative. And the split
-# is always by time.
+# follows time.
 
 # %% [markdown]
 # ## References
