@@ -329,7 +329,7 @@ def draw(state):
     return f"{state['strategy']} at step {at + 1}: {given}. Range over the run: {trace.min():.2f} to {trace.max():.2f}."
 
 
-knobs = [dropdown("strategy", "strategy", list(traces)), slider("step", "step", 1, steps, steps, step=1)]
+knobs = [dropdown("strategy", "strategy", list(traces)), slider("step", "step", 1, steps, steps // 2, step=1)]
 Explorer(fig, knobs, draw, title="Effective task weights over time")
 
 # %%
@@ -588,7 +588,7 @@ knobs = [
     dropdown("method", "method", list(WALKERS)),
     dropdown("start", "start", ["all", "1", "2", "3"]),
     dropdown("scale", "first loss ×", list(scales)),
-    slider("share", "how far", 0, 100, 100, step=1, unit="% of the steps"),
+    slider("share", "how far", 0, 100, 90, step=1, unit="% of the steps"),
 ]
 Explorer(fig, knobs, draw_walk, title="Walks over two losses")
 
