@@ -11,10 +11,12 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import time
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from itertools import combinations
 from pathlib import Path
 
@@ -375,6 +377,8 @@ def hypervolume(points: ArrayLike, reference: ArrayLike, maximise: bool | Sequen
     points = points[(points < reference).all(1)]
     if points.shape[1] == 2:
         return _area(points, reference)
+    if not len(points):
+        return 0.0
     points = points[np.argsort(points[:, 2])]
     tops = np.append(points[1:, 2], reference[2])  # between two heights the dominated area stays the same
     return float(
@@ -478,7 +482,7 @@ def sweep(
     valid = None if valid is None else valid.select(names).to(train.device)
     method = _choose_engine(engine, template, tasks, train)
     runs = pd.DataFrame(
-        [(w, seed, rate, 0) for seed in seeds for rate in lrs for w in range(len(weights_frame))],
+        [(w, seed, rate, 0) for rate in lrs for seed in seeds for w in range(len(weights_frame))],
         columns=RUN_COLUMNS,
     )
     chunk, block = _sizes(method, train, batch_size, len(weights_frame), chunk)
@@ -565,27 +569,33 @@ class _Stack:
         self.runs = runs.reset_index(drop=True)
         self.epochs = 0
         self.stacked = engine.pack([starts[seed] for seed in self.runs["seed"]])
+        self.gradients = {name: torch.zeros_like(self.stacked[name]) for name in engine.trainable}
         self.kept: dict[str, Tensor] = {}
         self.best = torch.full((len(runs),), float("inf"), dtype=torch.float64)
         self.generators = {
             seed: torch.Generator().manual_seed(seed) for seed in self.runs["seed"].unique().tolist()
         }
         self.blocks: dict[int, list[_Block]] = {seed: [] for seed in self.generators}
-        groups: dict[float, list[Tensor]] = {}
-        for (seed, rate), rows in self.runs.groupby(["seed", "lr"], sort=False):
-            for first in range(rows.index[0], rows.index[-1] + 1, block):
-                part = slice(first, min(first + block, rows.index[-1] + 1))
-                # detached views: leaves that share the memory of the stack
-                leaves = {name: value[part].detach() for name, value in self.stacked.items()}
-                for name in engine.trainable:
-                    leaves[name].requires_grad_()
-                self.blocks[seed].append(_Block(part, leaves, weights[part]))
-                groups.setdefault(rate, []).extend(leaves[name] for name in engine.trainable)
+        groups: list[dict] = []
+        for rate, same_rate in self.runs.groupby("lr", sort=False):
+            groups.append({"params": self._leaves(same_rate.index), "lr": rate})
+            for seed, rows in same_rate.groupby("seed", sort=False):
+                for first in range(rows.index[0], rows.index[-1] + 1, block):
+                    part = slice(first, min(first + block, rows.index[-1] + 1))
+                    values = {name: value[part] for name, value in self.stacked.items()}
+                    slopes = {name: value[part] for name, value in self.gradients.items()}
+                    self.blocks[seed].append(_Block(part, weights[part], engine.members(values, slopes)))
         self.optimizer = torch.optim.Adam(
-            [{"params": leaves, "lr": rate} for rate, leaves in groups.items()],
-            weight_decay=weight_decay,
-            fused=weights.device.type in ("cpu", "cuda"),
+            groups, weight_decay=weight_decay, fused=weights.device.type in ("cpu", "cuda")
         )
+
+    def _leaves(self, rows: pd.Index) -> list[Tensor]:
+        """Views of some neighbouring models' parameters, for the optimiser: they share memory with the stack."""
+        part, leaves = slice(rows[0], rows[-1] + 1), []
+        for name, gradient in self.gradients.items():
+            leaves.append(self.stacked[name][part].requires_grad_())
+            leaves[-1].grad = gradient[part]
+        return leaves
 
     def train_epoch(
         self, train: MultiTaskDataset, batch_size: int, tick: Callable[[], object]
@@ -598,8 +608,8 @@ class _Stack:
             for blocks, batch in zip(self.blocks.values(), batches, strict=True):
                 ready = self.engine.prepare(batch)
                 for block in blocks:
-                    losses = self.engine.gradients(block.leaves, block.weights, ready)
-                    sums[block.part] += losses * len(batch)
+                    losses = self.engine.gradients(block.members, block.weights, ready)
+                    sums[block.part].add_(losses, alpha=len(batch))
             self.optimizer.step()
             tick()
         means = (sums / len(train)).double().cpu().numpy()
@@ -609,20 +619,19 @@ class _Stack:
     def evaluate(self, data: MultiTaskDataset, batch_size: int) -> dict[str, dict[str, np.ndarray]]:
         """``{task: {metric: (K,)}}``, as :func:`mtl_helpers.training.evaluate` measures each model."""
         self.engine.template.eval()
-        out: dict[str, dict[str, list[np.ndarray]]] = {task.name: {} for task in self.tasks}
+        ready = [
+            self.engine.prepare(batch, backward=False) for batch in data.batches(batch_size, shuffle=False)
+        ]
+        out: dict[str, dict[str, np.ndarray]] = {task.name: {} for task in self.tasks}
         for block in [block for blocks in self.blocks.values() for block in blocks]:
-            parts = [
-                self.engine.logits(block.leaves, batch) for batch in data.batches(batch_size, shuffle=False)
-            ]
+            parts = [self.engine.logits(block.members, batch) for batch in ready]
             for task in self.tasks:
                 logits = torch.cat([part[task.name] for part in parts], dim=1)
                 measured = _measure(task, logits, data.labels[task.name], data.masks.get(task.name))
                 for metric, values in measured.items():
-                    out[task.name].setdefault(metric, []).append(values.double().cpu().numpy())
-        return {
-            name: {metric: np.concatenate(values) for metric, values in metrics.items()}
-            for name, metrics in out.items()
-        }
+                    column = out[task.name].setdefault(metric, np.full(len(self.runs), np.nan))
+                    column[block.part] = values.double().cpu().numpy()
+        return out
 
     def keep(self, epoch: int, values: Mapping[str, Mapping[str, np.ndarray]] | None) -> None:
         """Set this epoch's parameters aside; with values, only those of runs whose weighted loss is their lowest."""
@@ -648,11 +657,19 @@ class _Stack:
 
 @dataclass
 class _Block:
-    """Some models of a stack: their rows in it, their parameters, their (k, T) weights."""
+    """Some models of a stack: their rows in it, their (k, T) weights, and their tensors as the engine wants them."""
 
     part: slice
-    leaves: dict[str, Tensor]
     weights: Tensor
+    members: list[_Member]
+
+
+@dataclass
+class _Member:
+    """Parameters, and where their gradients are written: of k stacked models, or of a single one."""
+
+    values: dict[str, Tensor]
+    slopes: dict[str, Tensor]
 
 
 def _measure(task: Task, logits: Tensor, labels: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
@@ -685,7 +702,7 @@ def _tidy(
     return pd.concat(parts, ignore_index=True)[RECORD_COLUMNS]
 
 
-# ------------------------------------------------------------------------------------------------- engines
+# ------------------------------------------------------------------------------------------------- any model
 
 
 class _Vmap:
@@ -695,6 +712,25 @@ class _Vmap:
         self.template, self.tasks = template, tasks
         self.trainable = [name for name, value in template.named_parameters() if value.requires_grad]
 
+    def check(self, batch: Batch) -> None:
+        """Try two models on some rows; ValueError when vmap cannot transform the model."""
+        state = {name: value.detach() for name, value in self.template.named_parameters()}
+        stacked = self.pack([state, state])
+        slopes = {name: torch.full_like(stacked[name], float("nan")) for name in self.trainable}
+        (member,) = self.members(stacked, slopes)
+        for name in self.trainable:
+            member.values[name].grad = None
+        try:
+            with torch.random.fork_rng():
+                self._backward(member, torch.ones(2, len(self.tasks), device=batch.numeric.device), batch)
+        except RuntimeError as error:
+            raise ValueError(
+                f"This model cannot be stacked: torch.func.vmap refuses it ({str(error).splitlines()[0]}). Train one "
+                "model after the other with fit instead."
+            ) from error
+        # as in fit, a parameter that no output depends on is left alone, even by weight decay
+        self.trainable = [name for name in self.trainable if member.values[name].grad is not None]
+
     def pack(self, states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """Parameters of K models → stacked."""
         return {name: torch.stack([state[name] for state in states]) for name in states[0]}
@@ -703,31 +739,40 @@ class _Vmap:
         """Stacked → ``{the model's name of a parameter: (K, …)}``."""
         return dict(stacked)
 
-    def prepare(self, batch: Batch) -> Batch:
+    def members(self, values: dict[str, Tensor], slopes: dict[str, Tensor]) -> list[_Member]:
+        """A block's tensors: leaves for autograd, which share the memory of the stack."""
+        leaves = {name: value.detach() for name, value in values.items()}
+        for name, slope in slopes.items():
+            leaves[name].requires_grad_().grad = slope
+        return [_Member(leaves, slopes)]
+
+    def prepare(self, batch: Batch, backward: bool = True) -> Batch:
         """What the models of all blocks need of a batch, once."""
         return batch
 
-    def gradients(self, leaves: Mapping[str, Tensor], weights: Tensor, batch: Batch) -> Tensor:
-        """Put Σ wᵢ Lᵢ's gradient into each leaf's ``grad``; return the losses (k, T)."""
+    def gradients(self, members: list[_Member], weights: Tensor, batch: Batch) -> Tensor:
+        """Write the gradient of Σ wᵢ Lᵢ where it belongs; return the losses (k, T)."""
+        for slope in members[0].slopes.values():
+            slope.zero_()
+        return self._backward(members[0], weights, batch)
 
+    def _backward(self, member: _Member, weights: Tensor, batch: Batch) -> Tensor:
         def one(parameters: dict[str, Tensor]) -> Tensor:
             logits = functional_call(self.template, parameters, (batch.numeric, batch.categorical))
             losses = task_losses(self.tasks, logits, batch)
             return torch.stack([losses[task.name] for task in self.tasks])
 
-        for leaf in leaves.values():
-            leaf.grad = None
-        losses = vmap(one, randomness="different")(dict(leaves))
+        losses = vmap(one, randomness="different")(dict(member.values))
         (losses * weights).sum().backward()
         return losses.detach()
 
-    def logits(self, leaves: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+    def logits(self, members: list[_Member], batch: Batch) -> dict[str, Tensor]:
         """``{task: (k, n) or (k, n, classes)}``."""
 
         def one(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
             return functional_call(self.template, parameters, (batch.numeric, batch.categorical))
 
-        return vmap(one, randomness="different")(dict(leaves))
+        return vmap(one, randomness="different")(dict(members[0].values))
 
     def activation_bytes(self, batch: Batch) -> int:
         """Memory that one model's forward pass leaves behind for its backward pass."""
@@ -738,10 +783,13 @@ class _Vmap:
             return tensor
 
         self.template.train()
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), torch.enable_grad():
+        with torch.random.fork_rng(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             logits = self.template(batch.numeric, batch.categorical)
             torch.stack(list(task_losses(self.tasks, logits, batch).values())).sum()
         return sum(sizes)
+
+
+# ------------------------------------------------------------------------------------------------- shared bottoms
 
 
 @dataclass
@@ -758,29 +806,44 @@ class _Layer:
     mask: Tensor | None = None  # (n_out, n_in), 0 where towers must not see each other
 
 
-class _Mlp:
-    """Shared-bottom and single-task models: forward and backward pass by hand, on stacked matrices, K-major.
+@dataclass
+class _Ready:
+    """A batch, the (n·C,) rows of the embedding table that it reads, and what all models' backward passes share."""
 
-    ``torch.baddbmm`` multiplies (k, n, in) by (k, in, out) for k models at once; buffers are written anew, not
-    allocated anew; the gradient of the embedding tables is a sum over segments of rows, sorted once for all models.
+    batch: Batch
+    index: Tensor
+    numeric_columns: Tensor | None = None  # (D, n)
+    order: Tensor | None = None  # of the look-ups, sorted by the row of the table that they read …
+    starts: Tensor | None = None  # … and where each row's look-ups start in that order, (rows of the table,)
+
+
+class _Mlp:
+    """Shared-bottom and single-task models: forward and backward pass by hand.
+
+    A parameter or activation has one axis more than the model's own, K-major, with :class:`_StackedProducts`; or
+    :class:`_OneDnnProducts` goes from model to model. The gradient of the embedding tables is a sum over segments of
+    rows that were sorted once for all models.
     """
 
     def __init__(self, template: nn.Module, tasks: tuple[Task, ...]) -> None:
         self.template, self.tasks = template, tasks
         self.layers = _chain(template)
-        features = template.features
-        self.n_columns, (self.n_rows, self.width) = len(features.offset), features.embedding.weight.shape
+        table = template.features.embedding.weight
+        self.products = (
+            _OneDnnProducts() if table.device.type == "cpu" and _onednn_is_faster() else _StackedProducts()
+        )
+        self.offset, (self.n_rows, self.width) = template.features.offset, table.shape
+        self.n_columns = len(self.offset)
         self.n_embedded = self.n_columns * self.width
-        self.n_numeric = features.n_out - self.n_embedded
-        self.trainable = ["table"] if self.n_columns else []
+        self.n_numeric = template.features.n_out - self.n_embedded
+        self.trainable = ["table"]
         for i in range(len(self.layers)):
-            self.trainable += [*self._weights_of(i), f"bias{i}"]
+            self.trainable += [*self._matrices(i), f"bias{i}"]
         ends = np.cumsum([task.n_outputs for task in tasks]).tolist()
         self.outputs = [slice(end - task.n_outputs, end) for task, end in zip(tasks, ends, strict=True)]
-        self.buffers: dict[tuple, Tensor] = {}
 
-    def _weights_of(self, i: int) -> list[str]:
-        """Names of layer i's stacked matrices: the first layer has one for embeddings and one for numbers."""
+    def _matrices(self, i: int) -> list[str]:
+        """Names of layer i's matrices: the first layer has one for the embeddings and one for the numeric columns."""
         if i:
             return [f"weight{i}"]
         return ["embedded0"] * bool(self.n_embedded) + ["numeric0"] * bool(self.n_numeric)
@@ -794,7 +857,7 @@ class _Mlp:
             for name, rows, columns in layer.parts:
                 weight[:, rows, columns] = torch.stack([state[f"{name}.weight"] for state in states])
                 stacked[f"bias{i}"][:, rows] = torch.stack([state[f"{name}.bias"] for state in states])
-            names = self._weights_of(i)
+            names = self._matrices(i)
             cut = [self.n_embedded, self.n_numeric] if len(names) == 2 else [layer.n_in]
             stacked |= dict(zip(names, (w.contiguous() for w in weight.split(cut, dim=-1)), strict=True))
         return stacked
@@ -802,119 +865,220 @@ class _Mlp:
     def unpack(self, stacked: Mapping[str, Tensor]) -> dict[str, Tensor]:
         named = {TABLE: stacked["table"]}
         for i, layer in enumerate(self.layers):
-            weight = torch.cat([stacked[name] for name in self._weights_of(i)], dim=-1)
+            weight = torch.cat([stacked[name] for name in self._matrices(i)], dim=-1)
             for name, rows, columns in layer.parts:
                 named[f"{name}.weight"] = weight[:, rows, columns].contiguous()
                 named[f"{name}.bias"] = stacked[f"bias{i}"][:, rows].contiguous()
         return {name: named[name] for name, _ in self.template.named_parameters()}
 
-    def prepare(self, batch: Batch) -> _Ready:
-        index = (batch.categorical + self.template.features.offset).flatten()
-        if not self.n_columns or index.device.type != "cpu":
-            return _Ready(batch, index)
-        # rows of the gradient sorted by the row of the table they belong to, and where each row's share begins
-        ordered, order = index.int().sort(stable=True)
-        starts = torch.searchsorted(ordered, torch.arange(self.n_rows, dtype=torch.int32), out_int32=True)
-        return _Ready(batch, index, order.int(), starts)
+    def members(self, values: dict[str, Tensor], slopes: dict[str, Tensor]) -> list[_Member]:
+        if self.products.stacked:
+            return [_Member(values, slopes)]
+        return [
+            _Member(
+                {name: value[i] for name, value in values.items()},
+                {name: slope[i] for name, slope in slopes.items()},
+            )
+            for i in range(len(values["bias0"]))
+        ]
+
+    def prepare(self, batch: Batch, backward: bool = True) -> _Ready:
+        ready = _Ready(batch, (batch.categorical + self.offset).flatten())
+        if backward and batch.numeric.device.type == "cpu":
+            ready.numeric_columns = batch.numeric.t().contiguous()
+            ordered, order = ready.index.int().sort(stable=True)
+            ready.order = order.int()
+            ready.starts = torch.searchsorted(
+                ordered, torch.arange(self.n_rows, dtype=torch.int32), out_int32=True
+            )
+        return ready
 
     @torch.no_grad()
-    def gradients(self, leaves: Mapping[str, Tensor], weights: Tensor, ready: _Ready) -> Tensor:
-        batch, inputs, k = ready.batch, self._forward(leaves, ready.batch.numeric, ready.index), len(weights)
-        logits, losses = inputs.pop(), []
-        flow = self._buffer("flow", k, *logits.shape[1:])  # d(Σ wᵢ Lᵢ) / d(output of the layer at hand)
+    def gradients(self, members: list[_Member], weights: Tensor, ready: _Ready) -> Tensor:
+        passes = [self._forward(i, member.values, ready) for i, member in enumerate(members)]
+        logits, losses = self._join([inputs.pop() for inputs in passes]), []
+        flow = torch.empty_like(logits)  # d(Σ wᵢ Lᵢ) / d(logits), (k, n, outputs)
+        labels, masks = ready.batch.labels, ready.batch.masks
         for i, (task, part) in enumerate(zip(self.tasks, self.outputs, strict=True)):
-            loss, slope = _loss_and_slope(
-                task, logits[..., part], batch.labels[task.name], batch.masks.get(task.name)
-            )
+            loss, slope = _loss_and_slope(task, logits[..., part], labels[task.name], masks.get(task.name))
             losses.append(loss)
             torch.mul(slope, weights[:, i, None, None], out=flow[..., part])
-        for i in reversed(range(len(self.layers))):
-            names = self._weights_of(i)
-            for name, values in zip(names, inputs[i], strict=True):
-                torch.bmm(flow.mT, values, out=_gradient(leaves[name]))
-                if self.layers[i].mask is not None:
-                    leaves[name].grad.mul_(self.layers[i].mask)
-            torch.sum(flow, 1, out=_gradient(leaves[f"bias{i}"]))
-            if i:
-                below = inputs[i][0]
-                flow = torch.bmm(flow, leaves[names[0]], out=self._buffer(f"flow{i}", *below.shape))
-                torch.ops.aten.threshold_backward.grad_input(flow, below, 0, grad_input=flow)
-            elif self.n_columns:
-                flow = torch.bmm(flow, leaves[names[0]], out=self._buffer("flow0", *inputs[0][0].shape))
-                self._table_gradient(leaves["table"], flow.view(k, -1, self.width), ready)
+        flows = [flow] if self.products.stacked else flow
+        for member, inputs, own in zip(members, passes, flows, strict=True):
+            self._backward(member, inputs, own, ready)
         return torch.stack(losses, dim=1)
 
-    def _table_gradient(self, table: Tensor, flow: Tensor, ready: _Ready) -> None:
-        """Add up the (k, n·C, d) gradients of the vectors that came from the same row of each table."""
-        if ready.order is None:
-            _gradient(table).zero_().index_add_(1, ready.index, flow)
-            return
-        shift = torch.arange(len(flow), dtype=torch.int32)[:, None] * flow.shape[1]
-        table.grad = F.embedding_bag(
-            (ready.order + shift).flatten(),
-            flow.view(-1, self.width),
-            (ready.starts + shift).flatten(),
-            mode="sum",
-        ).view_as(table)
-
-    def logits(self, leaves: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        index = (batch.categorical + self.template.features.offset).flatten()
-        logits = self._forward(leaves, batch.numeric, index)[-1]
+    def logits(self, members: list[_Member], ready: _Ready) -> dict[str, Tensor]:
+        logits = self._join([self._forward(0, member.values, ready)[-1].clone() for member in members])
         parts = {task.name: logits[..., part] for task, part in zip(self.tasks, self.outputs, strict=True)}
         return {
-            task.name: parts[task.name].clone()
-            if task.kind == "multiclass"
-            else parts[task.name].squeeze(-1).clone()
+            task.name: (
+                parts[task.name] if task.kind == "multiclass" else parts[task.name].squeeze(-1)
+            ).contiguous()
             for task in self.tasks
         }
 
-    def _forward(self, leaves: Mapping[str, Tensor], numeric: Tensor, index: Tensor) -> list:
-        """The inputs of each layer, a list of (k, n, in) each, and the logits (k, n, outputs) at the end."""
-        k, n = len(leaves["bias0"]), len(numeric)
+    def _join(self, logits: list[Tensor]) -> Tensor:
+        """(k, n, outputs)"""
+        return logits[0] if self.products.stacked else torch.stack(logits)
+
+    def _forward(self, place: int, values: dict[str, Tensor], ready: _Ready) -> list:
+        """The inputs of each layer, (…, n, in), the first as a list of embeddings and numbers; then the logits."""
+        lead, n = values["bias0"].shape[:-1], len(ready.batch)
         first = []
         if self.n_columns:
-            out = self._buffer("vectors", k, len(index), self.width)
-            torch.index_select(leaves["table"], 1, index, out=out)
-            first.append(out.view(k, n, self.n_embedded))
+            vectors = torch.index_select(values["table"], -2, ready.index)
+            first.append(vectors.view(*lead, n, self.n_embedded))
         if self.n_numeric:
-            first.append(numeric.expand(k, -1, -1))
+            first.append(ready.batch.numeric.expand(*lead, n, self.n_numeric))
         inputs = [first]
         for i, layer in enumerate(self.layers):
-            out, start = self._buffer(f"out{i}", k, n, layer.n_out), leaves[f"bias{i}"].unsqueeze(1)
-            for name, values in zip(self._weights_of(i), inputs[i], strict=True):
-                start = torch.baddbmm(start, values, leaves[name].mT, out=out)
-            inputs.append([out.relu_() if layer.relu else out])
-        return [*inputs[:-1], inputs[-1][0]]
+            below = inputs[-1] if i == 0 else [inputs[-1]]
+            matrices = [values[name] for name in self._matrices(i)]
+            inputs.append(self.products.forward((place, i), below, matrices, values[f"bias{i}"], layer.relu))
+        return inputs
 
-    def _buffer(self, name: str, *shape: int) -> Tensor:
-        key = (name, *shape)
-        if key not in self.buffers:
-            self.buffers[key] = self.template.features.embedding.weight.new_empty(shape)
-        return self.buffers[key]
+    def _backward(self, member: _Member, inputs: list, flow: Tensor, ready: _Ready) -> None:
+        values, slopes, products = member.values, member.slopes, self.products
+        for i in reversed(range(len(self.layers))):
+            names = self._matrices(i)
+            for name, below in zip(names, inputs[i] if i == 0 else [inputs[i]], strict=True):
+                columns = ready.numeric_columns if name == "numeric0" else None
+                products.weight_gradient(flow, below, columns, slopes[name])
+                if self.layers[i].mask is not None:
+                    slopes[name].mul_(self.layers[i].mask)
+            torch.sum(flow, -2, out=slopes[f"bias{i}"])
+            if i:
+                flow = products.input_gradient(i, flow, values[names[0]])
+                # in place, and in one pass: 0 where the ReLU below gave 0
+                torch.ops.aten.threshold_backward.grad_input(flow, inputs[i], 0, grad_input=flow)
+            elif self.n_columns:
+                flow = products.input_gradient(i, flow, values[names[0]])
+                self._table_gradient(slopes["table"], flow.view(*flow.shape[:-2], -1, self.width), ready)
+
+    def _table_gradient(self, slope: Tensor, flow: Tensor, ready: _Ready) -> None:
+        """Add up the gradients (…, n·C, d) of vectors that came from the same row of a table, into (…, rows, d)."""
+        if ready.order is None:
+            slope.zero_().index_add_(flow.dim() - 2, ready.index, flow)
+            return
+        order, starts = ready.order, ready.starts
+        if flow.dim() == 3:
+            shift = torch.arange(len(flow), dtype=torch.int32)[:, None] * flow.shape[1]
+            order, starts = (order + shift).flatten(), (starts + shift).flatten()
+        summed = F.embedding_bag(order, flow.reshape(-1, self.width), starts, mode="sum")
+        slope.copy_(summed.view_as(slope))
 
     def activation_bytes(self, batch: Batch) -> int:
-        widths = [self.n_embedded, *(layer.n_out for layer in self.layers)]
-        return 4 * len(batch) * sum(widths)
+        return 4 * len(batch) * sum([self.n_embedded, *(layer.n_out for layer in self.layers)])
 
 
 TABLE = "features.embedding.weight"
 
 
-@dataclass
-class _Ready:
-    """A batch with the rows of the embedding table that it reads, (n·C,), and how to sort them."""
+class _StackedProducts:
+    """Products of k models at once, (k, n, in) by (k, in, out), on every device."""
 
-    batch: Batch
-    index: Tensor
-    order: Tensor | None = None
-    starts: Tensor | None = None
+    stacked = True
+
+    def __init__(self) -> None:
+        self.buffers: dict[tuple, Tensor] = {}
+
+    def forward(
+        self, place: tuple, inputs: list[Tensor], matrices: list[Tensor], bias: Tensor, relu: bool
+    ) -> Tensor:
+        """Σ input · matrixᵀ + bias, then perhaps ReLU. What it returns is valid until the next call for its place."""
+        start = bias.unsqueeze(1)
+        out = self._buffer(place, inputs[0], bias.shape[-1])
+        for values, matrix in zip(inputs, matrices, strict=True):
+            start = torch.baddbmm(start, values, matrix.mT, out=out)
+        return out.relu_() if relu else out
+
+    def input_gradient(self, layer: int, flow: Tensor, matrix: Tensor) -> Tensor:
+        return torch.bmm(flow, matrix, out=self._buffer(("back", layer), flow, matrix.shape[-1]))
+
+    def weight_gradient(self, flow: Tensor, inputs: Tensor, columns: Tensor | None, out: Tensor) -> None:
+        torch.bmm(flow.mT, inputs, out=out)
+
+    def _buffer(self, place: tuple, like: Tensor, width: int) -> Tensor:
+        """Memory that is written anew, not allocated anew, in every step."""
+        key = (*place, *like.shape[:-1], width)
+        if key not in self.buffers:
+            self.buffers[key] = like.new_empty(*like.shape[:-1], width)
+        return self.buffers[key]
 
 
-def _gradient(leaf: Tensor) -> Tensor:
-    """Where a leaf's gradient is written."""
-    if leaf.grad is None:
-        leaf.grad = torch.empty_like(leaf)
-    return leaf.grad
+class _OneDnnProducts:
+    """Products of one model, (n, in) by (in, out), by oneDNN's kernels, with bias and ReLU in the same pass.
+
+    ``torch.mm`` calls MKL, which leaves the wide registers of processors that are not Intel's unused; there these
+    kernels are up to twice as fast. They have no public name for dense float32 tensors, so they are only used after
+    :func:`_onednn_is_faster` has tried them.
+    """
+
+    stacked = False
+
+    def forward(
+        self, place: tuple, inputs: list[Tensor], matrices: list[Tensor], bias: Tensor, relu: bool
+    ) -> Tensor:
+        *others, last = zip(inputs, matrices, strict=True)
+        if not others:
+            if last[0].shape[0] * last[1].numel() >= WORTH_ONEDNN:
+                return _linear(*last, bias, "relu" if relu else "none")
+            out = torch.addmm(bias, last[0], last[1].t())
+        else:
+            out = _linear(*others[0], bias, "none").addmm_(last[0], last[1].t())
+        return out.relu_() if relu else out
+
+    def input_gradient(self, layer: int, flow: Tensor, matrix: Tensor) -> Tensor:
+        if flow.shape[0] * matrix.numel() >= WORTH_ONEDNN:
+            return _linear(flow, matrix.t(), None, "none")
+        return torch.mm(flow, matrix)
+
+    def weight_gradient(self, flow: Tensor, inputs: Tensor, columns: Tensor | None, out: Tensor) -> None:
+        if flow.shape[0] * out.numel() < WORTH_ONEDNN:
+            torch.mm(flow.t(), inputs, out=out)
+        elif columns is not None or inputs.shape[1] < flow.shape[1]:
+            # oneDNN wants the left factor row by row: transpose the narrower one, or take the ready transpose
+            out.copy_(_linear(inputs.t() if columns is None else columns, flow.t(), None, "none").t())
+        else:
+            out.copy_(_linear(flow.t(), inputs.t(), None, "none"))
+
+
+WORTH_ONEDNN = 1_500_000  # multiplications from which its dearer call (10 µs) pays
+
+
+def _linear(inputs: Tensor, matrix: Tensor, bias: Tensor | None, then: str) -> Tensor:
+    """input · matrixᵀ + bias, then ``"relu"`` or ``"none"``."""
+    return torch.ops.mkldnn._linear_pointwise.default(inputs, matrix, bias, then, [], "")
+
+
+@cache
+def _onednn_is_faster() -> bool:
+    """Whether this torch has the kernels, they are right, and at least a fifth faster than ``torch.addmm``."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    generator = torch.Generator().manual_seed(0)
+    inputs, matrix, bias = (
+        torch.randn(*size, generator=generator) for size in ((1024, 64), (128, 64), (128,))
+    )
+    seconds = {}
+    try:
+        for way, work in (
+            ("torch", lambda: torch.addmm(bias, inputs, matrix.t()).relu_()),
+            ("onednn", lambda: _linear(inputs, matrix, bias, "relu")),
+        ):
+            for _ in range(9):
+                start = time.perf_counter()
+                work()
+                seconds[way] = min(seconds.get(way, np.inf), time.perf_counter() - start)
+        right = torch.addmm(bias, inputs, matrix.t()).relu_()
+        same = torch.allclose(_linear(inputs, matrix, bias, "relu"), right, rtol=1e-4, atol=1e-4)
+        same &= torch.allclose(
+            _linear(inputs.t(), right.t(), None, "none"), inputs.t() @ right, rtol=1e-3, atol=1e-2
+        )
+    except (AttributeError, RuntimeError, TypeError):  # not in this build of torch, or with other arguments
+        return False
+    return same and seconds["onednn"] * 1.2 < seconds["torch"]
 
 
 def _loss_and_slope(task: Task, logits: Tensor, labels: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -925,7 +1089,9 @@ def _loss_and_slope(task: Task, logits: Tensor, labels: Tensor, mask: Tensor | N
         rows = -logs.gather(-1, picked).squeeze(-1)
         slope = logs.exp_().scatter_add_(-1, picked, -torch.ones_like(picked, dtype=logs.dtype))
     else:
-        logits = logits.squeeze(-1)
+        logits = logits.squeeze(
+            -1
+        ).contiguous()  # elementwise functions crawl over a slice of interleaved tasks
         truth = labels.expand_as(logits)
         if task.kind == "binary":
             rows = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
@@ -957,18 +1123,19 @@ def _chain(template: nn.Module) -> list[_Layer]:
             raise ValueError(f"{path} is not a chain of Linear and ReLU")
         return [(f"{path}.{name}", layer) for name, layer in layers[::2]]
 
-    chain = [[part] for part in linears(trunk)]
+    shared = [[part] for part in linears(trunk)]
     own = [
         [*linears(f"{tower}.hidden"), (f"{tower}.head", template.get_submodule(f"{tower}.head"))]
         for tower in towers
     ]
     if len({len(layers) for layers in own}) > 1:
         raise ValueError("its towers differ in depth")
-    side_by_side = list(zip(*own, strict=True))
-    layers = []
-    n_in = template.features.n_out
-    for depth, group in enumerate([*chain, *side_by_side]):
-        apart = depth > len(chain)  # each tower sees its own part of the layer below
+    groups = [*shared, *zip(*own, strict=True)]
+    layers, n_in = [], template.features.n_out
+    for depth, group in enumerate(groups):
+        apart = depth > len(
+            shared
+        )  # from its second layer on, a tower sees only its own part of the layer below
         parts, row, column = [], 0, 0
         for name, linear in group:
             columns = slice(column, column + linear.in_features) if apart else slice(0, n_in)
@@ -979,19 +1146,21 @@ def _chain(template: nn.Module) -> list[_Layer]:
             mask = template.features.embedding.weight.new_zeros(row, n_in)
             for _, rows, columns in parts:
                 mask[rows, columns] = 1
-        layers.append(_Layer(parts, row, n_in, depth < len(chain) + len(side_by_side) - 1, mask))
+        layers.append(_Layer(parts, row, n_in, depth < len(groups) - 1, mask))
         n_in = row
-    names = {TABLE} | {
-        f"{name}.{kind}" for layer in layers for name, _, _ in layer.parts for kind in ("weight", "bias")
-    }
+    names = [name for layer in layers for name, _, _ in layer.parts]
+    known = {TABLE, *(f"{name}.{kind}" for name in names for kind in ("weight", "bias"))}
     if (
-        names != {name for name, _ in template.named_parameters()}
+        known != {name for name, _ in template.named_parameters()}
         or type(template.features) is not FeatureLayer
     ):
         raise ValueError("it has other parameters than a SharedBottom has")
     if any(value.dtype != torch.float32 or not value.requires_grad for value in template.parameters()):
         raise ValueError("a parameter is frozen or not float32")
     return layers
+
+
+# ------------------------------------------------------------------------------------------------- choices
 
 
 def _choose_engine(
@@ -1008,19 +1177,7 @@ def _choose_engine(
                     f"engine='batched' cannot train this model: {reason}. Use engine='auto'."
                 ) from None
     engine = _Vmap(template, tasks)
-    state = {name: value.detach() for name, value in template.named_parameters()}
-    leaves = engine.pack([state, state])
-    for key in engine.trainable:
-        leaves[key].requires_grad_()
-    batch = next(train.batches(4, shuffle=False))
-    try:
-        with torch.random.fork_rng():
-            engine.gradients(leaves, torch.ones(2, len(tasks), device=train.device), batch)
-    except RuntimeError as error:
-        raise ValueError(
-            f"This model cannot be stacked: torch.func.vmap refuses it ({str(error).splitlines()[0]}). Train one model "
-            "after the other with fit instead."
-        ) from error
+    engine.check(next(train.batches(4, shuffle=False)))
     return engine
 
 
@@ -1035,18 +1192,20 @@ def _sizes(
     activations = max(engine.activation_bytes(batch), 1)
     device, free = train.device, _free_memory(train.device)
     parameters = sum(value.numel() * value.element_size() for value in engine.template.parameters())
-    cache = CACHE_BYTES * torch.get_num_threads() if device.type == "cpu" else free // 8
-    block = int(min(max(cache // activations, 1), group))
-    block = -(-group // -(-group // block))  # blocks of equal size
+    if device.type == "cpu":
+        # as many models for each thread as its cache holds: a multiple of the threads, so that none of them waits
+        threads = torch.get_num_threads()
+        block = threads * int(max(CACHE_BYTES // activations, 1))
+    else:
+        block = int(max(free // 8 // activations, 1))
+    block = min(block, group)
     if chunk is None:
-        # parameters, gradients, two moments, the kept copy; half the memory stays free
+        # parameters, gradients, two moments, the kept copy and what unpacking needs; half the memory stays free
         chunk = int(max((free // 2 - 4 * block * activations) // (6 * parameters), 1))
     return chunk, min(block, chunk)
 
 
-CACHE_BYTES = (
-    2**21
-)  # a core's share of fast cache on today's machines; measured to matter little between 1 and 8 MiB
+CACHE_BYTES = 3_500_000  # activations of a thread's models; between 1 and 8 MB the speed hardly changes
 
 
 def _free_memory(device: torch.device) -> int:
