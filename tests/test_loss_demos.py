@@ -1,0 +1,74 @@
+"""The demos of notebook 03: their formulas, and that every control moves its picture."""
+
+import numpy as np
+import pytest
+import torch
+
+from mtl_helpers import loss_demos
+from mtl_helpers.gradients import METHODS
+
+A = np.array([[[1.0, 0.0], [0.0, 4.0]], [[3.0, 1.5], [1.5, 1.5]]])
+C = np.array([[-1.5, -0.5], [1.5, 1.0]])
+DEMOS = {
+    "logits": (loss_demos.logit_explorer, {"logit": -3.0, "temperature": 3.0, "label": "garden"}),
+    "losses": (lambda: loss_demos.two_losses_explorer(A, C), {"weight": 0.2, "unit": 10.0}),
+    "gradients": (loss_demos.two_gradients_explorer, {"angle": 60, "length": 0.5}),
+}
+
+
+@pytest.mark.parametrize("name", DEMOS)
+def test_every_control_moves_picture_and_reading(name):
+    make, moves = DEMOS[name]
+    demo = make()
+    assert set(moves) == set(demo.controls)
+    for control, value in moves.items():
+        picture, reading = demo.png(), demo.reading
+        demo.set(**{control: value})
+        assert demo.png() != picture, control
+        assert demo.reading != reading, control
+    assert not demo.error
+    assert demo.stage.full_draws == 1  # all that moves is animated
+    first = make()
+    demo.reset()
+    assert demo.png() == first.png()
+
+
+@pytest.mark.parametrize("name", DEMOS)
+def test_every_control_works_at_both_ends(name):
+    demo = DEMOS[name][0]()
+    for key, control in demo.controls.items():
+        for value in control.options or (control.low, control.high):
+            demo.set(**{key: value})
+            assert not demo.error
+            assert "nan" not in demo.reading
+
+
+@pytest.mark.parametrize("weights", [(0.7, 0.3), (1.0, 0.0), (0.001, 5.0)])
+def test_weighted_optimum_has_no_slope(weights):
+    theta = torch.tensor(loss_demos.weighted_optimum(A, C, weights), requires_grad=True)
+    away = [theta - torch.tensor(c) for c in C]
+    losses = [0.5 * away[i] @ torch.tensor(A[i]) @ away[i] for i in (0, 1)]
+    assert loss_demos.quadratic(theta.detach(), A[0], C[0]) == pytest.approx(losses[0].item())
+    (slope,) = torch.autograd.grad(weights[0] * losses[0] + weights[1] * losses[1], theta)
+    assert slope.abs().max() < 1e-12
+
+
+def test_two_gradients_have_the_angle_and_length_asked_for():
+    g1, g2 = loss_demos.two_gradients(120, 2.5)
+    assert np.linalg.norm(g2) == pytest.approx(2.5)
+    assert g1 @ g2 / 2.5 == pytest.approx(-0.5)
+
+
+def test_combinations_of_two_gradients():
+    rows = loss_demos.two_gradients(135, 2.0)
+    np.testing.assert_allclose(loss_demos.combine_two("sum", rows), rows[0] + rows[1])
+    np.testing.assert_allclose(loss_demos.combine_two("normalised sum", rows), rows[0] + rows[1] / 2)
+    for method in METHODS:
+        assert np.isfinite(loss_demos.combine_two(method, rows)).all()
+    with pytest.raises(ValueError, match="expected one of sum"):
+        loss_demos.combine_two("median", rows)
+
+
+def test_any_method_can_be_drawn():
+    demo = loss_demos.two_gradients_explorer(("UPGrad", "Aligned-MTL", "sum"), angle=170, length=3.0)
+    assert "sum" in demo.reading
