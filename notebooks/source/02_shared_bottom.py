@@ -776,7 +776,7 @@ def knob_run(seed, rho):
 
 # %%
 known = {}
-for n, seed in enumerate(some[:6]):
+for n, seed in enumerate(some[:5]):
     few = wide.loc[(2_000, seed)]
     known[0.8, seed] = {task: values[n] for task, values in gains("both").items()}
     known[0.8, seed]["purchase, 2,000 labels"] = few["shared-bottom"] - few["single-task"]
