@@ -836,6 +836,7 @@ class _Mlp:
         self.n_columns = len(self.offset)
         self.n_embedded = self.n_columns * self.width
         self.n_numeric = template.features.n_out - self.n_embedded
+        self.vectors: dict[tuple, Tensor] = {}
         self.trainable = ["table"]
         for i in range(len(self.layers)):
             self.trainable += [*self._matrices(i), f"bias{i}"]
@@ -927,7 +928,12 @@ class _Mlp:
         lead, n = values["bias0"].shape[:-1], len(ready.batch)
         first = []
         if self.n_columns:
-            vectors = torch.index_select(values["table"], -2, ready.index)
+            # into memory of its own: without out=, index_select is several times slower
+            vectors = self.vectors.get((place, lead, n))
+            if vectors is None:
+                vectors = values["table"].new_empty(*lead, len(ready.index), self.width)
+                self.vectors[place, lead, n] = vectors
+            torch.index_select(values["table"], -2, ready.index, out=vectors)
             first.append(vectors.view(*lead, n, self.n_embedded))
         if self.n_numeric:
             first.append(ready.batch.numeric.expand(*lead, n, self.n_numeric))
@@ -1035,16 +1041,19 @@ class _OneDnnProducts:
         return torch.mm(flow, matrix)
 
     def weight_gradient(self, flow: Tensor, inputs: Tensor, columns: Tensor | None, out: Tensor) -> None:
-        if flow.shape[0] * out.numel() < WORTH_ONEDNN:
+        # oneDNN wants the left factor row by row: take the ready transpose, or transpose the narrower one
+        worth = flow.shape[0] * out.numel() / WORTH_ONEDNN
+        if columns is not None and worth >= 0.5:
+            out.copy_(_linear(columns, flow.t(), None, "none").t())
+        elif worth < 3:
             torch.mm(flow.t(), inputs, out=out)
-        elif columns is not None or inputs.shape[1] < flow.shape[1]:
-            # oneDNN wants the left factor row by row: transpose the narrower one, or take the ready transpose
-            out.copy_(_linear(inputs.t() if columns is None else columns, flow.t(), None, "none").t())
+        elif inputs.shape[1] < flow.shape[1]:
+            out.copy_(_linear(inputs.t(), flow.t(), None, "none").t())
         else:
             out.copy_(_linear(flow.t(), inputs.t(), None, "none"))
 
 
-WORTH_ONEDNN = 1_500_000  # multiplications from which its dearer call (10 µs) pays
+WORTH_ONEDNN = 900_000  # multiplications from which its dearer call (10 µs) pays
 
 
 def _linear(inputs: Tensor, matrix: Tensor, bias: Tensor | None, then: str) -> Tensor:

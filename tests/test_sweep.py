@@ -75,7 +75,7 @@ def engine(request, monkeypatch):
             module._linear(torch.ones(1, 1), torch.ones(1, 1), None, "none")
         except (AttributeError, RuntimeError):
             pytest.skip("this torch has no oneDNN kernels")
-        monkeypatch.setattr(module, "WORTH_ONEDNN", 0)
+        monkeypatch.setattr(module, "WORTH_ONEDNN", 1)
     monkeypatch.setattr(module, "_onednn_is_faster", lambda: request.param == "onednn")
     return "batched"
 
