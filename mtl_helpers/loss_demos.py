@@ -61,7 +61,7 @@ def logit_explorer(
     left, middle, right = fig.subplots(1, 3, width_ratios=(1, 1.2, 1))
     left.set(title="Probabilities p", ylabel="probability", ylim=(0, 1.1), xlim=(-0.6, 2.6))
     right.set(
-        title="Gradient (p − y) / T", ylabel="nats per unit of logit", ylim=(-2.2, 2.2), xlim=(-0.6, 2.6)
+        title="Gradient (p − y) / τ", ylabel="nats per unit of logit", ylim=(-2.2, 2.2), xlim=(-0.6, 2.6)
     )
     right.axhline(0, color="black", lw=1)
     for ax in (left, right):
@@ -102,7 +102,7 @@ def logit_explorer(
 
     knobs = [
         slider("logit", f"logit of {classes[0]}", -6.0, 6.0, 2.0, step=0.1),
-        slider("temperature", "temperature T", 0.5, 5.0, 1.0, step=0.1),
+        slider("temperature", "temperature τ", 0.5, 5.0, 1.0, step=0.1),
         dropdown("label", "label", classes, classes[1]),
     ]
     return Explorer(fig, knobs, update, title="Softmax cross-entropy of one row")
