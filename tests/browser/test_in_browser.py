@@ -112,7 +112,8 @@ def test_a_weight_moved_during_training_takes_effect(demo_book):
 
     frame = records(book).query("task == 'click'")
     change = int(frame.query("weight == 0.5")["step"].max())
-    assert 10 < change <= moved and frame.query("step > @change")["weight"].eq(0).all()
+    # the reading may be a few steps behind the loop on a busy machine
+    assert 10 < change <= moved + 10 and frame.query("step > @change")["weight"].eq(0).all()
     shares = frame.dropna(subset=["share"])
     assert (
         shares.query("step <= @change")["share"].gt(0).all()
@@ -121,15 +122,15 @@ def test_a_weight_moved_during_training_takes_effect(demo_book):
 
     press("Start")
     paused = step(demo)
-    assert wait_until(lambda: step(demo) > paused)
+    assert wait_until(lambda: step(demo) > paused + 60)
     press("Stop")
     assert wait_until(lambda: "stopped" in reading(demo))
-    stopped = picture(demo)
+    stopped, last = picture(demo), step(demo)
     book.page.wait_for_timeout(NOTHING_SLEEPS_LONGER)
     assert picture(demo) == stopped
 
     press("Start")
-    assert wait_until(lambda: "running" in reading(demo) and step(demo) < moved), "a new run begins at step 0"
+    assert wait_until(lambda: "running" in reading(demo) and step(demo) < last), "a new run begins at step 0"
     press("Reset")
     assert wait_until(lambda: "Step 0, ready" in reading(demo) and "Weights: click 0.50" in reading(demo))
     assert book.errors() == []
