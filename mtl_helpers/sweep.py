@@ -15,10 +15,12 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from itertools import combinations
 from pathlib import Path
+from threading import Barrier, local
 
 import numpy as np
 import pandas as pd
@@ -492,10 +494,11 @@ def sweep(
     records: list[pd.DataFrame] = []
     finished: list[_Stack] = []
     stopped = "finished"
+    workers = _Workers(torch.get_num_threads() if method.threaded else 1)
     try:
         for part in chunks:
             weights = torch.tensor(weights_frame.to_numpy()[part["weighting"]], dtype=torch.float32)
-            stack = _Stack(method, part, weights.to(train.device), starts, block, weight_decay)
+            stack = _Stack(method, workers, part, weights.to(train.device), starts, block, weight_decay)
             finished.append(stack)
             for epoch in range(1, epochs + 1):
                 losses = stack.train_epoch(train, batch_size, bar.update)
@@ -508,6 +511,7 @@ def sweep(
     except KeyboardInterrupt:
         stopped = "interrupted"
     finally:
+        workers.close()
         bar.close()
     finished = [stack for stack in finished if stack.epochs]
     kept = pd.concat([stack.runs for stack in finished], ignore_index=True) if finished else runs.iloc[:0]
@@ -559,13 +563,14 @@ class _Stack:
     def __init__(
         self,
         engine: _Vmap | _Mlp,
+        workers: _Workers,
         runs: pd.DataFrame,
         weights: Tensor,
         starts: Mapping[int, Mapping[str, Tensor]],
         block: int,
         weight_decay: float,
     ) -> None:
-        self.engine, self.tasks, self.weights = engine, engine.tasks, weights
+        self.engine, self.workers, self.tasks, self.weights = engine, workers, engine.tasks, weights
         self.runs = runs.reset_index(drop=True)
         self.epochs = 0
         self.stacked = engine.pack([starts[seed] for seed in self.runs["seed"]])
@@ -604,18 +609,22 @@ class _Stack:
         self.engine.template.train()
         sums = torch.zeros_like(self.weights)
         streams = [train.batches(batch_size, generator=generator) for generator in self.generators.values()]
+
+        def work(block: _Block, ready: object, n: int) -> None:
+            losses = self.engine.gradients(block.members, block.weights, ready)
+            sums[block.part].add_(losses, alpha=n)
+
         for batches in zip(*streams, strict=True):
+            jobs = []
             for blocks, batch in zip(self.blocks.values(), batches, strict=True):
                 ready = self.engine.prepare(batch)
-                for block in blocks:
-                    losses = self.engine.gradients(block.members, block.weights, ready)
-                    sums[block.part].add_(losses, alpha=len(batch))
+                jobs += [(block, ready, len(batch)) for block in blocks]
+            self.workers.run(work, jobs)
             self.optimizer.step()
             tick()
         means = (sums / len(train)).double().cpu().numpy()
         return {task.name: {"loss": means[:, i]} for i, task in enumerate(self.tasks)}
 
-    @torch.no_grad()
     def evaluate(self, data: MultiTaskDataset, batch_size: int) -> dict[str, dict[str, np.ndarray]]:
         """``{task: {metric: (K,)}}``, as :func:`mtl_helpers.training.evaluate` measures each model."""
         self.engine.template.eval()
@@ -623,7 +632,8 @@ class _Stack:
             self.engine.prepare(batch, backward=False) for batch in data.batches(batch_size, shuffle=False)
         ]
         out: dict[str, dict[str, np.ndarray]] = {task.name: {} for task in self.tasks}
-        for block in [block for blocks in self.blocks.values() for block in blocks]:
+
+        def work(block: _Block) -> None:
             parts = [self.engine.logits(block.members, batch) for batch in ready]
             for task in self.tasks:
                 logits = torch.cat([part[task.name] for part in parts], dim=1)
@@ -631,6 +641,8 @@ class _Stack:
                 for metric, values in measured.items():
                     column = out[task.name].setdefault(metric, np.full(len(self.runs), np.nan))
                     column[block.part] = values.double().cpu().numpy()
+
+        self.workers.run(work, [(block,) for blocks in self.blocks.values() for block in blocks])
         return out
 
     def keep(self, epoch: int, values: Mapping[str, Mapping[str, np.ndarray]] | None) -> None:
@@ -653,6 +665,40 @@ class _Stack:
     def parameters(self) -> dict[str, Tensor]:
         """The kept parameters under the model's own names, (K, …), on the CPU."""
         return {name: value.cpu() for name, value in self.engine.unpack(self.kept).items()}
+
+
+class _Workers:
+    """Threads that take the blocks one by one, each computing with one thread of its own.
+
+    Better than all threads on one small product: they need not wait for each other within a step, which costs most when
+    something else is running on the machine.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self.pool = _single_threaded_pool(threads) if threads > 1 else None
+
+    def run(self, work: Callable[..., None], jobs: Sequence[tuple]) -> None:
+        if self.pool is None or len(jobs) == 1:
+            for job in jobs:
+                work(*job)
+        else:
+            for done in [self.pool.submit(work, *job) for job in jobs]:
+                done.result()
+
+    def close(self) -> None:
+        if self.pool is not None:
+            self.pool.shutdown(cancel_futures=True)
+
+
+def _single_threaded_pool(size: int) -> ThreadPoolExecutor:
+    """Threads in which torch computes without helpers; the calling thread keeps its own."""
+    before, ready = torch.get_num_threads(), Barrier(size + 1)
+    pool = ThreadPoolExecutor(size, initializer=torch.set_num_threads, initargs=(1,))
+    for _ in range(size):
+        pool.submit(ready.wait)
+    ready.wait()
+    torch.set_num_threads(before)  # what one thread sets, threads that start later take over
+    return pool
 
 
 @dataclass
@@ -707,6 +753,8 @@ def _tidy(
 
 class _Vmap:
     """Any model: ``torch.func.vmap`` over a call of the model with stacked parameters."""
+
+    threaded = False  # functional_call puts parameters into the one template
 
     def __init__(self, template: nn.Module, tasks: tuple[Task, ...]) -> None:
         self.template, self.tasks = template, tasks
@@ -766,6 +814,7 @@ class _Vmap:
         (losses * weights).sum().backward()
         return losses.detach()
 
+    @torch.no_grad()
     def logits(self, members: list[_Member], batch: Batch) -> dict[str, Tensor]:
         """``{task: (k, n) or (k, n, classes)}``."""
 
@@ -836,7 +885,8 @@ class _Mlp:
         self.n_columns = len(self.offset)
         self.n_embedded = self.n_columns * self.width
         self.n_numeric = template.features.n_out - self.n_embedded
-        self.vectors: dict[tuple, Tensor] = {}
+        self.threaded = table.device.type == "cpu"
+        self.buffers = _Buffers()
         self.trainable = ["table"]
         for i in range(len(self.layers)):
             self.trainable += [*self._matrices(i), f"bias{i}"]
@@ -909,6 +959,7 @@ class _Mlp:
             self._backward(member, inputs, own, ready)
         return torch.stack(losses, dim=1)
 
+    @torch.no_grad()
     def logits(self, members: list[_Member], ready: _Ready) -> dict[str, Tensor]:
         logits = self._join([self._forward(0, member.values, ready)[-1].clone() for member in members])
         parts = {task.name: logits[..., part] for task, part in zip(self.tasks, self.outputs, strict=True)}
@@ -928,11 +979,7 @@ class _Mlp:
         lead, n = values["bias0"].shape[:-1], len(ready.batch)
         first = []
         if self.n_columns:
-            # into memory of its own: without out=, index_select is several times slower
-            vectors = self.vectors.get((place, lead, n))
-            if vectors is None:
-                vectors = values["table"].new_empty(*lead, len(ready.index), self.width)
-                self.vectors[place, lead, n] = vectors
+            vectors = self.buffers.get(place, values["table"], *lead, len(ready.index), self.width)
             torch.index_select(values["table"], -2, ready.index, out=vectors)
             first.append(vectors.view(*lead, n, self.n_embedded))
         if self.n_numeric:
@@ -981,36 +1028,43 @@ class _Mlp:
 TABLE = "features.embedding.weight"
 
 
+class _Buffers(local):
+    """Each thread's own memory, which is written anew, not allocated anew, in every step."""
+
+    def __init__(self) -> None:
+        self.held: dict[tuple, Tensor] = {}
+
+    def get(self, place: object, like: Tensor, *shape: int) -> Tensor:
+        key = (place, shape)
+        if key not in self.held:
+            self.held[key] = like.new_empty(shape)
+        return self.held[key]
+
+
 class _StackedProducts:
     """Products of k models at once, (k, n, in) by (k, in, out), on every device."""
 
     stacked = True
 
     def __init__(self) -> None:
-        self.buffers: dict[tuple, Tensor] = {}
+        self.buffers = _Buffers()
 
     def forward(
         self, place: tuple, inputs: list[Tensor], matrices: list[Tensor], bias: Tensor, relu: bool
     ) -> Tensor:
         """Σ input · matrixᵀ + bias, then perhaps ReLU. What it returns is valid until the next call for its place."""
         start = bias.unsqueeze(1)
-        out = self._buffer(place, inputs[0], bias.shape[-1])
+        out = self.buffers.get(place, bias, *inputs[0].shape[:-1], bias.shape[-1])
         for values, matrix in zip(inputs, matrices, strict=True):
             start = torch.baddbmm(start, values, matrix.mT, out=out)
         return out.relu_() if relu else out
 
     def input_gradient(self, layer: int, flow: Tensor, matrix: Tensor) -> Tensor:
-        return torch.bmm(flow, matrix, out=self._buffer(("back", layer), flow, matrix.shape[-1]))
+        out = self.buffers.get(("back", layer), flow, *flow.shape[:-1], matrix.shape[-1])
+        return torch.bmm(flow, matrix, out=out)
 
     def weight_gradient(self, flow: Tensor, inputs: Tensor, columns: Tensor | None, out: Tensor) -> None:
         torch.bmm(flow.mT, inputs, out=out)
-
-    def _buffer(self, place: tuple, like: Tensor, width: int) -> Tensor:
-        """Memory that is written anew, not allocated anew, in every step."""
-        key = (*place, *like.shape[:-1], width)
-        if key not in self.buffers:
-            self.buffers[key] = like.new_empty(*like.shape[:-1], width)
-        return self.buffers[key]
 
 
 class _OneDnnProducts:
@@ -1066,28 +1120,31 @@ def _onednn_is_faster() -> bool:
     """Whether this torch has the kernels, they are right, and at least a fifth faster than ``torch.addmm``."""
     if not torch.backends.mkldnn.is_available():
         return False
+    with _single_threaded_pool(1) as pool:
+        return pool.submit(_try_onednn).result()
+
+
+def _try_onednn() -> bool:
     generator = torch.Generator().manual_seed(0)
     inputs, matrix, bias = (
         torch.randn(*size, generator=generator) for size in ((1024, 64), (128, 64), (128,))
     )
-    seconds = {}
+    right = torch.addmm(bias, inputs, matrix.t()).relu_()
     try:
-        for way, work in (
-            ("torch", lambda: torch.addmm(bias, inputs, matrix.t()).relu_()),
-            ("onednn", lambda: _linear(inputs, matrix, bias, "relu")),
-        ):
-            for _ in range(9):
-                start = time.perf_counter()
-                work()
-                seconds[way] = min(seconds.get(way, np.inf), time.perf_counter() - start)
-        right = torch.addmm(bias, inputs, matrix.t()).relu_()
         same = torch.allclose(_linear(inputs, matrix, bias, "relu"), right, rtol=1e-4, atol=1e-4)
-        same &= torch.allclose(
-            _linear(inputs.t(), right.t(), None, "none"), inputs.t() @ right, rtol=1e-3, atol=1e-2
-        )
+        slopes = _linear(inputs.t(), right.t(), None, "none")
     except (AttributeError, RuntimeError, TypeError):  # not in this build of torch, or with other arguments
         return False
-    return same and seconds["onednn"] * 1.2 < seconds["torch"]
+    same &= torch.allclose(slopes, inputs.t() @ right, rtol=1e-3, atol=1e-2)
+
+    def seconds(work: Callable[[], object]) -> float:
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+
+    usual = min(seconds(lambda: torch.addmm(bias, inputs, matrix.t()).relu_()) for _ in range(15))
+    ours = min(seconds(lambda: _linear(inputs, matrix, bias, "relu")) for _ in range(15))
+    return same and ours * 1.2 < usual
 
 
 def _loss_and_slope(task: Task, logits: Tensor, labels: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -1202,9 +1259,9 @@ def _sizes(
     device, free = train.device, _free_memory(train.device)
     parameters = sum(value.numel() * value.element_size() for value in engine.template.parameters())
     if device.type == "cpu":
-        # as many models for each thread as its cache holds: a multiple of the threads, so that none of them waits
-        threads = torch.get_num_threads()
-        block = threads * int(max(CACHE_BYTES // activations, 1))
+        # as many models as the cache of a thread holds, but enough blocks to keep all threads busy
+        threads = torch.get_num_threads() if engine.threaded else 1
+        block = min(int(max(CACHE_BYTES // activations, 1)), -(-group // threads))
     else:
         block = int(max(free // 8 // activations, 1))
     block = min(block, group)
