@@ -33,7 +33,7 @@ controls += [toggle("big", "big")]
 Explorer(fig, controls, show, title="An update that fails at w = 1")"""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # not longer: while Playwright is open, asyncio.run() does not work elsewhere
 def lab(tmp_path_factory):
     if reason := missing():
         pytest.skip(reason)
@@ -48,7 +48,7 @@ def lab(tmp_path_factory):
     server.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # not longer: while Playwright is open, asyncio.run() does not work elsewhere
 def browser(lab):
     with open_browser() as chromium:
         yield chromium
