@@ -189,7 +189,7 @@ class Sweep:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(handle, "wb") as file:
-                np.savez_compressed(file, allow_pickle=False, **arrays)
+                np.savez_compressed(file, **arrays)
             os.replace(temporary, path)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
@@ -1261,7 +1261,8 @@ def _sizes(
     if device.type == "cpu":
         # as many models as the cache of a thread holds, but enough blocks to keep all threads busy
         threads = torch.get_num_threads() if engine.threaded else 1
-        block = min(int(max(CACHE_BYTES // activations, 1)), -(-group // threads))
+        cache = CACHE_BYTES if engine.threaded else 4 * CACHE_BYTES  # vmap gains more by fewer calls than by cache
+        block = min(int(max(cache // activations, 1)), -(-group // threads))
     else:
         block = int(max(free // 8 // activations, 1))
     block = min(block, group)
