@@ -108,7 +108,7 @@ class Sweep:
         row = self._run(weighting, seed, lr)
         if self.build is None:
             raise ValueError("This sweep has no build function: load it with load_sweep(path, build).")
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng():
             model = self.build()
         own = {name: tuple(value.shape) for name, value in model.named_parameters()}
         kept = {name: tuple(value.shape[1:]) for name, value in self.parameters.items()}
@@ -492,36 +492,43 @@ def sweep(
     per_epoch = -(-len(train) // batch_size)
     bar = tqdm(total=len(chunks) * epochs * per_epoch, unit="step", disable=not progress, leave=False)
     records: list[pd.DataFrame] = []
-    finished: list[_Stack] = []
+    finished: list[tuple[pd.DataFrame, dict[str, Tensor]]] = []
     stopped = "finished"
     workers = _Workers(torch.get_num_threads() if method.threaded else 1)
     try:
         for part in chunks:
             weights = torch.tensor(weights_frame.to_numpy()[part["weighting"]], dtype=torch.float32)
             stack = _Stack(method, workers, part, weights.to(train.device), starts, block, weight_decay)
-            finished.append(stack)
-            for epoch in range(1, epochs + 1):
-                losses = stack.train_epoch(train, batch_size, bar.update)
-                values = [("train", losses)]
-                if valid is not None:
-                    values.append(("valid", stack.evaluate(valid, max(batch_size, 256))))
-                stack.keep(epoch, values[-1][1] if keep == "best" else None)
-                records += [_tidy(part, epoch, split, measured) for split, measured in values]
-                bar.set_postfix_str(f"epoch {epoch} of {epochs}, {len(part)} of {len(runs)} models")
+            try:
+                for epoch in range(1, epochs + 1):
+                    values = {"train": stack.train_epoch(train, batch_size, bar.update)}
+                    if valid is not None:
+                        values["valid"] = stack.evaluate(valid, max(batch_size, 256))
+                    rows = [_tidy(part, epoch, split, measured) for split, measured in values.items()]
+                    stack.keep(epoch, values["valid"] if keep == "best" else None)
+                    records += rows
+                    bar.set_postfix_str(f"epoch {epoch} of {epochs}, {len(part)} of {len(runs)} models")
+            finally:
+                if stack.epochs:
+                    finished.append((stack.runs, stack.parameters()))
+                del stack  # with its gradients and moments, before the next chunk comes
     except KeyboardInterrupt:
         stopped = "interrupted"
     finally:
         workers.close()
         bar.close()
-    finished = [stack for stack in finished if stack.epochs]
-    kept = pd.concat([stack.runs for stack in finished], ignore_index=True) if finished else runs.iloc[:0]
-    saved = [stack.parameters() for stack in finished]
-    parameters = {
-        name: torch.cat([own[name] for own in saved]) if saved else value[None][:0].cpu()
-        for name, value in starts[seeds[0]].items()
-    }
-    table = pd.concat(records, ignore_index=True) if records else pd.DataFrame(columns=RECORD_COLUMNS)
-    return Sweep(tasks, weights_frame, table, kept, parameters, stopped, build)
+    if not finished:
+        nothing = {name: value[None][:0].cpu() for name, value in starts[seeds[0]].items()}
+        finished, records = [(runs.iloc[:0], nothing)], [pd.DataFrame(columns=RECORD_COLUMNS)]
+    return Sweep(
+        tasks,
+        weights_frame,
+        pd.concat(records, ignore_index=True),
+        pd.concat([trained for trained, _ in finished], ignore_index=True),
+        {name: torch.cat([own[name] for _, own in finished]) for name in starts[seeds[0]]},
+        stopped,
+        build,
+    )
 
 
 def _build_starts(
@@ -531,8 +538,8 @@ def _build_starts(
     starts: dict[int, dict[str, Tensor]] = {}
     model = None
     for seed in seeds:
-        with torch.random.fork_rng(devices=[]):
-            torch.random.default_generator.manual_seed(seed)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
             model = build()
         if not isinstance(model, nn.Module) or not hasattr(model, "tasks"):
             raise TypeError(
@@ -622,7 +629,7 @@ class _Stack:
             self.workers.run(work, jobs)
             self.optimizer.step()
             tick()
-        means = (sums / len(train)).double().cpu().numpy()
+        means = (sums / len(train)).cpu().double().numpy()
         return {task.name: {"loss": means[:, i]} for i, task in enumerate(self.tasks)}
 
     def evaluate(self, data: MultiTaskDataset, batch_size: int) -> dict[str, dict[str, np.ndarray]]:
@@ -632,35 +639,44 @@ class _Stack:
             self.engine.prepare(batch, backward=False) for batch in data.batches(batch_size, shuffle=False)
         ]
         out: dict[str, dict[str, np.ndarray]] = {task.name: {} for task in self.tasks}
+        place = data.device if data.device.type == "cuda" else torch.device("cpu")  # others have no float64
+        labels, masks = (
+            {name: value.to(place) for name, value in part.items()} for part in (data.labels, data.masks)
+        )
 
         def work(block: _Block) -> None:
             parts = [self.engine.logits(block.members, batch) for batch in ready]
             for task in self.tasks:
-                logits = torch.cat([part[task.name] for part in parts], dim=1)
-                measured = _measure(task, logits, data.labels[task.name], data.masks.get(task.name))
+                logits = torch.cat([part[task.name] for part in parts], dim=1).to(place)
+                measured = _measure(task, logits, labels[task.name], masks.get(task.name))
                 for metric, values in measured.items():
                     column = out[task.name].setdefault(metric, np.full(len(self.runs), np.nan))
-                    column[block.part] = values.double().cpu().numpy()
+                    column[block.part] = values.cpu().double().numpy()
 
         self.workers.run(work, [(block,) for blocks in self.blocks.values() for block in blocks])
         return out
 
     def keep(self, epoch: int, values: Mapping[str, Mapping[str, np.ndarray]] | None) -> None:
         """Set this epoch's parameters aside; with values, only those of runs whose weighted loss is their lowest."""
-        self.epochs = epoch
-        if not self.kept:
-            self.kept = {name: value.clone() for name, value in self.stacked.items()}
-        chosen = torch.ones(len(self.runs), dtype=torch.bool)
+        runs, best = self.runs.copy(), self.best
+        chosen = torch.ones(len(runs), dtype=torch.bool)
         if values is not None:
             losses = torch.from_numpy(np.stack([values[task.name]["loss"] for task in self.tasks], axis=1))
-            total = (losses * self.weights.double().cpu()).sum(1)
-            chosen = total < self.best
-            self.best = torch.where(chosen, total, self.best)
-            chosen |= torch.tensor(epoch == 1)
-        self.runs.loc[chosen.numpy(), "epoch"] = epoch
-        chosen = chosen.to(self.weights.device)
-        for name, value in self.stacked.items():
-            self.kept[name][chosen] = value[chosen]
+            total = (losses * self.weights.cpu().double()).sum(1)
+            chosen = total < best
+            best = torch.where(chosen, total, best)
+            chosen |= torch.tensor(not self.epochs)
+        runs.loc[chosen.numpy(), "epoch"] = epoch
+        if bool(chosen.all()):
+            kept = {name: value.clone() for name, value in self.stacked.items()}
+        else:
+            chosen = chosen.to(self.weights.device)
+            kept = {
+                name: torch.where(chosen.view(-1, *[1] * (value.dim() - 1)), value, self.kept[name])
+                for name, value in self.stacked.items()
+            }
+        # all at once, so that an interruption leaves one epoch or the other
+        self.epochs, self.runs, self.best, self.kept = epoch, runs, best, kept
 
     def parameters(self) -> dict[str, Tensor]:
         """The kept parameters under the model's own names, (K, …), on the CPU."""
@@ -1261,7 +1277,7 @@ def _sizes(
     if device.type == "cpu":
         # as many models as the cache of a thread holds, but enough blocks to keep all threads busy
         threads = torch.get_num_threads() if engine.threaded else 1
-        cache = CACHE_BYTES if engine.threaded else 4 * CACHE_BYTES  # vmap gains more by fewer calls than by cache
+        cache = CACHE_BYTES if engine.threaded else 4 * CACHE_BYTES  # vmap gains more by fewer calls
         block = min(int(max(cache // activations, 1)), -(-group // threads))
     else:
         block = int(max(free // 8 // activations, 1))
