@@ -502,9 +502,9 @@ Markdown("\n".join(lines))
 # You can drive a slider from code as well:
 
 # %%
+another = weight_explorer(family)  # one that is not shown, so yours stays where you left it
 for value in (weights[0], weights[-1]):
-    print(explorer.set(purchase=value).reading)
-explorer.reset()
+    print(another.set(purchase=value).reading)
 
 # %% [markdown]
 # **When something looks odd**: *Kernel → Restart Kernel and Run All Cells*. Every notebook of the course runs
