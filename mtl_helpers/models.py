@@ -2,6 +2,8 @@
 
 Taught in notebooks 01 (single task) and 02 (shared bottom). All share one contract: ``model(numeric, categorical)``
 returns ``{task name: logits}``, (n,) for binary and regression tasks and (n, n_classes) for multiclass tasks.
+Each keeps what it was made from in ``tasks``, ``schema`` and ``settings`` (its other arguments), so that a saved model
+can be built again.
 """
 
 from __future__ import annotations
@@ -87,7 +89,13 @@ class SharedBottom(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.tasks = check_tasks(tasks)
+        self.tasks, self.schema = check_tasks(tasks), schema
+        self.settings = {
+            "embedding_dim": embedding_dim,
+            "bottom": tuple(bottom),
+            "tower": tuple(tower),
+            "dropout": dropout,
+        }
         self.features = FeatureLayer(schema, embedding_dim)
         self.bottom = mlp(self.features.n_out, bottom, dropout)
         width = bottom[-1] if bottom else self.features.n_out
@@ -122,7 +130,13 @@ class SingleTask(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.tasks = check_tasks([task])
+        self.tasks, self.schema = check_tasks([task]), schema
+        self.settings = {
+            "embedding_dim": embedding_dim,
+            "hidden": tuple(hidden),
+            "tower": tuple(tower),
+            "dropout": dropout,
+        }
         self.features = FeatureLayer(schema, embedding_dim)
         self.hidden = mlp(self.features.n_out, hidden, dropout)
         self.tower = Tower(hidden[-1] if hidden else self.features.n_out, task, tower, dropout)
