@@ -15,10 +15,12 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from itertools import combinations
 from pathlib import Path
+from threading import Barrier, local
 
 import numpy as np
 import pandas as pd
@@ -492,10 +494,11 @@ def sweep(
     records: list[pd.DataFrame] = []
     finished: list[tuple[pd.DataFrame, dict[str, Tensor]]] = []
     stopped = "finished"
+    workers = _Workers(torch.get_num_threads() if method.threaded else 1)
     try:
         for part in chunks:
             weights = torch.tensor(weights_frame.to_numpy()[part["weighting"]], dtype=torch.float32)
-            stack = _Stack(method, part, weights.to(train.device), starts, block, weight_decay)
+            stack = _Stack(method, workers, part, weights.to(train.device), starts, block, weight_decay)
             try:
                 for epoch in range(1, epochs + 1):
                     values = {"train": stack.train_epoch(train, batch_size, bar.update)}
@@ -512,6 +515,7 @@ def sweep(
     except KeyboardInterrupt:
         stopped = "interrupted"
     finally:
+        workers.close()
         bar.close()
     if not finished:
         nothing = {name: value[None][:0].cpu() for name, value in starts[seeds[0]].items()}
@@ -566,13 +570,14 @@ class _Stack:
     def __init__(
         self,
         engine: _Vmap | _Mlp,
+        workers: _Workers,
         runs: pd.DataFrame,
         weights: Tensor,
         starts: Mapping[int, Mapping[str, Tensor]],
         block: int,
         weight_decay: float,
     ) -> None:
-        self.engine, self.tasks, self.weights = engine, engine.tasks, weights
+        self.engine, self.workers, self.tasks, self.weights = engine, workers, engine.tasks, weights
         self.runs = runs.reset_index(drop=True)
         self.epochs = 0
         self.stacked = engine.pack([starts[seed] for seed in self.runs["seed"]])
@@ -611,12 +616,17 @@ class _Stack:
         self.engine.template.train()
         sums = torch.zeros_like(self.weights)
         streams = [train.batches(batch_size, generator=generator) for generator in self.generators.values()]
+
+        def work(block: _Block, ready: object, n: int) -> None:
+            losses = self.engine.gradients(block.members, block.weights, ready)
+            sums[block.part].add_(losses, alpha=n)
+
         for batches in zip(*streams, strict=True):
+            jobs = []
             for blocks, batch in zip(self.blocks.values(), batches, strict=True):
                 ready = self.engine.prepare(batch)
-                for block in blocks:
-                    losses = self.engine.gradients(block.members, block.weights, ready)
-                    sums[block.part].add_(losses, alpha=len(batch))
+                jobs += [(block, ready, len(batch)) for block in blocks]
+            self.workers.run(work, jobs)
             self.optimizer.step()
             tick()
         means = (sums / len(train)).cpu().double().numpy()
@@ -633,7 +643,8 @@ class _Stack:
         labels, masks = (
             {name: value.to(place) for name, value in part.items()} for part in (data.labels, data.masks)
         )
-        for block in [block for blocks in self.blocks.values() for block in blocks]:
+
+        def work(block: _Block) -> None:
             parts = [self.engine.logits(block.members, batch) for batch in ready]
             for task in self.tasks:
                 logits = torch.cat([part[task.name] for part in parts], dim=1).to(place)
@@ -641,6 +652,8 @@ class _Stack:
                 for metric, values in measured.items():
                     column = out[task.name].setdefault(metric, np.full(len(self.runs), np.nan))
                     column[block.part] = values.cpu().double().numpy()
+
+        self.workers.run(work, [(block,) for blocks in self.blocks.values() for block in blocks])
         return out
 
     def keep(self, epoch: int, values: Mapping[str, Mapping[str, np.ndarray]] | None) -> None:
@@ -668,6 +681,40 @@ class _Stack:
     def parameters(self) -> dict[str, Tensor]:
         """The kept parameters under the model's own names, (K, …), on the CPU."""
         return {name: value.cpu() for name, value in self.engine.unpack(self.kept).items()}
+
+
+class _Workers:
+    """Threads that take the blocks one by one, each computing with one thread of its own.
+
+    Better than all threads on one small product: they need not wait for each other within a step, which costs most when
+    something else is running on the machine.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self.pool = _single_threaded_pool(threads) if threads > 1 else None
+
+    def run(self, work: Callable[..., None], jobs: Sequence[tuple]) -> None:
+        if self.pool is None or len(jobs) == 1:
+            for job in jobs:
+                work(*job)
+        else:
+            for done in [self.pool.submit(work, *job) for job in jobs]:
+                done.result()
+
+    def close(self) -> None:
+        if self.pool is not None:
+            self.pool.shutdown(cancel_futures=True)
+
+
+def _single_threaded_pool(size: int) -> ThreadPoolExecutor:
+    """Threads in which torch computes without helpers; the calling thread keeps its own."""
+    before, ready = torch.get_num_threads(), Barrier(size + 1)
+    pool = ThreadPoolExecutor(size, initializer=torch.set_num_threads, initargs=(1,))
+    for _ in range(size):
+        pool.submit(ready.wait)
+    ready.wait()
+    torch.set_num_threads(before)  # what one thread sets, threads that start later take over
+    return pool
 
 
 @dataclass
@@ -722,6 +769,8 @@ def _tidy(
 
 class _Vmap:
     """Any model: ``torch.func.vmap`` over a call of the model with stacked parameters."""
+
+    threaded = False  # functional_call puts parameters into the one template
 
     def __init__(self, template: nn.Module, tasks: tuple[Task, ...]) -> None:
         self.template, self.tasks = template, tasks
@@ -852,6 +901,7 @@ class _Mlp:
         self.n_columns = len(self.offset)
         self.n_embedded = self.n_columns * self.width
         self.n_numeric = template.features.n_out - self.n_embedded
+        self.threaded = table.device.type == "cpu"
         self.buffers = _Buffers()
         self.trainable = ["table"]
         for i in range(len(self.layers)):
@@ -994,8 +1044,8 @@ class _Mlp:
 TABLE = "features.embedding.weight"
 
 
-class _Buffers:
-    """Memory that is written anew, not allocated anew, in every step."""
+class _Buffers(local):
+    """Each thread's own memory, which is written anew, not allocated anew, in every step."""
 
     def __init__(self) -> None:
         self.held: dict[tuple, Tensor] = {}
@@ -1086,6 +1136,11 @@ def _onednn_is_faster() -> bool:
     """Whether this torch has the kernels, they are right, and at least a fifth faster than ``torch.addmm``."""
     if not torch.backends.mkldnn.is_available():
         return False
+    with _single_threaded_pool(1) as pool:
+        return pool.submit(_try_onednn).result()
+
+
+def _try_onednn() -> bool:
     generator = torch.Generator().manual_seed(0)
     inputs, matrix, bias = (
         torch.randn(*size, generator=generator) for size in ((1024, 64), (128, 64), (128,))
@@ -1220,9 +1275,10 @@ def _sizes(
     device, free = train.device, _free_memory(train.device)
     parameters = sum(value.numel() * value.element_size() for value in engine.template.parameters())
     if device.type == "cpu":
-        cache = CACHE_BYTES if isinstance(engine, _Mlp) else 4 * CACHE_BYTES  # vmap gains more by fewer calls
-        threads = torch.get_num_threads()
-        block = max(int(cache // activations) // threads, 1) * threads  # a multiple, so that no thread waits
+        # as many models as the cache of a thread holds, but enough blocks to keep all threads busy
+        threads = torch.get_num_threads() if engine.threaded else 1
+        cache = CACHE_BYTES if engine.threaded else 4 * CACHE_BYTES  # vmap gains more by fewer calls
+        block = min(int(max(cache // activations, 1)), -(-group // threads))
     else:
         block = int(max(free // 8 // activations, 1))
     block = min(block, group)
@@ -1232,7 +1288,7 @@ def _sizes(
     return chunk, min(block, chunk)
 
 
-CACHE_BYTES = 3_500_000  # a block's activations: measured best on 1 MB of cache a core, and flat around it
+CACHE_BYTES = 3_500_000  # activations of a thread's models; between 1 and 8 MB the speed hardly changes
 
 
 def _free_memory(device: torch.device) -> int:

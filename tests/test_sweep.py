@@ -228,7 +228,7 @@ class TestEqualToSingleRuns:
         seen = []
         real = module._Stack.__init__
         monkeypatch.setattr(
-            module._Stack, "__init__", lambda *given: (seen.append(len(given[2])), real(*given))[1]
+            module._Stack, "__init__", lambda *given: (seen.append(len(given[3])), real(*given))[1]
         )
         for free, expected in ((2**34, [6]), (0, [1] * 6)):
             seen.clear()
