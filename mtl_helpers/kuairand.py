@@ -12,16 +12,10 @@ from __future__ import annotations
 
 import datetime as dt
 import gzip
-import hashlib
-import http.client
 import io
 import os
 import re
-import sys
 import tarfile
-import urllib.error
-import urllib.parse
-import urllib.request
 import zlib
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
@@ -30,6 +24,7 @@ import numpy as np
 import pandas as pd
 
 from .data import Task
+from .download import Source
 
 __all__ = [
     "KUAIRAND_CATEGORICAL",
@@ -207,21 +202,16 @@ def load_kuairand(
     KuaiRandUnavailable : the file is not there, or could not be downloaded.
     BadArchive : the file is damaged, or not what the publisher's file looks like.
     """
-    path, fetched = _locate(path_or_url, cache, progress, checksum)
+    source = _source()
+    path, fetched = source.locate(path_or_url, cache, progress, checksum)
     if not fetched and checksum not in (None, "auto"):
-        _verify(path, checksum)
+        source.verify(path, checksum)
     return _assemble(_read_archive(path))
 
 
 def kuairand_available(cache: str | os.PathLike | None = None) -> Path | None:
     """The archive that ``load_kuairand()`` would read without touching the network, or None if there is none."""
-    given = os.environ.get("MTL_KUAIRAND")
-    path = (
-        Path(given).expanduser()
-        if given and not _is_url(given)
-        else _cached_path(given or KUAIRAND_URL, cache)
-    )
-    return path if path.is_file() else None
+    return _source().available(cache)
 
 
 def split_by_date(
@@ -281,193 +271,17 @@ def _day(day: str | int | dt.date) -> pd.Timestamp:
 # --------------------------------------------------------------------------------------------------- finding the file
 
 
-def _is_url(text: str | os.PathLike) -> bool:
-    return bool(re.match(r"https?://", str(text), re.IGNORECASE))
-
-
-def _cache_folder(cache: str | os.PathLike | None) -> Path:
-    if cache or os.environ.get("MTL_CACHE"):
-        return Path(cache or os.environ["MTL_CACHE"]).expanduser()
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "mtl_helpers"
-
-
-def _cached_path(url: str, cache: str | os.PathLike | None) -> Path:
-    # a mirror gets a name of its own, so that what came from one address is never taken for the other's
-    mark = "" if url == KUAIRAND_URL else "-" + hashlib.sha256(url.encode()).hexdigest()[:8]
-    return _cache_folder(cache) / f"KuaiRand-Pure{mark}.tar.gz"
-
-
-def _locate(
-    path_or_url: str | os.PathLike | None,
-    cache: str | os.PathLike | None,
-    progress: bool,
-    checksum: str | None,
-) -> tuple[Path, bool]:
-    """Return the archive's path and whether its checksum has been dealt with."""
-    source = path_or_url or os.environ.get("MTL_KUAIRAND") or KUAIRAND_URL
-    if not _is_url(source):
-        path = Path(source).expanduser()
-        if not path.is_file():
-            said = "" if path_or_url else " (from the environment variable MTL_KUAIRAND)"
-            what = "is a folder, expected the archive file" if path.is_dir() else "does not exist"
-            raise KuaiRandUnavailable(f"{path}{said} {what}.\n{_ways(cache)}")
-        return path, False
-    url, target = str(source), _cached_path(str(source), cache)
-    expected = KUAIRAND_MD5 if checksum == "auto" else checksum
-    if not target.is_file():
-        _download(url, target, expected, progress)
-    elif expected:
-        _verify(target, expected)
-    return target, True
-
-
-def _ways(cache: str | os.PathLike | None) -> str:
-    return (
-        "Three ways to get KuaiRand-Pure:\n"
-        "  1. run load_kuairand() again with a network connection;\n"
-        f"  2. download {KUAIRAND_URL} elsewhere and save it as {_cached_path(KUAIRAND_URL, cache)};\n"
-        "  3. name a copy you have: load_kuairand('path/to/KuaiRand-Pure.tar.gz'), or set MTL_KUAIRAND to its path.\n"
-        "Without it, everything that uses the shop works as before."
+def _source() -> Source:
+    return Source(
+        title="KuaiRand-Pure",
+        url=KUAIRAND_URL,
+        file="KuaiRand-Pure.tar.gz",
+        md5=KUAIRAND_MD5,
+        variable="MTL_KUAIRAND",
+        call="load_kuairand",
+        missing=KuaiRandUnavailable,
+        damaged=BadArchive,
     )
-
-
-def _md5(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-
-
-def _verify(path: Path, expected: str) -> None:
-    found = _md5(path)
-    if found != expected.lower():
-        raise BadArchive(
-            f"{path} has the md5 checksum {found}, expected {expected}: it is damaged or another file. Delete it and "
-            "download it again, or pass checksum=None to read it as it is."
-        )
-
-
-# --------------------------------------------------------------------------------------------------- downloading
-
-
-class _Broken(Exception):
-    """A transfer that stopped early; the bytes so far are kept."""
-
-
-def _download(url: str, target: Path, expected: str | None, progress: bool) -> None:
-    """Fetch ``url`` to ``target`` by way of a ``.part`` file, which alone survives an interruption."""
-    part = target.with_name(target.name + ".part")
-    cache = target.parent
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        ignore = cache / ".gitignore"
-        if not ignore.exists():
-            ignore.write_text("*\n")
-        resumed = _transfer_all(url, part, progress)
-        if expected and (found := _md5(part)) != expected.lower() and resumed:
-            # the first half may be of another version of the file: take it once more from the start
-            part.unlink()
-            _transfer_all(url, part, progress)
-        if expected and (found := _md5(part)) != expected.lower():
-            part.unlink()
-            raise BadArchive(
-                f"What {url} sent has the md5 checksum {found}, expected {expected}; it was thrown away. Run again; "
-                "if it happens twice, the address serves another file: download it by hand and pass its path."
-            )
-        os.replace(part, target)
-    except (_Broken, urllib.error.URLError) as error:
-        reason = getattr(error, "reason", None) or error
-        kept = (
-            f" {part.stat().st_size:,} bytes are kept, and the next try goes on from there."
-            if part.exists()
-            else ""
-        )
-        raise KuaiRandUnavailable(f"Could not download {url}: {reason}.{kept}\n{_ways(cache)}") from error
-    except OSError as error:
-        if isinstance(error, KuaiRandUnavailable):
-            raise
-        raise KuaiRandUnavailable(
-            f"Could not write the download to {cache}: {error}. Free some space, or choose another folder with cache=… "
-            f"or MTL_CACHE.\n{_ways(cache)}"
-        ) from error
-
-
-def _transfer_all(url: str, part: Path, progress: bool, tries: int = 4) -> bool:
-    """Transfer until complete, going on after a dropped connection. Returns whether old bytes were built upon."""
-    resumed = False
-    while True:
-        before = part.stat().st_size if part.exists() else 0
-        resumed = resumed or before > 0
-        try:
-            _transfer(url, part, progress)
-            return resumed
-        except _Broken:
-            tries -= 1
-            gained = (part.stat().st_size if part.exists() else 0) > before
-            if not tries or not gained:
-                raise
-
-
-def _transfer(url: str, part: Path, progress: bool) -> None:
-    """One request: continue the part if the server can, else start over."""
-    from tqdm.auto import tqdm
-
-    have = part.stat().st_size if part.exists() else 0
-    headers = {"User-Agent": "mtl_helpers", "Accept-Encoding": "identity"}
-    if have:
-        headers["Range"] = f"bytes={have}-"
-    try:
-        reply = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=30)
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code == 416 and have:
-            # nothing lies beyond what we have: complete, or longer than the file
-            size = re.fullmatch(r"bytes \*/(\d+)", error.headers.get("Content-Range", ""))
-            if size and int(size[1]) == have:
-                return
-            part.unlink()
-            return _transfer(url, part, progress)
-        raise
-    except (OSError, http.client.HTTPException) as error:
-        if isinstance(error, urllib.error.URLError):
-            raise
-        raise _Broken(f"the connection failed ({error})") from error
-    with reply:
-        if have:
-            span = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", reply.headers.get("Content-Range", ""))
-            if reply.status != 206 or not span or int(span[1]) != have:
-                have = 0
-                if reply.status == 206:  # a range, but not the one asked for
-                    part.unlink()
-                    return _transfer(url, part, progress)
-        length = reply.headers.get("Content-Length")
-        total = have + int(length) if length and length.isdigit() else None
-        bar = tqdm(
-            total=total,
-            initial=have,
-            unit="B",
-            unit_scale=True,
-            desc="KuaiRand-Pure",
-            disable=not progress,
-            leave=False,
-        )
-        with bar, part.open("ab" if have else "wb") as file:
-            while True:
-                try:
-                    block = reply.read(1 << 16)
-                except (OSError, http.client.HTTPException) as error:
-                    raise _Broken(f"the connection broke off ({error})") from error
-                if not block:
-                    break
-                file.write(block)
-                have += len(block)
-                bar.update(len(block))
-    if total is not None and have < total:
-        raise _Broken(f"the connection broke off after {have:,} of {total:,} bytes")
 
 
 # --------------------------------------------------------------------------------------------------- reading

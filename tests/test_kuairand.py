@@ -18,6 +18,7 @@ import pytest
 
 from mtl_helpers import kuairand
 from mtl_helpers.data import check_leaks, prepare
+from mtl_helpers.download import cache_folder
 from mtl_helpers.kuairand import (
     KUAIRAND_CATEGORICAL,
     KUAIRAND_NUMERIC,
@@ -443,7 +444,7 @@ def test_default_cache_folder(platform, variable, tail, monkeypatch, tmp_path):
     monkeypatch.setattr("sys.platform", platform)
     monkeypatch.setenv(variable, str(tmp_path))
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
-    assert kuairand._cache_folder(None) == tmp_path / tail
+    assert cache_folder(None) == tmp_path / tail
 
 
 # ------------------------------------------------------------------------------------------------ downloading
@@ -588,7 +589,7 @@ def test_connection_that_keeps_dropping_reports_and_keeps_the_part(server, tmp_p
 
 
 def test_complete_part_is_not_fetched_again(server, tmp_path):
-    target = kuairand._cached_path(server.url, None)
+    target = kuairand._source().cached(server.url)
     target.parent.mkdir()
     target.with_name(target.name + ".part").write_bytes(server.body)
     assert len(fetch(server)) == 11
@@ -597,7 +598,7 @@ def test_complete_part_is_not_fetched_again(server, tmp_path):
 
 @pytest.mark.parametrize("stale", [b"x" * 5000, b"x" * 10_000_000], ids=["shorter", "longer"])
 def test_part_of_another_file_is_replaced(server, tmp_path, stale):
-    target = kuairand._cached_path(server.url, None)
+    target = kuairand._source().cached(server.url)
     target.parent.mkdir()
     target.with_name(target.name + ".part").write_bytes(stale)
     assert len(fetch(server)) == 11
