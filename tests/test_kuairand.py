@@ -23,7 +23,10 @@ from mtl_helpers.kuairand import (
     KUAIRAND_CATEGORICAL,
     KUAIRAND_NUMERIC,
     KUAIRAND_OUTCOMES,
+    KUAIRAND_PLAY_TASK,
     KUAIRAND_TASKS,
+    KUAIRAND_WIDE_CATEGORICAL,
+    KUAIRAND_WIDE_NUMERIC,
     BadArchive,
     KuaiRandUnavailable,
     kuairand_available,
@@ -83,6 +86,7 @@ def small_tables() -> dict[str, pd.DataFrame]:
             "video_id": range(3),
             "author_id": [7, 8, 9],
             "video_type": "NORMAL",
+            "upload_dt": ["2022-04-20", None, "2022-04-28"],
             "upload_type": ["Web", "Kmovie", "Web"],
             "server_width": [720.0, 1280.0, np.nan],
             "server_height": [1280.0, 720.0, 720.0],
@@ -136,7 +140,9 @@ def clean_surroundings(monkeypatch, tmp_path):
 def test_frame_has_one_row_per_distinct_log_row_with_features_and_labels(archive):
     frame = load_kuairand(archive)
     assert len(frame) == 11  # 12 less the repeated one
-    assert {*KUAIRAND_NUMERIC, *KUAIRAND_CATEGORICAL, *KUAIRAND_OUTCOMES, "date", "timestamp"} == set(frame)
+    features = {*KUAIRAND_WIDE_NUMERIC, *KUAIRAND_WIDE_CATEGORICAL}
+    assert features | {*KUAIRAND_OUTCOMES, "date", "timestamp"} == set(frame)
+    assert {*KUAIRAND_NUMERIC, *KUAIRAND_CATEGORICAL} < features
     assert frame["click"].tolist() == [1, 0, 1] + [1, 0, 0, 1] * 2
     assert frame["video_id"].tolist() == [0, 1, 0, 1, 2, 0, 1, 2, 0, 1, 2]  # the log's order
     assert frame["hour"].tolist() == [0, 1, 23] + [0, 1, 1, 23] * 2
@@ -166,7 +172,8 @@ def test_missing_values_and_unknown_ids_are_marked_not_dropped(tmp_path):
 
 
 def test_no_outcome_is_a_feature():
-    assert not set(KUAIRAND_OUTCOMES) & {*KUAIRAND_NUMERIC, *KUAIRAND_CATEGORICAL}
+    assert not set(KUAIRAND_OUTCOMES) & {*KUAIRAND_WIDE_NUMERIC, *KUAIRAND_WIDE_CATEGORICAL}
+    assert KUAIRAND_PLAY_TASK.label_column in KUAIRAND_OUTCOMES and KUAIRAND_PLAY_TASK.kind == "regression"
     assert [task.label_column for task in KUAIRAND_TASKS] == ["click", "long_view", "like"]
     assert {task.kind for task in KUAIRAND_TASKS} == {"binary"}
 
@@ -191,9 +198,63 @@ def test_reading_writes_nothing(archive, tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_play_time_is_cut_off_at_the_length_and_says_so(archive):
+    frame = load_kuairand(archive)  # videos of 10 s, played for 0, 1, 3, 4, … 11 s
+    seconds = [0, 1, 3, 4, 5, 6, 7, 8, 9, 10, 11]
+    assert frame["play_time_ms"].tolist() == [1000 * value for value in seconds]
+    assert frame["log_play"].tolist() == pytest.approx(np.log1p(np.minimum(seconds, 10)))
+    assert frame["finished"].tolist() == [value >= 10 for value in seconds]
+
+
+def test_a_video_without_a_length_is_never_finished(tmp_path):
+    tables = small_tables()
+    tables[LOG]["duration_ms"] = 0
+    frame = load_kuairand(pack(tmp_path / "a.tar.gz", ((n, csv(t)) for n, t in tables.items())))
+    assert not frame["finished"].any()
+    assert frame["log_play"].max() == pytest.approx(np.log(12))
+
+
+def test_author_and_age_come_from_the_video(tmp_path):
+    tables = small_tables()
+    tables[VIDEOS] = tables[VIDEOS].iloc[:2]  # video 2 is described nowhere
+    frame = load_kuairand(pack(tmp_path / "a.tar.gz", ((n, csv(t)) for n, t in tables.items())))
+    assert frame["author_id"].tolist() == [{0: 7, 1: 8, 2: -1}[video] for video in frame["video_id"]]
+    assert frame["log_video_age_days"].iloc[0] == pytest.approx(np.log(6))  # 20 to 25 April
+    assert frame.loc[frame["video_id"] > 0, "log_video_age_days"].isna().all()
+
+
+def test_unseen_users_videos_and_authors_share_the_unknown_bucket(archive):
+    parts = split_by_date(load_kuairand(archive))
+    parts["test"] = parts["test"].assign(user_id=99, video_id=99, author_id=-1)
+    splits = prepare(parts, KUAIRAND_TASKS, KUAIRAND_WIDE_NUMERIC, KUAIRAND_WIDE_CATEGORICAL)
+    for column in ("user_id", "video_id", "author_id"):
+        at = KUAIRAND_WIDE_CATEGORICAL.index(column)
+        assert (splits.test.categorical[:, at] == 0).all()
+        assert (splits.train.categorical[:, at] > 0).all()
+
+
+def test_later_days_change_nothing_the_model_is_given(archive):
+    """Planted: absurd values after the split. Encoder and training tensors must not notice."""
+    frame = load_kuairand(archive)
+    altered = frame.copy()
+    late = altered["date"] >= altered["date"].unique()[1]
+    altered.loc[late, list(KUAIRAND_WIDE_NUMERIC)] = 1e6
+    altered.loc[late, ["user_id", "video_id", "author_id"]] = 12345
+    altered.loc[late, ["click", "long_view", "like"]] = 1
+    made = [
+        prepare(split_by_date(rows), KUAIRAND_TASKS, KUAIRAND_WIDE_NUMERIC, KUAIRAND_WIDE_CATEGORICAL)
+        for rows in (frame, altered)
+    ]
+    assert made[0].schema == made[1].schema
+    assert made[0].train.numeric.equal(made[1].train.numeric)
+    assert made[0].train.categorical.equal(made[1].train.categorical)
+    assert all(made[0].train.labels[name].equal(made[1].train.labels[name]) for name in made[0].train.labels)
+
+
 def test_frame_goes_through_prepare(archive):
     frame = load_kuairand(archive)
-    splits = prepare(split_by_date(frame), KUAIRAND_TASKS, KUAIRAND_NUMERIC, KUAIRAND_CATEGORICAL)
+    tasks = (*KUAIRAND_TASKS, KUAIRAND_PLAY_TASK)
+    splits = prepare(split_by_date(frame), tasks, KUAIRAND_NUMERIC, KUAIRAND_CATEGORICAL)
     assert [len(part) for part in (splits.train, splits.valid, splits.test)] == [3, 4, 4]
     assert splits.train.categorical.shape[1] == len(KUAIRAND_CATEGORICAL)
     assert bool(splits.test.numeric.isfinite().all())
@@ -716,7 +777,8 @@ def test_real_rows_split_by_day_without_leaks(real):
     assert parts["train"]["date"].max() < parts["valid"]["date"].min() <= parts["valid"]["date"].max()
     assert parts["valid"]["date"].max() < parts["test"]["date"].min()
     assert sum(map(len, parts.values())) == len(real)
-    report = check_leaks(parts, [*KUAIRAND_NUMERIC, *KUAIRAND_CATEGORICAL], KUAIRAND_TASKS, time="date")
+    features = [*KUAIRAND_WIDE_NUMERIC, *KUAIRAND_WIDE_CATEGORICAL]
+    report = check_leaks(parts, features, KUAIRAND_TASKS, time="date")
     assert report["passed"].all(), report.to_string()
 
 
