@@ -149,6 +149,16 @@ def _need_column(frame: pd.DataFrame, column: str, use: str) -> None:
         )
 
 
+def _need_rows(parts: dict[str, pd.DataFrame], use: str, rows: int) -> dict[str, pd.DataFrame]:
+    empty = [name for name, part in parts.items() if not len(part)]
+    if empty:
+        raise ValueError(
+            f"{use} leaves the {' and '.join(empty)} part with no row, out of {rows}: give it more rows or other "
+            "fractions."
+        )
+    return parts
+
+
 def split_by_user(
     frame: pd.DataFrame, user: str = "user_id", fractions: Sequence[float] = (0.7, 0.15, 0.15), seed: int = 0
 ) -> dict[str, pd.DataFrame]:
@@ -160,6 +170,12 @@ def split_by_user(
 
     _need_column(frame, user, "split_by_user")
     _, valid_share, test_share = _check_fractions(fractions)
+    users = frame[user].nunique()
+    if users < 3:
+        raise ValueError(
+            f"split_by_user got {users} user{'s' * (users != 1)} and {len(frame) or 'no'} rows: expected 3 "
+            "users or more, one for each part."
+        )
 
     def cut(part: pd.DataFrame, share: float) -> tuple[pd.DataFrame, pd.DataFrame]:
         keep, off = next(
@@ -181,13 +197,16 @@ def split_by_time(
     """
     _need_column(frame, time, "split_by_time")
     train_share, valid_share, _ = _check_fractions(fractions)
+    if not len(frame):
+        raise ValueError("split_by_time got a table with no row.")
     moments = frame[time].sort_values(kind="stable").reset_index(drop=True)
     first, second = (moments.iloc[int(len(moments) * s)] for s in (train_share, train_share + valid_share))
-    return {
+    parts = {
         "train": frame[frame[time] < first],
         "valid": frame[(frame[time] >= first) & (frame[time] < second)],
         "test": frame[frame[time] >= second],
     }
+    return _need_rows(parts, "split_by_time", len(frame))
 
 
 def check_leaks(
@@ -325,7 +344,12 @@ class FeatureEncoder:
             raise KeyError(
                 f"Feature {column!r} is not a column; the table has {', '.join(map(str, frame.columns))}."
             )
-        return frame[column]
+        values = frame[column]
+        if values.ndim > 1:
+            raise ValueError(
+                f"The column {column!r} stands {values.shape[1]} times in the table: rename or drop the others."
+            )
+        return values
 
     def _numbers(self, frame: pd.DataFrame) -> np.ndarray:
         out = np.empty((len(frame), len(self.numeric)))

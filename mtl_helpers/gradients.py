@@ -188,8 +188,20 @@ METHODS: dict[str, Callable[..., np.ndarray]] = {
 
 def combine(method: str | Callable[[np.ndarray], np.ndarray], jacobian: Tensor) -> Tensor:
     """The combined gradient Jᵀ w (P,) of a Jacobian (T, P), one gradient a row."""
-    weights = (METHODS[method] if isinstance(method, str) else method)(_gramian(jacobian))
+    method = _method(method)
+    if jacobian.dim() != 2 or not torch.isfinite(jacobian).all():
+        found = "with NaN or infinite entries" if jacobian.dim() == 2 else f"of shape {tuple(jacobian.shape)}"
+        raise ValueError(
+            f"combine got gradients {found}: expected a finite Jacobian (T, P), a row for each task."
+        )
+    weights = method(_gramian(jacobian))
     return torch.as_tensor(weights, dtype=jacobian.dtype, device=jacobian.device) @ jacobian
+
+
+def _method(method: str | Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+    if isinstance(method, str) and method not in METHODS:
+        raise ValueError(f"method is {method!r}: expected one of {', '.join(METHODS)}.")
+    return METHODS[method] if isinstance(method, str) else method
 
 
 def _gramian(jacobian: Tensor) -> np.ndarray:
@@ -216,12 +228,10 @@ class CombinedGradients(Weighting):
         seed: int = 0,
     ) -> None:
         super().__init__(tasks)
-        if isinstance(method, str) and method not in METHODS:
-            raise ValueError(f"method is {method!r}: expected one of {', '.join(METHODS)}.")
+        self.method = _method(method)
         if at not in ("parameters", "representation"):
             raise ValueError(f"at is {at!r}: expected 'parameters' or 'representation'.")
         self.name, self.at = method if isinstance(method, str) else method.__name__, at
-        self.method = METHODS[method] if isinstance(method, str) else method
         self.rng = np.random.default_rng(seed)
         self._shared: Tensor | None = None
         self._copies: dict[str, Tensor] = {}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 
 import torch
 import torch.nn.functional as F
@@ -32,11 +33,31 @@ def task_loss(task: Task, logits: Tensor, labels: Tensor, mask: Tensor | None = 
     Returns
     -------
     A scalar tensor.
+
+    Raises
+    ------
+    ValueError, TypeError : logits or labels have another shape or dtype than the task's.
     """
+    _check(task, logits, labels)
     if mask is None:
         return _row_losses(task, logits, labels, "mean")
     mask = mask.to(logits.dtype)
     return (_row_losses(task, logits, labels, "none") * mask).sum(-1) / mask.sum(-1).clamp(min=1)
+
+
+def _check(task: Task, logits: Tensor, labels: Tensor) -> None:
+    wanted = (*labels.shape, task.n_classes) if task.kind == "multiclass" else tuple(labels.shape)
+    if tuple(logits.shape) != wanted:
+        raise ValueError(
+            f"Task {task.name!r} ({task.kind}) has logits of shape {tuple(logits.shape)} for labels of shape "
+            f"{tuple(labels.shape)}: expected {wanted}."
+        )
+    if labels.dtype.is_floating_point == (task.kind == "multiclass"):
+        wanted, given = (
+            ("int64" if task.kind == "multiclass" else "float"),
+            str(labels.dtype).removeprefix("torch."),
+        )
+        raise TypeError(f"Labels of {task.kind} task {task.name!r} must be {wanted}, got {given}.")
 
 
 def _row_losses(task: Task, logits: Tensor, labels: Tensor, reduction: str) -> Tensor:
@@ -63,7 +84,11 @@ def check_weights(weights: Mapping[str, float], names: Sequence[str]) -> None:
             f"Weights are given for {', '.join(map(repr, weights)) or 'no task'}; expected one for each of "
             f"{', '.join(map(repr, names))}."
         )
-    bad = {name: weight for name, weight in weights.items() if not math.isfinite(weight) or weight < 0}
+    bad = {
+        name: weight
+        for name, weight in weights.items()
+        if not isinstance(weight, Real) or not math.isfinite(weight) or weight < 0
+    }
     if bad:
         raise ValueError(f"A task weight must be a finite number, 0 or more; got {bad}.")
     if not any(weights.values()):

@@ -799,6 +799,10 @@ def clean_items(items: pd.DataFrame) -> pd.DataFrame:
         raise ValueError(
             f"Unknown category {', '.join(map(repr, unknown))}: expected one of {', '.join(CATEGORIES)}."
         )
+    if (items["price"] <= 0).any():
+        raise ValueError(
+            f"The table of items holds a price of {items['price'].min():g} EUR: expected prices above 0."
+        )
     clipped = items.groupby("category")["price"].transform(lambda price: clip_outliers(price, log=True))
     return items.assign(price=clipped.round(2)).drop(columns="price_unit")
 
