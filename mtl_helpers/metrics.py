@@ -1,7 +1,8 @@
 """Metrics on labels and predicted probabilities, and intervals over seeds.
 
-Taught in notebook 01. Inputs are 1-D arrays or tensors of equal length; a metric that is not defined for its input
-(an AUC with one class only, a precision without a positive prediction) is NaN, never an error and never a guess.
+Taught in notebook 01; calibration in notebook 05. Inputs are 1-D arrays or tensors of equal length; a metric that is
+not defined for its input (an AUC with one class only, a precision without a positive prediction) is NaN, never an
+error and never a guess.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
@@ -23,11 +25,13 @@ __all__ = [
     "batched_auc",
     "calibration_error",
     "confusion",
+    "correct_downsampling",
     "grouped_auc",
     "log_loss",
     "mean_interval",
     "paired_difference",
     "precision_recall",
+    "reliability_curve",
     "task_metrics",
 ]
 
@@ -150,8 +154,88 @@ def calibration_error(labels: ArrayLike, probabilities: ArrayLike, bins: int = 1
     y, p = _pair(labels, probabilities)
     if not len(y):
         return float("nan")
-    parts = np.array_split(np.argsort(p, kind="stable"), min(bins, len(y)))
+    parts = _equal_parts(p, bins)
     return float(sum(len(rows) * abs(y[rows].mean() - p[rows].mean()) for rows in parts) / len(y))
+
+
+def _equal_parts(p: np.ndarray, bins: int) -> list[np.ndarray]:
+    """Rows of each bin of equal count, bins in the order of the probabilities."""
+    if bins < 1:
+        raise ValueError(f"bins is {bins}, expected 1 or more.")
+    return np.array_split(np.argsort(p, kind="stable"), min(bins, len(p)))
+
+
+def reliability_curve(
+    labels: ArrayLike, probabilities: ArrayLike, bins: int = 10, level: float = 0.95
+) -> pd.DataFrame:
+    """Predicted against observed share of positives, in the bins of equal count of :func:`calibration_error`.
+
+    Observed shares come with Wilson's score interval (Wilson, JASA 1927), which stays in [0, 1] and keeps its coverage
+    where positives are few. Bins are fewer where rows are; without rows there is none.
+
+    Parameters
+    ----------
+    labels : (n,), 0 or 1. probabilities : (n,), in [0, 1]. bins : 1 or more. level : of the interval.
+
+    Returns
+    -------
+    A frame with a row for each bin: ``predicted`` (mean probability), ``observed`` (share of positives), ``low``,
+    ``high`` and ``count`` (rows).
+    """
+    from scipy.stats import norm
+
+    y, p = _pair(labels, probabilities)
+    if ((p < 0) | (p > 1)).any():
+        raise ValueError(
+            f"Probabilities lie in [0, 1]; found {p[(p < 0) | (p > 1)][0]:g}. Logits? Use sigmoid first."
+        )
+    if not 0 < level < 1:
+        raise ValueError(f"level is {level}, expected a share between 0 and 1, such as 0.95.")
+    parts = _equal_parts(p, bins) if len(y) else []
+    predicted, observed, n = (
+        np.array([f(rows) for rows in parts], dtype=float)
+        for f in (lambda rows: p[rows].mean(), lambda rows: y[rows].mean(), len)
+    )
+    z2 = float(norm.ppf(0.5 + level / 2)) ** 2
+    centre = (observed + z2 / (2 * n)) / (1 + z2 / n)
+    half = np.sqrt(z2 * (observed * (1 - observed) / n + z2 / (4 * n**2))) / (1 + z2 / n)
+    return pd.DataFrame(
+        {
+            "predicted": predicted,
+            "observed": observed,
+            "low": np.minimum(np.maximum(centre - half, 0), observed),
+            "high": np.maximum(np.minimum(centre + half, 1), observed),
+            "count": n.astype(int),
+        }
+    )
+
+
+def correct_downsampling(probabilities: ArrayLike, rate: float) -> np.ndarray:
+    """Probabilities of a model that was trained on all positives and a share ``rate`` of the negatives, set right.
+
+    Dropping negatives multiplies the odds by 1/rate. So p = q / (q + (1 − q)/rate), where q is what the model says
+    (He et al., *Practical Lessons from Predicting Clicks on Ads at Facebook*, ADKDD 2014, section 6.3). The order of
+    rows, and with it the AUC, stays.
+
+    Parameters
+    ----------
+    probabilities : any shape, in [0, 1]. rate : share of negatives that was kept, above 0, at most 1; 1/r
+        where instead every positive stood r times in the training rows.
+
+    Returns
+    -------
+    float64 of the same shape.
+    """
+    q = np.asarray(probabilities, dtype=float)
+    if not 0 < rate <= 1:
+        raise ValueError(
+            f"rate is {rate}, expected the share of negatives that was kept, above 0, at most 1."
+        )
+    if not ((q >= 0) & (q <= 1)).all():
+        raise ValueError(
+            "Probabilities must lie in [0, 1]; some are NaN or outside. Logits? Use sigmoid first."
+        )
+    return q / (q + (1 - q) / rate)
 
 
 def task_metrics(

@@ -14,11 +14,13 @@ from mtl_helpers.metrics import (
     batched_auc,
     calibration_error,
     confusion,
+    correct_downsampling,
     grouped_auc,
     log_loss,
     mean_interval,
     paired_difference,
     precision_recall,
+    reliability_curve,
     task_metrics,
 )
 
@@ -140,3 +142,79 @@ def test_pairing_removes_the_seeds_luck():
 def test_interval_needs_finite_values(values):
     with pytest.raises(ValueError, match="two or more finite"):
         mean_interval(values)
+
+
+class TestReliability:
+    def test_bins_are_those_of_the_calibration_error(self):
+        y, p = draw(401, ties=False)
+        curve = reliability_curve(y, p, bins=7)
+        assert curve["count"].sum() == 401 and curve["count"].max() - curve["count"].min() <= 1
+        gaps = (curve["observed"] - curve["predicted"]).abs()
+        assert np.average(gaps, weights=curve["count"]) == pytest.approx(calibration_error(y, p, 7))
+        assert curve["predicted"].is_monotonic_increasing
+
+    def test_against_scikit_learn(self):
+        from sklearn.calibration import calibration_curve
+
+        y, p = draw(400, ties=False)
+        observed, predicted = calibration_curve(y, p, n_bins=8, strategy="quantile")
+        curve = reliability_curve(y, p, bins=8)
+        assert curve["observed"].to_numpy() == pytest.approx(observed)
+        assert curve["predicted"].to_numpy() == pytest.approx(predicted)
+
+    @pytest.mark.parametrize(("hits", "n"), [(0, 10), (3, 10), (10, 10), (1, 400)])
+    @pytest.mark.parametrize("level", [0.8, 0.95])
+    def test_interval_is_wilsons(self, hits, n, level):
+        from scipy.stats import binomtest
+
+        labels = np.arange(n) < hits
+        row = reliability_curve(labels, np.full(n, 0.3), bins=1, level=level).iloc[0]
+        expected = binomtest(hits, n).proportion_ci(level, method="wilson")
+        assert (row["low"], row["high"]) == pytest.approx((expected.low, expected.high), abs=1e-12)
+        assert row["low"] <= row["observed"] <= row["high"]
+
+    def test_intervals_cover_a_calibrated_model_as_often_as_they_say(self):
+        rng = np.random.default_rng(0)
+        inside = []
+        for _ in range(200):
+            p = rng.beta(0.5, 20, 1000)
+            curve = reliability_curve(rng.random(1000) < p, p)
+            inside.append((curve["low"] <= curve["predicted"]) & (curve["predicted"] <= curve["high"]))
+        assert 0.92 < np.mean(inside) < 0.98
+
+    def test_few_rows_none_and_one_class(self):
+        assert len(reliability_curve([0, 1], [0.1, 0.2])) == 2
+        assert len(reliability_curve([], [])) == 0
+        assert reliability_curve(np.zeros(9), np.full(9, 0.2))["observed"].eq(0).all()
+
+    @pytest.mark.parametrize(
+        ("p", "options", "says"),
+        [([0.1, 1.3], {}, "Logits"), ([0.1, 0.2], {"bins": 0}, "bins"), ([0.1, 0.2], {"level": 95}, "level")],
+    )
+    def test_bad_input(self, p, options, says):
+        with pytest.raises(ValueError, match=says):
+            reliability_curve([0, 1], p, **options)
+
+
+class TestDownsampling:
+    @pytest.mark.parametrize("rate", [1.0, 0.3, 0.01])
+    def test_undoes_what_dropping_negatives_does(self, rate):
+        truth = np.array([0.001, 0.02, 0.5, 0.97])
+        seen = truth / (truth + rate * (1 - truth))  # Bayes: negatives kept with that rate
+        assert correct_downsampling(seen, rate) == pytest.approx(truth)
+
+    def test_on_drawn_labels(self):
+        rng = np.random.default_rng(0)
+        y = rng.random(400_000) < 0.02
+        kept = y | (rng.random(len(y)) < 0.1)
+        assert correct_downsampling(y[kept].mean(), 0.1) == pytest.approx(y.mean(), rel=0.03)
+
+    def test_order_and_ends_stay(self):
+        q = np.linspace(0, 1, 11)
+        p = correct_downsampling(q.reshape(1, -1), 0.2)
+        assert p.shape == (1, 11) and (np.diff(p[0]) > 0).all() and (p[0, 0], p[0, -1]) == (0, 1)
+
+    @pytest.mark.parametrize(("q", "rate"), [([0.1], 0), ([0.1], 1.1), ([0.1], float("nan")), ([1.2], 0.5)])
+    def test_bad_input(self, q, rate):
+        with pytest.raises(ValueError, match=r"rate is|0, 1"):
+            correct_downsampling(q, rate)
