@@ -1,0 +1,245 @@
+"""Properties that hold for any input, searched for counterexamples by hypothesis."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+from sklearn.metrics import roc_auc_score
+
+from mtl_helpers import gradients, metrics, weighting
+from mtl_helpers.data import Task, clip_outliers, convert_units, drop_duplicate_rows, tidy_text
+from mtl_helpers.losses import task_loss, weighted_sum
+from mtl_helpers.sweep import hypervolume, pareto_mask, simplex_grid
+
+settings.register_profile("course", max_examples=40, deadline=None, derandomize=True)
+settings.load_profile("course")
+
+BINARY, CLASSES, VALUE = Task("b"), Task("c", "multiclass", 3), Task("v", "regression")
+numbers = st.floats(-1e4, 1e4, width=32)
+seeds = st.integers(0, 2**32 - 1)
+
+
+@st.composite
+def scored(draw, least: int = 2):
+    """0/1 labels and scores of one length; few distinct scores, so that ties are common."""
+    n = draw(st.integers(least, 40))
+    labels = draw(npst.arrays(int, n, elements=st.integers(0, 1)))
+    scores = draw(npst.arrays(float, n, elements=st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.9, 1.0])))
+    return labels, scores
+
+
+# --- losses -----------------------------------------------------------------------------------------------------
+
+
+@given(npst.arrays(np.float32, st.integers(1, 20), elements=numbers), seeds)
+def test_binary_loss_is_finite_above_zero_and_its_gradient_bounded(logits, seed):
+    logits = torch.tensor(logits, requires_grad=True)
+    labels = torch.randint(0, 2, logits.shape, generator=torch.Generator().manual_seed(seed)).float()
+    loss = task_loss(BINARY, logits, labels)
+    loss.backward()
+    assert torch.isfinite(loss) and loss >= 0
+    assert torch.allclose(logits.grad, (logits.detach().sigmoid() - labels) / len(labels), atol=1e-6)
+
+
+@given(npst.arrays(np.float32, st.tuples(st.integers(1, 20), st.just(3)), elements=numbers), numbers, seeds)
+def test_class_loss_ignores_a_shift_of_all_logits(logits, shift, seed):
+    logits = torch.tensor(logits).double()
+    labels = torch.randint(0, 3, (len(logits),), generator=torch.Generator().manual_seed(seed))
+    a, b = (task_loss(CLASSES, values, labels) for values in (logits, logits + shift))
+    assert torch.allclose(a, b, rtol=1e-6, atol=1e-6) and a >= 0
+
+
+@given(st.sampled_from([BINARY, CLASSES, VALUE]), st.integers(1, 20), seeds)
+def test_a_masked_row_counts_for_nothing(task, n, seed):
+    draw = torch.Generator().manual_seed(seed)
+    logits = torch.randn((n, 3) if task is CLASSES else (n,), generator=draw, requires_grad=True)
+    labels = torch.randint(0, 2, (n,), generator=draw)
+    labels = labels if task is CLASSES else labels.float()
+    mask = torch.rand(n, generator=draw) < 0.5
+    loss = task_loss(task, logits, labels, mask)
+    loss.backward()
+    assert not logits.grad[~mask].any()
+    if mask.any():
+        assert torch.allclose(loss, task_loss(task, logits[mask], labels[mask]), rtol=1e-5)
+    else:
+        assert loss == 0
+
+
+@given(st.lists(st.tuples(st.floats(0, 10), st.floats(0, 10)), min_size=1, max_size=6))
+def test_weighted_sum_is_linear(pairs):
+    losses = {str(i): torch.tensor(loss) for i, (loss, _) in enumerate(pairs)}
+    weights = {str(i): weight for i, (_, weight) in enumerate(pairs)}
+    assert float(weighted_sum(losses, weights)) == pytest.approx(
+        sum(a * b for a, b in pairs), rel=1e-4, abs=1e-4
+    )
+
+
+# --- metrics ----------------------------------------------------------------------------------------------------
+
+
+@given(scored())
+def test_auc_is_scikit_learns_and_turns_over_with_the_scores(pair):
+    labels, scores = pair
+    value = metrics.auc(labels, scores)
+    if len(set(labels)) < 2:
+        assert np.isnan(value)
+        return
+    assert value == pytest.approx(roc_auc_score(labels, scores))
+    assert metrics.auc(labels, -scores) == pytest.approx(1 - value)
+    assert metrics.auc(labels, np.exp(scores)) == pytest.approx(value), "only the order counts"
+
+
+@given(scored(), seeds)
+def test_metrics_ignore_the_order_of_rows(pair, seed):
+    labels, scores = pair
+    order = np.random.default_rng(seed).permutation(len(labels))
+    for metric in (metrics.auc, metrics.log_loss, metrics.accuracy):
+        assert metric(labels[order], scores[order]) == pytest.approx(metric(labels, scores), nan_ok=True)
+
+
+@given(scored(), st.integers(1, 12))
+def test_calibration_error_lies_between_the_bias_and_one(pair, bins):
+    labels, scores = pair
+    value = metrics.calibration_error(labels, scores, bins)
+    assert abs(labels.mean() - scores.mean()) - 1e-9 <= value <= 1
+
+
+@given(scored(least=3), st.integers(1, 4), seeds)
+def test_grouped_auc_of_one_group_is_the_auc(pair, groups, seed):
+    labels, scores = pair
+    one = metrics.grouped_auc(labels, scores, np.zeros(len(labels)))
+    assert one == pytest.approx(metrics.auc(labels, scores), nan_ok=True)
+    drawn = np.random.default_rng(seed).integers(0, groups, len(labels))
+    value = metrics.grouped_auc(labels, scores, drawn)
+    assert np.isnan(value) or 0 <= value <= 1
+
+
+@given(st.lists(st.floats(-100, 100), min_size=2, max_size=20), st.floats(-50, 50))
+def test_intervals_hold_their_mean_and_move_with_the_data(values, shift):
+    found, moved = metrics.mean_interval(values), metrics.mean_interval([value + shift for value in values])
+    assert found.low <= found.mean <= found.high
+    assert moved.mean == pytest.approx(found.mean + shift, abs=1e-6)
+    assert moved.high - moved.low == pytest.approx(found.high - found.low, abs=1e-6)
+
+
+# --- strategies and gradients -----------------------------------------------------------------------------------
+
+STRATEGIES = {
+    "equal": weighting.Fixed,
+    "UW": weighting.UncertaintyWeighting,
+    "IMTL-L": weighting.IMTLL,
+    "DWA": weighting.DWA,
+    "GLS": weighting.GLS,
+    "STCH": weighting.STCH,
+    "FAMO": weighting.FAMO,
+    "RLW": weighting.RandomWeighting,
+}
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+@given(losses=st.lists(st.floats(1e-3, 100), min_size=2, max_size=5))
+def test_every_strategy_gives_finite_weights_above_zero(name, losses):
+    tasks = [Task(f"t{i}") for i in range(len(losses))]
+    strategy, leaf = STRATEGIES[name](tasks), torch.tensor(losses, requires_grad=True)
+    strategy(leaf).backward()
+    assert torch.isfinite(leaf.grad).all() and (leaf.grad >= 0).all() and leaf.grad.sum() > 0
+
+
+@given(st.lists(st.floats(1e-2, 10), min_size=2, max_size=5), st.floats(0.1, 10))
+def test_scale_free_strategies_do_not_see_the_unit_of_a_loss(losses, unit):
+    tasks = [Task(f"t{i}") for i in range(len(losses))]
+    shares = []
+    for scale in (1.0, unit):
+        leaf = torch.tensor([losses[0] * scale, *losses[1:]], dtype=torch.float64, requires_grad=True)
+        weighting.GLS(tasks)(leaf).backward()
+        part = (leaf.grad * leaf).detach()
+        shares.append(part / part.sum())
+    assert torch.allclose(*shares, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", gradients.METHODS)
+@given(n_tasks=st.integers(2, 4), width=st.integers(4, 9), seed=seeds)
+def test_one_shared_gradient_is_left_alone_in_direction(name, n_tasks, width, seed):
+    row = torch.randn(width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    combined = gradients.combine(name, row.repeat(n_tasks, 1))
+    cosine = torch.nn.functional.cosine_similarity(combined, row, dim=0)
+    assert torch.isfinite(combined).all() and cosine > 1 - 1e-6
+
+
+@pytest.mark.parametrize("name", ["MGDA", "Nash-MTL", "UPGrad"])
+@given(n_tasks=st.integers(2, 4), seed=seeds)
+def test_no_task_is_pushed_uphill(name, n_tasks, seed):
+    jacobian = torch.randn(n_tasks, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    combined = gradients.combine(name, jacobian)
+    assert (jacobian @ combined >= -1e-6 * jacobian.norm() * combined.norm()).all()
+
+
+# --- fronts -----------------------------------------------------------------------------------------------------
+
+
+@given(
+    npst.arrays(
+        float, st.tuples(st.integers(1, 15), st.integers(2, 3)), elements=st.integers(0, 5).map(float)
+    )
+)
+def test_a_front_is_what_pairwise_comparison_says(points):
+    def dominated(i: int) -> bool:
+        return any((q <= points[i]).all() and (q < points[i]).any() for q in points)
+
+    assert pareto_mask(points).tolist() == [not dominated(i) for i in range(len(points))]
+
+
+@given(
+    npst.arrays(
+        float, st.tuples(st.integers(1, 10), st.integers(2, 3)), elements=st.integers(0, 5).map(float)
+    )
+)
+def test_only_the_front_has_volume_and_more_points_never_less(points):
+    reference = np.full(points.shape[1], 6.0)
+    whole = hypervolume(points, reference)
+    assert whole == pytest.approx(hypervolume(points[pareto_mask(points)], reference))
+    assert hypervolume(points[:1], reference) <= whole + 1e-9 <= 6.0 ** points.shape[1] + 1e-6
+
+
+@given(st.integers(2, 4), st.integers(2, 6), st.floats(0, 0.2))
+def test_a_grid_of_weights_sums_to_one(n_tasks, n, lowest):
+    for weights in simplex_grid([f"t{i}" for i in range(n_tasks)], n, lowest):
+        assert sum(weights.values()) == pytest.approx(1) and min(weights.values()) >= lowest - 1e-9
+
+
+# --- cleaning ---------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.text(max_size=8), max_size=20))
+def test_tidying_twice_is_tidying_once(words):
+    once = tidy_text(pd.Series(words, dtype=object))
+    assert once.tolist() == tidy_text(once).tolist()
+
+
+@given(st.lists(st.floats(0.01, 1e6), min_size=1, max_size=30), st.booleans())
+def test_clipping_keeps_order_length_and_range(values, log):
+    values = pd.Series(values)
+    clipped = clip_outliers(values, log=log)
+    order = np.argsort(values.to_numpy(), kind="stable")
+    assert (np.diff(clipped.to_numpy()[order]) >= -1e-9 * values.max()).all()
+    tolerance = 1e-9 * values.max()
+    assert clipped.min() >= values.min() - tolerance and clipped.max() <= values.max() + tolerance
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), max_size=20))
+def test_no_row_stands_twice_and_none_is_lost(rows):
+    frame = pd.DataFrame(rows, columns=["a", "b"])
+    left = drop_duplicate_rows(frame)
+    assert not left.duplicated().any() and set(map(tuple, left.to_numpy())) == set(rows)
+
+
+@given(st.lists(st.tuples(st.floats(0.01, 1e4), st.sampled_from(["EUR", "cent"])), min_size=1, max_size=20))
+def test_units_turn_into_one(pairs):
+    values, units = (pd.Series(column) for column in zip(*pairs, strict=True))
+    euros = convert_units(values, units, {"EUR": 1, "cent": 0.01})
+    assert euros.tolist() == pytest.approx([v * (0.01 if u == "cent" else 1) for v, u in pairs])

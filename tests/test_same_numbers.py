@@ -1,0 +1,156 @@
+"""Same seed, same numbers; and conclusions that do not hang on the seed.
+
+Bitwise on one machine with one number of threads; within a tolerance across numbers of threads, where sums are added
+in another order.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import MIXED_TASKS, toy_splits
+
+from mtl_helpers import gradients, shop, weighting
+from mtl_helpers.data import hide_labels, prepare
+from mtl_helpers.metrics import accuracy, paired_difference
+from mtl_helpers.models import SharedBottom, SingleTask
+from mtl_helpers.seeds import seed_everything
+from mtl_helpers.training import evaluate, fit, predict
+
+ROOT = Path(__file__).resolve().parents[1]
+STRATEGIES = {
+    "fixed": lambda tasks: None,
+    "UW": weighting.UncertaintyWeighting,
+    "GradNorm": weighting.GradNorm,
+    "FAMO": weighting.FAMO,
+    "RLW": weighting.RandomWeighting,
+    "PCGrad": lambda tasks: gradients.CombinedGradients(tasks, "PCGrad"),
+}
+
+
+def trained(strategy: str = "fixed", seed: int = 3) -> torch.Tensor:
+    """All parameters of a model after two epochs, as one vector."""
+    splits = toy_splits(400)
+    seed_everything(seed)
+    model = SharedBottom(splits.schema, MIXED_TASKS, bottom=(16, 8), tower=(4,), dropout=0.1)
+    weights = STRATEGIES[strategy](MIXED_TASKS)
+    fit(
+        model, splits.train, splits.valid, epochs=2, batch_size=64, weights=weights, seed=seed, progress=False
+    )
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_training_twice_in_one_process_is_bitwise_equal(strategy):
+    first = trained(strategy)
+    torch.rand(17)  # whatever ran in between must not matter
+    assert torch.equal(first, trained(strategy))
+    assert not torch.equal(first, trained(strategy, seed=4))
+
+
+def elsewhere(threads: int) -> np.ndarray:
+    """The same training in a process of its own."""
+    script = (
+        "import json, torch; from test_same_numbers import trained; "
+        f"torch.set_num_threads({threads}); print(json.dumps([float(x).hex() for x in trained()]))"
+    )
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(threads), "PYTHONHASHSEED": "random"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=env, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return np.array([float.fromhex(x) for x in json.loads(done.stdout)])
+
+
+@pytest.mark.slow
+def test_training_in_two_processes_is_bitwise_equal_and_close_across_threads():
+    one = elsewhere(threads=1)
+    assert np.array_equal(one, elsewhere(threads=1))
+    assert np.allclose(one, elsewhere(threads=2), rtol=0, atol=1e-5)
+
+
+# --- conclusions of the notebooks, on shops that no notebook has seen -------------------------------------------
+
+FRESH = (101, 102, 103)
+SETTINGS = {"epochs": 15, "lr": 3e-3, "weight_decay": 1e-3, "patience": 3, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def fresh_shops():
+    """Three new shops, as ``(shop, splits)``."""
+    made = []
+    for seed in FRESH:
+        log = shop.simulate(shop.ShopConfig(seed=seed))
+        frames = shop.shop_splits(shop.shop_frame(log))
+        made.append((log, prepare(frames, shop.SHOP_TASKS, shop.SHOP_NUMERIC, shop.SHOP_CATEGORICAL)))
+    return made
+
+
+def purchase_auc(splits, budget: int | None, shared: bool, seed: int) -> float:
+    train = splits.train if budget is None else hide_labels(splits.train, "purchase", budget, seed=seed)
+    click, purchase = splits.tasks[:2]
+    torch.manual_seed(seed)
+    if shared:
+        model = SharedBottom(splits.schema, (click, purchase), embedding_dim=4)
+    else:
+        model = SingleTask(splits.schema, purchase, embedding_dim=4)
+    fit(model, train, splits.valid, seed=seed, monitor="purchase.auc", **SETTINGS)
+    return evaluate(model, splits.test)["purchase"]["auc"]
+
+
+@pytest.mark.slow
+def test_accuracy_cannot_tell_a_model_from_always_no_but_auc_can(fresh_shops):
+    """Notebook 01."""
+    for log, splits in fresh_shops:
+        torch.manual_seed(0)
+        model = SingleTask(splits.schema, splits.tasks[1], embedding_dim=4)
+        fit(model, splits.train, splits.valid, **SETTINGS)
+        labels = splits.test.labels["purchase"].numpy()
+        lead = accuracy(labels, predict(model, splits.test)["purchase"].numpy()) - (1 - labels.mean())
+        found = evaluate(model, splits.test)["purchase"]["auc"]
+        assert lead < 0.005, "accuracy"
+        assert 0.6 < found < shop.bayes_auc(log)["purchase"] + 0.01
+
+
+@pytest.mark.slow
+def test_sharing_pays_when_purchase_labels_are_scarce(fresh_shops):
+    """Notebook 02."""
+    pairs = [
+        [purchase_auc(splits, 500, shared, seed) for shared in (True, False)]
+        for seed, (_, splits) in zip(FRESH, fresh_shops, strict=True)
+    ]
+    assert paired_difference(*zip(*pairs, strict=True)).mean > 0.02
+
+
+@pytest.mark.slow
+def test_sharing_changes_little_when_all_labels_are_there(fresh_shops):
+    """Notebook 02."""
+    pairs = [
+        [purchase_auc(splits, None, shared, seed) for shared in (True, False)]
+        for seed, (_, splits) in zip(FRESH, fresh_shops, strict=True)
+    ]
+    assert abs(paired_difference(*zip(*pairs, strict=True)).mean) < 0.04
+
+
+@pytest.mark.slow
+def test_three_fresh_seeds_leave_random_weights_no_better_than_equal_ones(fresh_shops):
+    """Notebook 04: no strategy that ignores the tasks beats a fixed weighting by much on every task."""
+    gains = []
+    for seed, (_, splits) in zip(FRESH, fresh_shops, strict=True):
+        values = []
+        for weights in (weighting.RandomWeighting(splits.tasks[:2], seed=seed), None):
+            torch.manual_seed(seed)
+            model = SharedBottom(splits.schema, splits.tasks[:2], embedding_dim=4)
+            fit(model, splits.train, splits.valid, weights=weights, seed=seed, **SETTINGS)
+            found = evaluate(model, splits.test)
+            values.append([found[name]["auc"] for name in ("click", "purchase")])
+        gains.append(np.subtract(*values))
+    assert np.mean(gains, axis=0).min() < 0.01
