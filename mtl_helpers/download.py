@@ -100,7 +100,7 @@ class Source:
         url, target = str(source), self.cached(str(source), cache)
         expected = self.md5 if checksum == "auto" else checksum
         if not target.is_file():
-            self._download(url, target, expected, progress)
+            self._download_alone(url, target, expected, progress)
         elif expected:
             self.verify(target, expected)
         return target, True
@@ -124,12 +124,33 @@ class Source:
                 "and download it again, or pass checksum=None to read it as it is."
             )
 
+    def _download_alone(self, url: str, target: Path, expected: str | None, progress: bool) -> None:
+        """Download while no other process does; two notebooks that share a cache fetch a file once."""
+        from filelock import FileLock
+
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(target.with_name(target.name + ".lock"))
+            lock.acquire()
+        except OSError as error:
+            raise self._unwritable(target.parent, error) from error
+        try:
+            if not target.is_file():
+                self._download(url, target, expected, progress)
+        finally:
+            lock.release()
+
+    def _unwritable(self, folder: Path, error: OSError) -> FileNotFoundError:
+        return self.missing(
+            f"Could not write the download to {folder}: {error}. Free some space, or choose another folder with "
+            f"cache=… or MTL_CACHE.\n{self.ways(folder)}"
+        )
+
     def _download(self, url: str, target: Path, expected: str | None, progress: bool) -> None:
         """Fetch ``url`` to ``target`` by way of a ``.part`` file, which alone survives an interruption."""
         part = target.with_name(target.name + ".part")
         folder = target.parent
         try:
-            folder.mkdir(parents=True, exist_ok=True)
             ignore = folder / ".gitignore"
             if not ignore.exists():
                 ignore.write_text("*\n")
@@ -159,10 +180,7 @@ class Source:
         except OSError as error:
             if isinstance(error, self.missing):
                 raise
-            raise self.missing(
-                f"Could not write the download to {folder}: {error}. Free some space, or choose another folder with "
-                f"cache=… or MTL_CACHE.\n{self.ways(target.parent)}"
-            ) from error
+            raise self._unwritable(folder, error) from error
 
 
 class _Broken(Exception):

@@ -9,6 +9,7 @@ import os
 import tarfile
 import threading
 import urllib.error
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -463,7 +464,7 @@ def test_offline_without_a_file_names_the_ways(monkeypatch, tmp_path):
     ):
         assert word in str(caught.value)
     assert isinstance(caught.value, FileNotFoundError)
-    assert not [path for path in (tmp_path / "cache").iterdir() if path.name != ".gitignore"]
+    assert not cache_files(tmp_path)
 
 
 def test_environment_names_the_file(monkeypatch, archive, tmp_path):
@@ -566,7 +567,9 @@ def server(tmp_path):
 def cache_files(tmp_path) -> list[str]:
     folder = tmp_path / "cache"
     return (
-        sorted(path.name for path in folder.iterdir() if path.name != ".gitignore") if folder.exists() else []
+        sorted(path.name for path in folder.iterdir() if path.name != ".gitignore" and path.suffix != ".lock")
+        if folder.exists()
+        else []
     )
 
 
@@ -582,6 +585,13 @@ def test_download_once_then_cache(server, tmp_path, monkeypatch):
     assert kuairand_available().name == cache_files(tmp_path)[0]
     assert len(load_kuairand(progress=False, checksum=server.md5)) == 11
     assert server.seen == [None]
+
+
+def test_two_at_once_fetch_it_once(server, tmp_path):
+    with ThreadPoolExecutor(2) as pool:
+        lengths = [len(frame) for frame in pool.map(lambda _: fetch(server), range(2))]
+    assert lengths == [11, 11]
+    assert len(cache_files(tmp_path)) == 1 and server.seen == [None]
 
 
 def test_publishers_address_is_the_default(server, monkeypatch):
