@@ -9,7 +9,6 @@ the shared representation Z, which need one backward pass through the bottom in 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import numpy as np
 import torch
@@ -215,8 +214,11 @@ class CombinedGradients(Weighting):
     ----------
     tasks : of the model. method : a name in METHODS, or a function (T, T) → (T,).
     at : ``"parameters"`` combines the exact gradients of the shared parameters, at the cost of T backward passes
-        through them; ``"representation"`` combines the gradients at the bottom's output Z and needs one (the
-        shortcut of Sener and Koltun, 2018: an upper bound for MGDA, an approximation for the others).
+        through them; ``"representation"`` measures the gradients at the shared representation and needs one (the
+        shortcut of Sener and Koltun, 2018: an upper bound for MGDA, an approximation for the others). The
+        representation is what ``model.represent`` returns, the last tensors that several tasks look at: a shared
+        bottom's output Z; where each task reads a mixture of its own, the experts' outputs and the features that the
+        gates read. Shared parameters above it, such as ESMM's click tower, get the same weights.
     seed : of PCGrad's random orders.
     """
 
@@ -233,51 +235,92 @@ class CombinedGradients(Weighting):
             raise ValueError(f"at is {at!r}: expected 'parameters' or 'representation'.")
         self.name, self.at = method if isinstance(method, str) else method.__name__, at
         self.rng = np.random.default_rng(seed)
-        self._shared: Tensor | None = None
-        self._copies: dict[str, Tensor] = {}
-        self._hooks: list = []
+        self._shared: tuple[Tensor, ...] = ()
+        self._copies: tuple[Tensor, ...] = ()
+        self._model: nn.Module | None = None
 
     def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Hook the towers: each gets a copy of the shared representation that is cut off from the bottom's graph."""
-        if not hasattr(model, "towers") or not hasattr(model, "shared_parameters"):
+        """Let the towers read copies of the shared representation that are cut off from the graph below."""
+        if not hasattr(model, "represent") or not hasattr(model, "shared_parameters"):
             raise ValueError(
-                f"{type(model).__name__} has no shared bottom whose gradients could be combined."
+                f"{type(model).__name__} has no shared bottom whose gradients could be combined: it needs the methods "
+                "represent and shared_parameters, as SharedBottom has them."
             )
-        self._hooks = [
-            model.towers[task.name].register_forward_pre_hook(partial(self._cut, task.name))
-            for task in self.tasks
-        ]
+        self.end()
+        self._model, represent = model, model.represent
+
+        def cut(numeric: Tensor, categorical: Tensor) -> Tensor | tuple[Tensor, ...]:
+            found = represent(numeric, categorical)
+            if not torch.is_grad_enabled():
+                return found
+            self._shared = (found,) if isinstance(found, Tensor) else tuple(found)
+            self._copies = tuple(part.detach().requires_grad_() for part in self._shared)
+            return self._copies[0] if isinstance(found, Tensor) else self._copies
+
+        model.represent = cut  # on this object alone, until end()
 
     def end(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks, self._copies, self._shared = [], {}, None
-
-    def _cut(self, name: str, tower: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor] | None:
-        if not torch.is_grad_enabled():
-            return None
-        self._shared = inputs[0]
-        self._copies[name] = inputs[0].detach().requires_grad_()
-        return (self._copies[name],)
+        if self._model is not None:
+            del self._model.represent
+        self._model, self._shared, self._copies = None, (), ()
 
     def weigh(self, gram: np.ndarray) -> np.ndarray:
         """Weights (T,) of the method for one Gramian."""
         return self.method(gram, self.rng) if self.method is pcgrad else self.method(gram)
 
     def backward(self, losses: Tensor, model: nn.Module) -> None:
-        losses.sum().backward()  # through the towers only: each loss reaches its own tower and its own copy
-        slopes = torch.stack([self._copies[task.name].grad for task in self.tasks])
-        if self.at == "representation":
-            weights = self._weights(_gramian(slopes.flatten(1)), slopes)
-            self._shared.backward(torch.tensordot(weights, slopes, 1))
-            return
         shared = [p for p in model.shared_parameters() if p.requires_grad]
-        rows = [torch.autograd.grad(self._shared, shared, slope, retain_graph=True) for slope in slopes]
-        stacks = [torch.stack(grads) for grads in zip(*rows, strict=True)]
-        weights = self._weights(sum(_gramian(stack.flatten(1)) for stack in stacks), slopes)
-        for p, stack in zip(shared, stacks, strict=True):
-            p.grad = torch.tensordot(weights, stack, 1)
+        known = {id(p) for p in shared}
+        heads = [p for p in model.parameters() if p.requires_grad and id(p) not in known]
+        at_copies, at_shared = [], []
+        for loss in losses:
+            wanted = [*self._copies, *shared, *heads]
+            found = list(torch.autograd.grad(loss, wanted, retain_graph=True, allow_unused=True))
+            at_copies.append([_or_zeros(found.pop(0), copy) for copy in self._copies])
+            at_shared.append([found.pop(0) for _ in shared])  # None for what lies below the cut
+            for p, grad in zip(heads, found, strict=True):
+                _add_grad(p, grad)
+        if self.at == "representation":
+            weights = self._weights(at_copies, losses)
+            for p, rows in zip(shared, zip(*at_shared, strict=True), strict=True):
+                if any(row is not None for row in rows):
+                    _add_grad(p, _combined(weights, [_or_zeros(row, p) for row in rows]))
+            flows = [_combined(weights, rows) for rows in zip(*at_copies, strict=True)]
+            torch.autograd.backward(*self._that_need(flows))
+            return
+        for below, above in zip(at_copies, at_shared, strict=True):
+            parts, flows = self._that_need(below)
+            lower = torch.autograd.grad(parts, shared, flows, retain_graph=True, allow_unused=True)
+            above[:] = [
+                _or_zeros(low, p) if high is None else high + _or_zeros(low, p)
+                for p, low, high in zip(shared, lower, above, strict=True)
+            ]
+        weights = self._weights(at_shared, losses)
+        for p, rows in zip(shared, zip(*at_shared, strict=True), strict=True):
+            p.grad = _combined(weights, rows)
 
-    def _weights(self, gram: np.ndarray, like: Tensor) -> Tensor:
+    def _that_need(self, flows: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """The parts of the representation that depend on a parameter, and the flows into them."""
+        pairs = [(part, flow) for part, flow in zip(self._shared, flows, strict=True) if part.requires_grad]
+        return [part for part, _ in pairs], [flow for _, flow in pairs]
+
+    def _weights(self, rows: Sequence[Sequence[Tensor]], like: Tensor) -> Tensor:
+        """The method's weights for the gradients of the tasks, each given in parts."""
+        gram = sum(
+            _gramian(torch.stack([part.flatten() for part in parts])) for parts in zip(*rows, strict=True)
+        )
         self.effective = torch.as_tensor(self.weigh(gram), dtype=like.dtype, device=like.device)
         return self.effective
+
+
+def _combined(weights: Tensor, rows: Sequence[Tensor]) -> Tensor:
+    return torch.tensordot(weights, torch.stack(list(rows)), 1)
+
+
+def _or_zeros(grad: Tensor | None, like: Tensor) -> Tensor:
+    return torch.zeros_like(like) if grad is None else grad
+
+
+def _add_grad(p: Tensor, grad: Tensor | None) -> None:
+    if grad is not None:
+        p.grad = grad if p.grad is None else p.grad + grad

@@ -390,8 +390,8 @@ class GradNorm(Weighting):
 
 
 def last_shared_weight(model: nn.Module) -> Tensor:
-    """The weight matrix of the last shared layer, or the embedding table when nothing else is shared."""
-    shared = [p for p in model.shared_parameters() if p.dim() == 2]
+    """The weights of the last shared layer, of all its experts; the embedding table when no layer is shared."""
+    shared = [p for p in model.shared_parameters() if p.dim() >= 2]
     if not shared:
         raise ValueError(f"{type(model).__name__} has no shared weight matrix: GradNorm needs one.")
     return shared[-1]
