@@ -42,7 +42,8 @@ __all__ = [
 ]
 
 State = dict[str, Any]
-MAX_SLIDERS = 4
+MAX_SLIDERS = 4  # to a demo, or to a group of one
+MAX_GROUPS = 3
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 
@@ -302,11 +303,14 @@ class Explorer:
     ----------
     figure : an object-oriented ``matplotlib.figure.Figure``; mark what moves ``animated=True``.
     controls : at most four sliders, any number of menus and boxes, with distinct names.
-    update : ``update(state) -> str`` moves artists to the state (control name -> value) and returns the reading.
+    update : ``update(state)`` moves artists to the state (control name -> value) and returns the reading, or a pair:
+        the reading, and what else a screen reader should hear of the picture (a list that it shows, say).
     title : what the picture shows, the start of its alt text.
     link : optional ``link(state, moved) -> state``: settles the other controls when ``moved`` changed, for weights
         that must add up to one.
     buttons : optional ``(label, callback)`` pairs, shown before Reset; one labelled "Reset" takes its place.
+    groups : ``{heading: names of controls}`` for a demo with more sliders: a row of controls under each heading, at
+        most three rows with at most four sliders each, so that a reader turns one group at a time.
     width : of the picture in the page, px; the figure's own width unless told.
 
     An error inside ``update`` at construction is raised. Later it appears under the picture, with the line of yours
@@ -325,15 +329,14 @@ class Explorer:
         title: str,
         link: Callable[[State, str], State] | None = None,
         buttons: Sequence[tuple[str, Callable[[], None]]] = (),
+        groups: Mapping[str, Sequence[str]] | None = None,
         width: int | None = None,
     ) -> None:
         controls = list(controls)
         self.controls = {control.name: control for control in controls}
-        sliders = sum(control.is_slider for control in controls)
         if len(self.controls) < len(controls):
             raise ValueError(f"controls need distinct names, got {[control.name for control in controls]}")
-        if sliders > MAX_SLIDERS:
-            raise ValueError(f"at most {MAX_SLIDERS} sliders to a demo, got {sliders}: split it in two")
+        self.groups = _checked_groups(self.controls, groups)
         self.title, self.link, self.buttons = title, link, tuple(buttons)
         self.stage = Stage(figure)
         self.update = update
@@ -392,9 +395,10 @@ class Explorer:
             self._picture.value = self.html()
 
     def _show(self, state: State) -> None:
-        self.reading = str(self.update(state))
+        said = self.update(state)
+        self.reading, more = said if isinstance(said, tuple) else (str(said), "")
         self._png = self.stage.png()
-        self._alt = ". ".join(part for part in (self.title, self.controls_text(), self.reading) if part)
+        self._alt = ". ".join(part for part in (self.title, self.controls_text(), self.reading, more) if part)
 
     def _initial(self) -> State:
         return {name: control.value for name, control in self.controls.items()}
@@ -487,10 +491,15 @@ class Explorer:
             made.observe(lambda change, name=name: self._moved(name, change["new"]), names="value")
         pressed = {**dict(self.buttons), "Reset": dict(self.buttons).get("Reset", self.reset)}
         row = [self._button(label, action) for label, action in pressed.items()]
-        knobs = ipywidgets.Box(
-            [*self._widgets.values(), *row],
-            layout=ipywidgets.Layout(display="flex", flex_flow="row wrap", align_items="center"),
-        )
+        layout = {"display": "flex", "flex_flow": "row wrap", "align_items": "center"}
+        rows = []
+        for heading, names in self.groups.items():
+            parts = [self._widgets[name] for name in names]
+            if heading:
+                parts.insert(0, ipywidgets.HTML(f"<b>{html.escape(heading)}</b>"))
+            rows.append(ipywidgets.Box(parts, layout=ipywidgets.Layout(**layout)))
+        rows[-1].children += tuple(row)
+        knobs = rows[0] if len(rows) == 1 else ipywidgets.VBox(rows)
         self._picture = ipywidgets.HTML(value=self.html())
         self._box = ipywidgets.VBox([knobs, self._picture])
 
@@ -515,6 +524,28 @@ class Explorer:
             "image/png": base64.b64encode(self._static).decode("ascii"),
             "text/plain": f"{self.title}. {self.reading}",
         }
+
+
+def _checked_groups(
+    controls: Mapping[str, Control], groups: Mapping[str, Sequence[str]] | None
+) -> dict[str, tuple[str, ...]]:
+    """The rows of controls by heading; one row without a heading when no groups are given."""
+    rows = {heading: tuple(names) for heading, names in (groups or {"": controls}).items()}
+    placed = [name for names in rows.values() for name in names]
+    if sorted(placed) != sorted(controls):
+        raise ValueError(f"groups must name each of {list(controls)} once, got {placed}")
+    if len(rows) > MAX_GROUPS:
+        raise ValueError(
+            f"at most {MAX_GROUPS} groups of controls to a demo, got {len(rows)}: split it in two"
+        )
+    for heading, names in rows.items():
+        sliders = sum(controls[name].is_slider for name in names)
+        if sliders > MAX_SLIDERS:
+            raise ValueError(
+                f"at most {MAX_SLIDERS} sliders to a demo or to a group of one, got {sliders}: split it in two"
+                + (f" (group {heading!r})" if heading else "")
+            )
+    return rows
 
 
 def explain(exception: BaseException) -> str:

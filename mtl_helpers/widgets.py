@@ -1,8 +1,9 @@
 """The demos of the course: sliders that drive its figures.
 
 ``threshold_explorer`` belongs to notebook 01, ``scarcity_explorer`` to 02, ``weight_explorer`` to 00, 02 and 04,
-``live_training`` to 04. Each returns an :class:`~mtl_helpers.widget_kit.Explorer` (or holds one): show it as the last
-expression of a cell, or drive it in code with ``.set(...)``, ``.state``, ``.reading`` and ``.png()``.
+``live_training`` to 04, ``shop_dashboard`` to 05. Each returns an :class:`~mtl_helpers.widget_kit.Explorer` (or holds
+one): show it as the last expression of a cell, or drive it in code with ``.set(...)``, ``.state``, ``.reading`` and
+``.png()``.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from . import plots
+from .dashboard import Shopfront, shop_dashboard
 from .live import LiveTraining, live_training
 from .metrics import confusion, mean_interval, paired_difference
 from .widget_kit import Control, Explorer, choice_slider, dropdown, slider, toggle, undefined
@@ -23,10 +25,12 @@ __all__ = [
     "Control",
     "Explorer",
     "LiveTraining",
+    "Shopfront",
     "choice_slider",
     "dropdown",
     "live_training",
     "scarcity_explorer",
+    "shop_dashboard",
     "slider",
     "threshold_explorer",
     "toggle",

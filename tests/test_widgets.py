@@ -57,6 +57,13 @@ def small(update=None, controls=None, **options) -> Explorer:
     return Explorer(figure, controls, update or show, title="A point", **options)
 
 
+def grouped(*sizes: int) -> Explorer:
+    """Groups of so many sliders each; the reading is their sum."""
+    groups = {str(row): [f"{row}{i}" for i in range(size)] for row, size in enumerate(sizes)}
+    controls = [slider(name, name, 0, 1, 0.5) for names in groups.values() for name in names]
+    return small(lambda state: f"sum {sum(state.values()):.2f}", controls, groups=groups)
+
+
 def pixels(png: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
 
@@ -135,6 +142,10 @@ def test_no_figure_is_left_to_pyplot():
         (lambda: choice_slider("x", "x", [1, 2], 3), r"one of \[1, 2\]"),
         (lambda: small(controls=[slider(str(i), "x", 0, 1, 0) for i in range(5)]), "at most 4 sliders"),
         (lambda: small(controls=[slider("x", "x", 0, 1, 0)] * 2), "distinct names"),
+        (lambda: small(groups={"a": ["x", "y"]}), r"each of \['x'\] once, got \['x', 'y'\]"),
+        (lambda: small(groups={"a": ["x"], "b": ["x"]}), "once"),
+        (lambda: grouped(4, 4, 4, 4), "at most 3 groups"),
+        (lambda: grouped(4, 5), "at most 4 sliders .* got 5.*group '1'"),
         (lambda: small().set(x=7), "goes from 0 to 1"),
     ],
 )
@@ -195,6 +206,28 @@ def test_controls_and_explorer_follow_each_other():
     assert explorer.state == {"x": 0.25} and "x is 0.25" in picture.value
     knobs.children[-1].click()
     assert explorer.state == {"x": 0.5} and knobs.children[0].value == 0.5
+
+
+def test_groups_are_rows_under_their_headings():
+    explorer = grouped(4, 2, 1)
+    rows = explorer.widget.children[0].children
+    assert [row.children[0].value for row in rows] == [f"<b>{i}</b>" for i in range(3)]
+    assert [len(row.children) for row in rows] == [5, 3, 3], "Reset stands in the last"
+    rows[1].children[2].value = 1.0
+    assert explorer.state["11"] == 1.0 and explorer.reading == "sum 4.00"
+    rows[2].children[-1].click()
+    assert explorer.reading == "sum 3.50" and rows[1].children[2].value == 0.5
+
+
+def test_a_heading_is_text():
+    explorer = small(groups={"<i>x": ["x"]})
+    assert explorer.widget.children[0].children[0].value == "<b>&lt;i&gt;x</b>"
+
+
+def test_what_else_is_in_the_picture_is_for_screen_readers():
+    explorer = small(lambda state: ("short", f"a list of {state['x']:.1f} & more"))
+    assert explorer.reading == "short" and explorer.alt.endswith("short. a list of 0.5 & more")
+    assert explorer.html().count("a list of 0.5 &amp; more") == 1
 
 
 def test_a_state_set_before_the_widget_is_made_is_kept():

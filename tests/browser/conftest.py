@@ -38,7 +38,7 @@ def lab(tmp_path_factory):
     if reason := missing():
         pytest.skip(reason)
     root = tmp_path_factory.mktemp("course")
-    demos = ("threshold", "scarcity", "weights_of_two", "weights_of_three")
+    demos = ("threshold", "scarcity", "weights_of_two", "weights_of_three", "dashboard")
     write_notebook(root / DEMOS, [SETUP, *(f"widget_demos.{name}()" for name in demos), BROKEN])
     for copy in "ab":
         cells = [SETUP, "live = widget_demos.live(); live", "print(live.frame().to_json(orient='split'))"]

@@ -40,12 +40,14 @@ def drive(name: str) -> int:
     assert bundle["application/vnd.jupyter.widget-view+json"]["model_id"] and bundle["image/png"]
     explorer = getattr(demo, "explorer", demo)
     knobs, picture = explorer.widget.children
+    grouped = isinstance(knobs, ipywidgets.VBox)
+    parts = [part for row in knobs.children for part in row.children] if grouped else knobs.children
     moves = 0
-    for control in knobs.children:
-        if isinstance(control, ipywidgets.Button):
+    for control in parts:
+        if isinstance(control, ipywidgets.Button | ipywidgets.HTML):
             continue
         before, said = picture.value, explorer.reading
-        if isinstance(control, ipywidgets.SelectionSlider):
+        if isinstance(control, ipywidgets.SelectionSlider | ipywidgets.Dropdown):
             values = [value for _, value in control.options]
             control.value = values[(values.index(control.value) + 1) % len(values)]
         else:
@@ -55,7 +57,7 @@ def drive(name: str) -> int:
             f"{name}: {control.description} moved nothing"
         )
         moves += 1
-    reset = [control for control in knobs.children if getattr(control, "description", "") == "Reset"]
+    reset = [control for control in parts if getattr(control, "description", "") == "Reset"]
     reset[0].click()
     assert explorer.state == {name: control.value for name, control in explorer.controls.items()}
     return moves

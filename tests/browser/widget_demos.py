@@ -10,8 +10,10 @@ from mtl_helpers.data import MultiTaskDataset, Schema, Task
 from mtl_helpers.models import SharedBottom
 from mtl_helpers.widgets import (
     LiveTraining,
+    Shopfront,
     live_training,
     scarcity_explorer,
+    shop_dashboard,
     threshold_explorer,
     weight_explorer,
 )
@@ -102,6 +104,48 @@ def weights_of_three():
     return weight_explorer(MadeUpSweep(("click", "cart", "purchase")))
 
 
+def shopfront(users: int = 200, items: int = 800, points: int = 6, seed: int = 0, **options) -> Shopfront:
+    """A shop of three trained tasks: the larger a task's weight, the better its prediction."""
+    rng = np.random.default_rng(seed)
+    names = np.array(["books", "electronics", "fashion", "home", "sports", "toys", "beauty", "garden"])
+    category, quality = rng.integers(0, len(names), items), rng.normal(size=items)
+    price = np.exp(rng.normal(3, 0.8, items)).round(2)
+    taste = rng.normal(size=(users, len(names)))
+    wish = (
+        taste[:, category] + 0.7 * quality - 0.4 * (np.log(price) - 3) + 0.5 * rng.normal(size=(users, items))
+    )
+    grid = np.array([(i, j, points - 1 - i - j) for i in range(points) for j in range(points - i)]) / (
+        points - 1
+    )
+    weightings = pd.DataFrame(grid, columns=["purchase", "next_category", "next_item"])
+
+    def guess(truth: np.ndarray, task: int) -> np.ndarray:
+        noise = rng.normal(size=(len(grid), *truth.shape)).astype(np.float32)
+        return truth + noise * (1.2 - 0.8 * grid[:, task, None, None])
+
+    def softmax(z: np.ndarray) -> np.ndarray:
+        odds = np.exp(z - z.max(-1, keepdims=True))
+        return (odds / odds.sum(-1, keepdims=True)).astype(np.float32)
+
+    signals = {
+        "purchase": (1 / (1 + np.exp(4.5 - guess(wish, 0)))).astype(np.float32),
+        "favourite": softmax(guess(taste, 1))[:, :, category],
+        "next item": softmax(guess(wish + quality, 2)),
+    }
+    brands = [f"brand {number}" for number in rng.integers(1, 40, items)]
+    table = pd.DataFrame({"category": names[category], "brand": brands, "price": price})
+    people = [f"user {number}" for number in range(users)]
+    options = {"counts": rng.poisson(np.exp(1 + quality))} | options
+    return Shopfront(table, people, weightings, signals, 1 / (1 + np.exp(4.5 - wish)), **options)
+
+
+TODAY = {"purchase": 1.0, "favourite": 0.5, "next item": 0.0, "price": 0.0}
+
+
+def dashboard(**options):
+    return shop_dashboard(shopfront(**options), exponents=TODAY)
+
+
 def live(**options) -> LiveTraining:
     train, schema = clicks_and_purchases()
     torch.manual_seed(0)
@@ -114,5 +158,6 @@ ALL = {
     "scarcity_explorer": scarcity,
     "weight_explorer, 2 tasks": weights_of_two,
     "weight_explorer, 3 tasks": weights_of_three,
+    "shop_dashboard": dashboard,
     "live_training": live,
 }

@@ -1,0 +1,296 @@
+"""The dashboard's lists and figures are those of ranking and Fusion, and every control answers."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent / "browser"))
+
+import widget_demos as demos
+
+from mtl_helpers import ranking
+from mtl_helpers.models import Fusion
+from mtl_helpers.sweep import pareto_mask
+from mtl_helpers.widgets import Shopfront, shop_dashboard
+
+POWERS = {"purchase": 1.0, "favourite": 0.5, "next item": 0.0, "price": 0.25}
+
+
+def small(**options) -> Shopfront:
+    return demos.shopfront(users=30, items=120, points=4, **options)
+
+
+@pytest.fixture(scope="module")
+def front():
+    return small()
+
+
+def parts(**changes) -> dict:
+    """What a small Shopfront is made from, with some of it replaced."""
+    front = small()
+    made = {
+        name: getattr(front, name)
+        for name in ("items", "users", "weightings", "predictions", "true_purchase", "counts")
+    }
+    return made | changes
+
+
+@pytest.mark.parametrize("diversity", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("powers", [POWERS, {"purchase": 2.0}, {"price": 1}, dict.fromkeys(POWERS, 0.0)])
+def test_lists_are_those_of_fusion_and_mmr(front, powers, diversity):
+    for weighting in (0, 5):
+        signals = {name: torch.from_numpy(p[weighting]).double() for name, p in front.predictions.items()}
+        price = torch.tensor(front.items["price"].to_numpy())
+        signals["price"] = price.expand(len(front.users), -1)
+        fused = Fusion(powers, kind="power").double()(signals).numpy()
+        expected = ranking.mmr(fused, front.items["category"], front.k, diversity)
+        assert (front.rank(weighting, powers, diversity) == expected).all()
+
+
+def test_figures_are_those_of_ranking(front):
+    lists = front.rank(3, POWERS, 0.2)
+    truth, price, categories = front.true_purchase, front.items["price"], front.items["category"]
+    assert front.measure(lists) == pytest.approx(
+        {
+            "revenue": ranking.expected_revenue(lists, truth, price).mean(),
+            "ndcg": ranking.user_mean(ranking.ndcg_at_k(truth, lists)),
+            "coverage": ranking.catalogue_coverage(lists, 120),
+            "categories": ranking.category_coverage(lists, categories).mean(),
+            "gini": ranking.gini(ranking.exposure(lists, 120)),
+            "novelty": ranking.novelty(lists, front.counts).mean(),
+        }
+    )
+
+
+def test_relevance_and_position_factors_count():
+    bought = np.zeros((30, 120))
+    bought[1, 7] = 1
+    factors = 0.8 ** np.arange(10)
+    front = small(relevance=bought, position_factors=factors, counts=None)
+    lists = front.rank(0, {"purchase": 1.0})
+    found = front.measure(lists)
+    assert found["ndcg"] == ranking.ndcg_at_k(bought[[1]], lists[[1]])[0]
+    assert found["revenue"] == pytest.approx(
+        ranking.expected_revenue(lists, front.true_purchase, front.items["price"], factors).mean()
+    )
+    assert "novelty" not in found
+
+
+def test_nearest_weighting(front):
+    for k, row in front.weightings.iterrows():
+        assert front.nearest({name: 7 * weight for name, weight in row.items()}) == (k, True)
+    at, exact = front.nearest({"purchase": 0.9, "next_category": 0.05, "next_item": 0.05})
+    assert not exact and front.weightings.loc[at, "purchase"] == 1
+
+
+def test_settings_are_all_combinations(front):
+    table = front.settings([{"purchase": 1}, POWERS], (0, 0.5), [0, 2])
+    assert len(table) == 8 and set(table["weighting"]) == {0, 2}
+    for row in table.to_dict("records"):
+        figures = front.measure(front.rank(row["weighting"], row["exponents"], row["diversity"]))
+        assert {name: row[name] for name in figures} == figures
+
+
+# ------------------------------------------------------------------------------------------------- the picture
+
+
+def said(explorer) -> dict[str, float]:
+    """Numbers in a reading."""
+    found = re.search(
+        r"revenue ([\d,.]+) EUR .*?NDCG@10 ([\d.]+) .*? ([\d.]+)% of the catalogue.*?(\d+) of (\d+) ready-made.* "
+        r"(\d+) of 10 products",
+        explorer.reading,
+    )
+    names = ("revenue", "ndcg", "coverage", "beaten", "settings", "new")
+    return dict(zip(names, (float(text.replace(",", "")) for text in found.groups()), strict=True))
+
+
+def pixels(explorer) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(explorer.png())).convert("RGB"))
+
+
+def test_every_control_changes_picture_numbers_and_list(front):
+    explorer = shop_dashboard(front, exponents=POWERS)
+    assert list(explorer.groups) == ["1 Train with", "2 Fuse with", "3 Show"] and len(explorer.controls) == 9
+    for name, control in explorer.controls.items():
+        explorer.reset()
+        before, reading, alt = pixels(explorer), explorer.reading, explorer.alt
+        value = control.options[3] if control.options else control.high
+        explorer.set(**{name: value})
+        assert not explorer.error and explorer.reading != reading and explorer.alt != alt, name
+        assert (pixels(explorer) != before).any(), name
+        listed = explorer.alt.split("The list: ")[1]
+        assert listed != alt.split("The list: ")[1] or name.startswith("next"), name
+        one_step = control.options[1] if control.options else min(control.value + control.step, control.high)
+        explorer.reset()
+        explorer.set(**{name: one_step})
+        assert (pixels(explorer) != before).any() or one_step == control.value, name
+    explorer.reset()
+    assert (pixels(explorer) == before).all()
+
+
+def test_the_reading_says_the_figures_of_the_setting(front):
+    explorer = shop_dashboard(front, exponents=POWERS, user="user 4")
+    today_lists = front.rank(front.nearest(dict.fromkeys(front.weightings, 1))[0], POWERS)
+    table = front.settings([POWERS])
+    explorer = shop_dashboard(front, exponents=POWERS, user="user 4", settings=table)
+    explorer.set(purchase_weight=1.0, price_exponent=1.0, diversity=0.4, user="user 9")
+    weighting = int(front.weightings["purchase"].argmax())
+    lists = front.rank(weighting, POWERS | {"price": 1.0}, 0.4)
+    figures, found = front.measure(lists), said(explorer)
+    assert found["revenue"] == pytest.approx(figures["revenue"], abs=0.06)
+    assert found["ndcg"] == pytest.approx(figures["ndcg"], abs=6e-5)
+    assert found["coverage"] == pytest.approx(100 * figures["coverage"], abs=0.06)
+    better = (table["revenue"] > figures["revenue"]) & (table["coverage"] > figures["coverage"])
+    assert (found["beaten"], found["settings"]) == (better.sum(), len(table))
+    assert found["new"] == len(set(lists[9]) - set(today_lists[9]))
+    assert "user 9: score = purchase^1.00 · favourite^0.50 · price^1.00, diversity 0.40" in explorer.reading
+
+
+def test_a_screen_reader_hears_the_list(front):
+    explorer = shop_dashboard(front, exponents=POWERS, user="user 3", currency="GBP")
+    weighting, exact = front.nearest(dict.fromkeys(front.weightings, 1))
+    assert exact
+    for place, item in enumerate(front.rank(weighting, POWERS)[3]):
+        row = front.items.iloc[item]
+        p = front.predictions["purchase"][weighting, 3, item]
+        assert f"{place + 1} {row['category']}, {row['brand']}, {row['price']:,.2f} GBP (" in explorer.alt
+        assert f"purchase {p:.3f}" in explorer.alt or p < 0.01
+
+
+def test_weights_add_up_and_stop_at_trained_weightings(front):
+    explorer = shop_dashboard(front, exponents=POWERS)
+    for name in front.weightings:
+        for value in np.linspace(0, 1, 4):
+            explorer.set(**{f"{name}_weight": value})
+            weights = [explorer.state[f"{task}_weight"] for task in front.weightings]
+            assert sum(weights) == pytest.approx(1) and "not trained" not in explorer.reading
+            nearest, exact = front.nearest(dict(zip(front.weightings, weights, strict=True)))
+            assert exact and nearest in front.weightings.index
+
+
+def test_weightings_with_holes_say_that_the_nearest_is_shown():
+    made = parts()
+    keep = [0, 3, 5, 6, 9]
+    made["weightings"] = made["weightings"].iloc[keep]
+    made["predictions"] = {name: p[keep] for name, p in made["predictions"].items()}
+    explorer = shop_dashboard(Shopfront(**made), exponents=POWERS)
+    readings = []
+    for value in np.linspace(0, 1, 6):
+        explorer.set(purchase_weight=value)
+        readings.append("the nearest trained weighting is shown" in explorer.reading)
+    assert any(readings)
+
+
+@pytest.mark.parametrize("tasks", [1, 2, 4])
+def test_other_numbers_of_tasks(tasks):
+    names = ["a", "b", "c", "d"][:tasks]
+    grid = pd.DataFrame(np.eye(tasks) * 0.8 + 0.2 / tasks, columns=names)
+    made = parts(weightings=grid)
+    made["predictions"] = {name: p[:tasks] for name, p in made["predictions"].items()}
+    explorer = shop_dashboard(Shopfront(**made, k=3), exponents={"purchase": 1})
+    assert len(explorer.controls) == (tasks if tasks > 1 else 0) + 3
+    explorer.set(diversity=1.0)
+    assert not explorer.error
+
+
+def test_exponents_of_zero_are_named(front):
+    explorer = shop_dashboard(front, exponents={"purchase": 1.0})
+    explorer.set(purchase_exponent=0)
+    assert "every product scores the same" in explorer.reading and not explorer.error
+
+
+def test_the_front_is_the_pareto_front(front):
+    table = front.settings([POWERS])
+    explorer = shop_dashboard(front, exponents=POWERS, settings=table)
+    line = explorer.figure.axes[2].lines[1]
+    mask = pareto_mask(table[["coverage", "revenue"]], maximise=True)
+    expected = table.loc[mask].sort_values("coverage")
+    assert line.get_xdata() == pytest.approx(100 * expected["coverage"])
+    assert line.get_ydata() == pytest.approx(expected["revenue"])
+
+
+def test_text_from_the_data_is_only_text():
+    made = parts()
+    made["items"] = made["items"].assign(brand='<img src=x onerror="a"> $\\frac{', category="<b>$x$</b>")
+    explorer = shop_dashboard(Shopfront(**made), exponents=POWERS)
+    explorer.set(diversity=0.5)
+    assert not explorer.error and "<img src=x" not in explorer.html() and "&lt;img src=x" in explorer.html()
+
+
+# ------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"k": 11}, "1 to 10 products"),
+        ({"k": 0}, "1 to 10 products"),
+        ({"users": ["a"] * 30}, "different names"),
+        ({"true_purchase": np.zeros((3, 3))}, r"expected \(users, items\) = \(30, 120\)"),
+        ({"true_purchase": np.full((30, 120), 1.5)}, "outside"),
+        ({"relevance": np.full((30, 120), -1.0)}, "0 or more"),
+        (
+            {"predictions": {"purchase": np.zeros((1, 30, 120))}},
+            r"\(weightings, users, items\) = \(10, 30, 120\)",
+        ),
+        ({"predictions": {"purchase": np.full((10, 30, 120), np.nan)}}, "NaN"),
+        ({"predictions": {"purchase": np.full((10, 30, 120), -0.1)}}, "negative"),
+        ({"predictions": {"price": np.ones((10, 30, 120))}}, "beside price"),
+        ({"predictions": {}}, "one to three"),
+        ({"position_factors": [1.0, 0.5]}, "10 finite numbers"),
+        ({"counts": -np.ones(120)}, "counts"),
+    ],
+)
+def test_parts_that_do_not_fit(change, says):
+    with pytest.raises(ValueError, match=says):
+        Shopfront(**parts(**change))
+
+
+def test_bad_items_and_weightings(front):
+    items = front.items
+    with pytest.raises(KeyError, match=r"lack the columns \['brand'\]"):
+        Shopfront(**parts(items=items.drop(columns="brand")))
+    with pytest.raises(ValueError, match="prices are negative"):
+        Shopfront(**parts(items=items.assign(price=-1.0)))
+    with pytest.raises(ValueError, match="Item 4 has no category"):
+        Shopfront(**parts(items=items.assign(category=items["category"].where(items.index != 4))))
+    for value, says in ((-0.1, "0 or more"), (np.nan, "finite"), (0.0, "All task weights are 0")):
+        wrong = front.weightings.copy()
+        wrong.iloc[2] = value
+        with pytest.raises(ValueError, match=f"Weighting 2: .*{says}"):
+            Shopfront(**parts(weightings=wrong))
+    made = parts(items=items.iloc[:5], true_purchase=front.true_purchase[:, :5], counts=None)
+    made["predictions"] = {name: p[:, :, :5] for name, p in made["predictions"].items()}
+    with pytest.raises(ValueError, match="k is 10, but the catalogue has 5 items"):
+        Shopfront(**made)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda f: f.rank(0, {"sale": 1}), "No signal sale; there are purchase"),
+        (lambda f: f.rank(0, {"purchase": -1}), "0 or more"),
+        (lambda f: f.rank(0, {"purchase": float("nan")}), "finite"),
+        (lambda f: f.rank(10, {"purchase": 1}), "there are 0 to 9"),
+        (lambda f: f.rank(0, {"purchase": 1}, 2), "diversity is 2"),
+        (lambda f: f.nearest({"purchase": 1}), "expected one for each"),
+        (lambda f: shop_dashboard(f, exponents={}), "one to four"),
+        (lambda f: shop_dashboard(f, exponents={"sale": 1}), "No signal sale"),
+        (lambda f: shop_dashboard(f, exponents={"purchase": 1}, user="nobody"), "takes one of"),
+        (lambda f: shop_dashboard(f, exponents={"purchase": 3}), "goes from 0"),
+        (lambda f: shop_dashboard(f, exponents={"purchase": 1}, weights={"purchase": -1}), "expected one"),
+    ],
+)
+def test_settings_that_cannot_be(front, call, says):
+    with pytest.raises(ValueError, match=says):
+        call(front)
