@@ -9,6 +9,7 @@ the shared representation Z, which need one backward pass through the bottom in 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -216,9 +217,9 @@ class CombinedGradients(Weighting):
     at : ``"parameters"`` combines the exact gradients of the shared parameters, at the cost of T backward passes
         through them; ``"representation"`` measures the gradients at the shared representation and needs one (the
         shortcut of Sener and Koltun, 2018: an upper bound for MGDA, an approximation for the others). The
-        representation is what ``model.represent`` returns, the last tensors that several tasks look at: a shared
-        bottom's output Z; where each task reads a mixture of its own, the experts' outputs and the features that the
-        gates read. Shared parameters above it, such as ESMM's click tower, get the same weights.
+        representation is what ``model.represent`` returns, the last tensors that all tasks look at: a shared
+        bottom's output Z; MMoE's experts' outputs, and the features that its gates read; PLE's and AITM's features.
+        Shared parameters above it, such as ESMM's click tower, get the same weights.
     seed : of PCGrad's random orders.
     """
 
@@ -237,7 +238,7 @@ class CombinedGradients(Weighting):
         self.rng = np.random.default_rng(seed)
         self._shared: tuple[Tensor, ...] = ()
         self._copies: tuple[Tensor, ...] = ()
-        self._model: nn.Module | None = None
+        self._uncut: Callable[[], None] | None = None
 
     def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Let the towers read copies of the shared representation that are cut off from the graph below."""
@@ -247,7 +248,7 @@ class CombinedGradients(Weighting):
                 "represent and shared_parameters, as SharedBottom has them."
             )
         self.end()
-        self._model, represent = model, model.represent
+        represent = model.represent
 
         def cut(numeric: Tensor, categorical: Tensor) -> Tensor | tuple[Tensor, ...]:
             found = represent(numeric, categorical)
@@ -258,11 +259,12 @@ class CombinedGradients(Weighting):
             return self._copies[0] if isinstance(found, Tensor) else self._copies
 
         model.represent = cut  # on this object alone, until end()
+        self._uncut = partial(delattr, model, "represent")
 
     def end(self) -> None:
-        if self._model is not None:
-            del self._model.represent
-        self._model, self._shared, self._copies = None, (), ()
+        if self._uncut is not None:
+            self._uncut()
+        self._uncut, self._shared, self._copies = None, (), ()
 
     def weigh(self, gram: np.ndarray) -> np.ndarray:
         """Weights (T,) of the method for one Gramian."""
@@ -290,11 +292,13 @@ class CombinedGradients(Weighting):
             return
         for below, above in zip(at_copies, at_shared, strict=True):
             parts, flows = self._that_need(below)
-            lower = torch.autograd.grad(parts, shared, flows, retain_graph=True, allow_unused=True)
+            lower = torch.autograd.grad(parts, [*shared, *heads], flows, retain_graph=True, allow_unused=True)
             above[:] = [
                 _or_zeros(low, p) if high is None else high + _or_zeros(low, p)
-                for p, low, high in zip(shared, lower, above, strict=True)
+                for p, low, high in zip(shared, lower, above, strict=False)
             ]
+            for p, grad in zip(heads, lower[len(shared) :], strict=True):
+                _add_grad(p, grad)
         weights = self._weights(at_shared, losses)
         for p, rows in zip(shared, zip(*at_shared, strict=True), strict=True):
             p.grad = _combined(weights, rows)

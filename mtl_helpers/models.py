@@ -183,7 +183,7 @@ class Experts(nn.Module):
     def __init__(self, n: int, n_in: int, hidden: Sequence[int], dropout: float = 0.0) -> None:
         super().__init__()
         self.dropout = dropout
-        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
+        self.biases, self.weights = nn.ParameterList(), nn.ParameterList()  # so that weights are listed last
         for width_in, width in zip([n_in, *hidden], hidden, strict=False):
             layers = [nn.Linear(width_in, width) for _ in range(n)]
             self.weights.append(torch.stack([layer.weight.detach() for layer in layers]))
@@ -475,66 +475,55 @@ class PLE(_Sharing):
             n_in = expert[-1]
         self._add_towers(n_in)
 
-    def represent(self, numeric: Tensor, categorical: Tensor) -> tuple[Tensor, ...]:
-        """What the last level's own parts read, and its shared experts' outputs (n_shared, n, expert[-1]).
-
-        With one level the own parts of all tasks read the features: (features, shared outputs). With more, each reads a
-        mixture of its own: (mixture of task 1, …, mixture of task T, shared outputs).
-        """
-        inputs = [self.features(numeric, categorical)]
-        for level in self.levels[:-1]:
-            inputs = self._climb(level, inputs)
-        *own, shared = inputs * 2 if len(self.levels) == 1 else inputs
-        return *own, self.levels[-1].shared(shared)
+    def represent(self, numeric: Tensor, categorical: Tensor) -> Tensor:
+        """The features, (n, F): all that every task looks at."""
+        return self.features(numeric, categorical)
 
     def forward(self, numeric: Tensor, categorical: Tensor) -> dict[str, Tensor]:
-        level = self.levels[-1]
-        *inputs, shared = self.represent(numeric, categorical)
-        own = self._specific(level, inputs)
-        return self._apply_towers(self._mixtures(level, inputs, own, shared))
+        inputs = [self.represent(numeric, categorical)]
+        for level in self.levels:
+            inputs = self._climb(level, inputs)
+        return self._apply_towers(inputs)
 
     def _climb(self, level: _Level, inputs: list[Tensor]) -> list[Tensor]:
-        """The inputs of the next level: a mixture for each task, then the shared one."""
-        own = self._specific(level, inputs[: len(self.tasks)] if len(inputs) > 1 else inputs)
-        shared = level.shared(inputs[-1])
-        mixtures = self._mixtures(level, inputs[:-1] or inputs, own, shared)
-        gates = self._open(level.shared_gate, inputs[-1])
-        everything = shared if own is None else torch.cat([own, shared])
-        return [*mixtures, _mix(gates, everything).squeeze(-2)]
+        """One level. Takes the features, or a mixture per task and the shared one; returns the next mixtures."""
+        experts = self._run_experts(level, inputs)
+        n, shared = self.settings["n_specific"], self.settings["n_shared"]
+        mixtures = []
+        for i, gate in enumerate(level.gates.values()):
+            seen = torch.cat([experts[i * n : (i + 1) * n], experts[-shared:]]) if n else experts
+            mixtures.append(self._mixture(gate, inputs[i % len(inputs)], seen))
+        if level.shared_gate is not None:
+            mixtures.append(self._mixture(level.shared_gate, inputs[-1], experts))
+        return mixtures
 
-    def _specific(self, level: _Level, inputs: Sequence[Tensor]) -> Tensor | None:
-        """Outputs of all tasks' own experts, task after task, (T · n_specific, n, d); None without such experts."""
-        if not level.own:
-            return None
-        groups = list(level.own.values())
+    def _run_experts(self, level: _Level, inputs: list[Tensor]) -> Tensor:
+        """Outputs of all experts of a level, those of task 1 first, the shared ones last, (experts, n, d)."""
+        groups = [*level.own.values(), level.shared]
         if len(inputs) == 1:
             return _run(groups, inputs[0])
-        return _run(groups, torch.stack(list(inputs)).repeat_interleave(self.settings["n_specific"], dim=0))
+        n = self.settings["n_specific"]
+        own = [each for each in inputs[:-1] for _ in range(n)]
+        return _run(groups, torch.stack([*own, *[inputs[-1]] * self.settings["n_shared"]]))
 
-    def _mixtures(
-        self, level: _Level, inputs: Sequence[Tensor], own: Tensor | None, shared: Tensor
-    ) -> list[Tensor]:
-        """What each task's gate lets through, (n, d) each."""
-        n, found = self.settings["n_specific"], []
-        for i, gate in enumerate(level.gates.values()):
-            experts = shared if own is None else torch.cat([own[i * n : (i + 1) * n], shared])
-            gates = self._open(gate, inputs[i if len(inputs) > 1 else 0])
-            found.append(_mix(gates, experts).squeeze(-2))
-        return found
+    def _mixture(self, gate: nn.Linear, inputs: Tensor, experts: Tensor) -> Tensor:
+        return _mix(self._open(gate, inputs).unsqueeze(-2), experts).squeeze(-2)
 
     def _open(self, gate: nn.Linear, inputs: Tensor) -> Tensor:
-        """(n, 1, experts)"""
-        return _softmax_gates(gate(inputs).unsqueeze(-2), self.settings["expert_dropout"], self.training)
+        """(n, experts)"""
+        return _softmax_gates(gate(inputs), self.settings["expert_dropout"], self.training)
 
     def expert_use(self, numeric: Tensor, categorical: Tensor) -> dict[str, Tensor]:
         """``{task: gates (n, experts)}`` of the last level; each row sums to one.
 
         Columns are named by :attr:`expert_names`; those of other tasks' experts are 0.
         """
-        *inputs, _ = self.represent(numeric, categorical)
+        inputs = [self.features(numeric, categorical)]
+        for level in self.levels[:-1]:
+            inputs = self._climb(level, inputs)
         n, found = self.settings["n_specific"], {}
         for i, (name, gate) in enumerate(self.levels[-1].gates.items()):
-            gates = self._open(gate, inputs[i if len(inputs) > 1 else 0]).squeeze(-2)
+            gates = self._open(gate, inputs[i % len(inputs)])
             spread = gates.new_zeros(*gates.shape[:-1], len(self.expert_names))
             spread[..., i * n : (i + 1) * n] = gates[..., :n]
             spread[..., len(self.tasks) * n :] = gates[..., n:]
@@ -706,12 +695,13 @@ class AITM(_Sharing):
         self._add_towers(column[-1])
         self.transfers = nn.ModuleDict({name: _Transfer(column[-1]) for name in self.chain[1:]})
 
-    def represent(self, numeric: Tensor, categorical: Tensor) -> tuple[Tensor, ...]:
-        """The outputs q of the columns, (n, column[-1]) each: a later task looks at those of the tasks before it."""
-        return _run(list(self.columns.values()), self.features(numeric, categorical)).unbind(0)
+    def represent(self, numeric: Tensor, categorical: Tensor) -> Tensor:
+        """The features, (n, F): all that every task looks at."""
+        return self.features(numeric, categorical)
 
     def forward(self, numeric: Tensor, categorical: Tensor) -> dict[str, Tensor]:
-        hidden = dict(zip(self.columns, self.represent(numeric, categorical), strict=True))
+        columns = _run(list(self.columns.values()), self.represent(numeric, categorical))
+        hidden = dict(zip(self.columns, columns.unbind(0), strict=True))
         for before, name in zip(self.chain, self.chain[1:], strict=False):
             hidden[name] = self.transfers[name](hidden[before], hidden[name])
         return self._apply_towers([hidden[name] for name in self.towers])
