@@ -249,37 +249,67 @@ class TestPredict:
 class TestCheckpoints:
     def test_round_trip(self, splits, tmp_path):
         model, other = make(0), make(1)
-        path = save_checkpoint(tmp_path / "best.pt", model, epoch=4, weights={"click": 0.5})
-        assert load_checkpoint(path, other) == {"epoch": 4, "weights": {"click": 0.5}}
+        extra = {"epoch": 4, "weights": {"click": 0.5}, "note": "naïve", "curve": [1, 2.5, None, True]}
+        path = save_checkpoint(tmp_path / "best.safetensors", model, **extra)
+        assert load_checkpoint(path, other) == extra
         assert torch.equal(weights_of(model), weights_of(other))
-        assert [p.name for p in tmp_path.iterdir()] == ["best.pt"]
+        assert [p.name for p in tmp_path.iterdir()] == ["best.safetensors"]
+
+    def test_a_tuple_comes_back_as_a_list(self, tmp_path):
+        path = save_checkpoint(tmp_path / "best.safetensors", make(), widths=(64, 32))
+        assert load_checkpoint(path, make()) == {"widths": [64, 32]}
+
+    @pytest.mark.parametrize("value", [np.float32(1), torch.ones(1), {1, 2}, {"deep": [object()]}, {1: "a"}])
+    def test_extra_values_that_would_come_back_altered_are_refused(self, tmp_path, value):
+        with pytest.raises(TypeError, match="extra value 'mine'"):
+            save_checkpoint(tmp_path / "best.safetensors", make(), mine=value)
+        assert not list(tmp_path.iterdir())
+
+    def test_any_safetensors_reader_can_open_it(self, tmp_path):
+        from safetensors.torch import load_file
+
+        model = make()
+        found = load_file(save_checkpoint(tmp_path / "best.safetensors", model))
+        assert found.keys() == model.state_dict().keys()
+        assert all(torch.equal(value, found[name]) for name, value in model.state_dict().items())
 
     def test_a_crash_while_saving_leaves_the_old_file(self, tmp_path, monkeypatch):
         path = save_checkpoint(tmp_path / "best.pt", make(0), epoch=1)
         old = path.read_bytes()
 
-        def disk_full(content, file):
-            file.write(b"half")
+        def disk_full(source, target):
             raise OSError("No space left on device")
 
-        monkeypatch.setattr(torch, "save", disk_full)
+        monkeypatch.setattr(training.os, "replace", disk_full)
         with pytest.raises(OSError, match="space"):
             save_checkpoint(path, make(1), epoch=2)
         assert path.read_bytes() == old
         assert [p.name for p in tmp_path.iterdir()] == ["best.pt"]
 
     def test_files_that_are_no_checkpoint(self, tmp_path):
+        from safetensors.torch import save
+
         model = make()
         before = weights_of(model).clone()
         saved = save_checkpoint(tmp_path / "ok.pt", model).read_bytes()
         (tmp_path / "text.pt").write_text("hello")
         (tmp_path / "cut.pt").write_bytes(saved[: len(saved) // 2])
-        torch.save([1, 2], tmp_path / "list.pt")
-        for name in ("text.pt", "cut.pt", "list.pt"):
+        torch.save({"model": model.state_dict(), "extra": {}}, tmp_path / "torch.pt")
+        for name, metadata in {
+            "bare.pt": None,
+            "old.pt": {"format": "mtl_helpers checkpoint 1", "extra": "{}"},
+            "list.pt": {"format": training.FORMAT, "extra": "[1]"},
+            "json.pt": {"format": training.FORMAT, "extra": "{'a': 1"},
+            "none.pt": {"format": training.FORMAT},
+            "deep.pt": {"format": training.FORMAT, "extra": "[" * 100_000},
+        }.items():
+            (tmp_path / name).write_bytes(save(training.plain_tensors(model), metadata))
+        refused = ("text", "cut", "torch", "bare", "old", "list", "json", "none", "deep")
+        for name in (f"{stem}.pt" for stem in refused):
             with pytest.raises(ValueError, match=name):
                 load_checkpoint(tmp_path / name, model)
-        with pytest.raises(FileNotFoundError, match=r"none\.pt"):
-            load_checkpoint(tmp_path / "none.pt", model)
+        with pytest.raises(FileNotFoundError, match=r"nowhere\.pt"):
+            load_checkpoint(tmp_path / "nowhere.pt", model)
         assert torch.equal(before, weights_of(model))
 
     def test_code_in_a_file_is_not_run(self, tmp_path):
@@ -296,6 +326,9 @@ class TestCheckpoints:
         path = save_checkpoint(tmp_path / "small.pt", make(bottom=(8,)))
         with pytest.raises(ValueError, match=r"another model: .* first bottom"):
             load_checkpoint(path, make())
+        double = save_checkpoint(tmp_path / "double.pt", make().double())
+        with pytest.raises(ValueError, match=r"another model: .*float64"):
+            load_checkpoint(double, make())
 
     def test_missing_folder(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="create it"):
