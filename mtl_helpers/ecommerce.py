@@ -1,0 +1,269 @@
+"""The e-commerce case: one model that knows who buys, which category a user favours, and what comes next.
+
+Taught in notebook 05, which also writes the model by hand. :func:`case_frames` adds the case's features and labels to
+a shop, :func:`case_data` encodes them, :class:`CaseModel` is the model, :func:`candidates` makes the rows to be ranked.
+
+===================== ===================================== =================================================
+task                  question                              may read
+===================== ===================================== =================================================
+``click, purchase``   will this user click, buy this item?  user, moment, item, both together, position
+``next_category``     category of the user's next click?    user and moment: no candidate is asked about
+``next_item``         item of the user's next click?        user and moment; the score is a dot product u · v
+===================== ===================================== =================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from .data import Schema, Splits, Task, check_tasks, prepare
+from .models import FeatureLayer, mlp
+from .shop import CATEGORIES, PRIOR_CTR, PRIOR_VIEWS, Shop, World, clean_items, shop_frame, shop_splits
+
+__all__ = [
+    "CASE_CATEGORICAL",
+    "CASE_NUMERIC",
+    "ITEM_COLUMNS",
+    "PAIR_COLUMNS",
+    "USER_COLUMNS",
+    "CaseModel",
+    "candidates",
+    "case_data",
+    "case_frames",
+    "case_model",
+    "case_tasks",
+    "item_table",
+    "true_values",
+]
+
+PAST = tuple(f"past_{category}" for category in CATEGORIES[:8])
+"""Clicks of the user on each category, in sessions before this one."""
+USER_COLUMNS = (
+    ("age", "signup_days", "user_past_clicks", "user_past_ctr", *PAST),
+    ("region", "loyalty_tier", "age_group", "channel"),
+)
+"""What is known before an item is chosen: numeric and categorical columns of the user and the moment. The user_id is
+encoded too, but a model reads it only when asked: with a click or two a user, ids are learned by heart."""
+ITEM_COLUMNS = (
+    ("log_price", "price_vs_category", "rating", "launched_days"),
+    ("item_id", "category", "brand"),
+)
+PAIR_COLUMNS = (("item_past_ctr", "user_category_past_clicks"), ("position",))
+"""What is known only of an item at a moment, of a user and an item together, or of the place on the page."""
+CASE_NUMERIC = (*USER_COLUMNS[0], *ITEM_COLUMNS[0], *PAIR_COLUMNS[0])
+CASE_CATEGORICAL = ("user_id", *USER_COLUMNS[1], *ITEM_COLUMNS[1], *PAIR_COLUMNS[1])
+
+
+def case_tasks(n_items: int, n_categories: int = 8) -> tuple[Task, ...]:
+    """click, purchase, next_category and next_item."""
+    return (
+        Task("click"),
+        Task("purchase"),
+        Task("next_category", kind="multiclass", n_classes=n_categories),
+        Task("next_item", kind="multiclass", n_classes=n_items),
+    )
+
+
+def case_frames(shop: Shop, fractions: Sequence[float] = (0.7, 0.15, 0.15)) -> dict[str, pd.DataFrame]:
+    """``{"train", "valid", "test"}`` of a shop, split by time, with the case's features and labels.
+
+    Beyond :func:`mtl_helpers.shop.shop_frame`: the columns ``past_<category>``, and ``next_item``, the item_id of the
+    next click at a later moment. As with ``next_category``, a click that falls after its part has ended is unknown.
+    Both labels are asked once a session, on its first row; elsewhere they are NaN.
+    """
+    frame = _with_past(shop_frame(shop))
+    clicked = frame.loc[frame["click"] == 1, ["user_id", "timestamp", "item_id"]]
+    clicked = clicked.drop_duplicates(["user_id", "timestamp"])  # in the order of position
+    clicked = clicked.rename(columns={"timestamp": "next_click_time", "item_id": "next_item"})
+    parts = {}
+    for name, part in shop_splits(frame, fractions=fractions).items():
+        # the split has forgotten the moments it cannot know, so the join finds no item for them
+        part = part.merge(clicked, on=["user_id", "next_click_time"], how="left")
+        first = part["position"] == 1
+        parts[name] = part.assign(
+            next_item=part["next_item"].where(first), next_category=part["next_category"].where(first)
+        )
+    return parts
+
+
+def _with_past(frame: pd.DataFrame) -> pd.DataFrame:
+    """Add the user's clicks on each category in strictly earlier sessions."""
+    clicks = pd.DataFrame(
+        {name: (frame["category"] == name[5:]) * frame["click"] for name in PAST}, index=frame.index
+    )
+    keys = [frame["user_id"], frame["timestamp"]]
+    now = clicks.groupby(keys, sort=True).sum()
+    before = now.groupby(level=0).cumsum() - now
+    return frame.merge(before.reset_index(), on=["user_id", "timestamp"], how="left")
+
+
+def case_data(frames: dict[str, pd.DataFrame], n_items: int, device: torch.device | str = "cpu") -> Splits:
+    """Encode the frames of :func:`case_frames`."""
+    return prepare(frames, case_tasks(n_items), CASE_NUMERIC, CASE_CATEGORICAL, device=device)
+
+
+class CaseModel(nn.Module):
+    """A shared user bottom, a shared item bottom, and a tower for each task.
+
+    u = f(user, moment) and v = g(item), both (n, width). Binary tasks: tower([u, v, u·v elementwise, pair columns]).
+    Multiclass tasks over the catalogue (as many classes as items): u Vᵀ + b with V = g(all items), (n_items, width),
+    so that retrieval is a search for the largest dot product. Other multiclass tasks: a linear layer on u.
+
+    Parameters
+    ----------
+    schema : of the encoded case columns. tasks : what to predict; any tasks of these kinds.
+    n_items : size of the catalogue, which :meth:`set_catalogue` must fill in. embedding_dim, width : of the layers.
+    user_ids : read an embedding of the user_id as well.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        tasks: Sequence[Task],
+        n_items: int,
+        embedding_dim: int = 4,
+        width: int = 32,
+        user_ids: bool = False,
+    ) -> None:
+        super().__init__()
+        self.tasks, self.schema = check_tasks(tasks), schema
+        self.settings = {
+            "n_items": n_items,
+            "embedding_dim": embedding_dim,
+            "width": width,
+            "user_ids": user_ids,
+        }
+        user = (USER_COLUMNS[0], ("user_id", *USER_COLUMNS[1])) if user_ids else USER_COLUMNS
+        self._parts = {}
+        layers = {}
+        for name, columns in (("user", user), ("item", ITEM_COLUMNS), ("pair", PAIR_COLUMNS)):
+            own = Schema(columns[0], {column: schema.categorical[column] for column in columns[1]})
+            places = [list(schema.numeric).index(column) for column in columns[0]]
+            codes = [list(schema.categorical).index(column) for column in columns[1]]
+            self._parts[name] = (places, codes)
+            layers[name] = FeatureLayer(own, embedding_dim)
+        self.features = nn.ModuleDict(layers)
+        self.user = mlp(layers["user"].n_out, (2 * width, width))
+        self.item = mlp(layers["item"].n_out, (width,)).append(nn.Linear(width, width))
+        joined = 3 * width + layers["pair"].n_out
+        self.towers = nn.ModuleDict()
+        for task in self.tasks:
+            if task.kind == "binary":
+                self.towers[task.name] = mlp(joined, (width // 2,)).append(nn.Linear(width // 2, 1))
+            elif task.n_outputs != n_items:
+                self.towers[task.name] = nn.Linear(width, task.n_outputs)
+        self.bias = nn.Parameter(torch.zeros(n_items))
+        self.register_buffer("item_numeric", torch.zeros(n_items, len(ITEM_COLUMNS[0])))
+        self.register_buffer("item_codes", torch.zeros(n_items, len(ITEM_COLUMNS[1]), dtype=torch.long))
+
+    @torch.no_grad()
+    def set_catalogue(self, numeric: Tensor, categorical: Tensor, clicks: Tensor | None = None) -> CaseModel:
+        """Take the items' own columns out of encoded rows, one row an item in the order of the classes.
+
+        ``clicks`` (n_items,), counted on the training rows, starts the bias at the log of each item's share of them:
+        an untrained model then ranks by popularity.
+        """
+        places, codes = self._parts["item"]
+        self.item_numeric.copy_(numeric[:, places])
+        self.item_codes.copy_(categorical[:, codes])
+        if clicks is not None:
+            share = (clicks.double() + 0.5) / (clicks.double() + 0.5).sum()
+            self.bias.copy_(share.log())
+        return self
+
+    def _columns(self, part: str, numeric: Tensor, categorical: Tensor) -> Tensor:
+        places, codes = self._parts[part]
+        return self.features[part](numeric[..., places], categorical[..., codes])
+
+    def user_vectors(self, numeric: Tensor, categorical: Tensor) -> Tensor:
+        """u, (n, width)."""
+        return self.user(self._columns("user", numeric, categorical))
+
+    def item_vectors(self) -> Tensor:
+        """V, one row for each item of the catalogue, (n_items, width)."""
+        return self.item(self.features["item"](self.item_numeric, self.item_codes))
+
+    def forward(self, numeric: Tensor, categorical: Tensor) -> dict[str, Tensor]:
+        u = self.user_vectors(numeric, categorical)
+        v = self.item(self._columns("item", numeric, categorical))
+        both = torch.cat([u, v, u * v, self._columns("pair", numeric, categorical)], dim=-1)
+        logits = {}
+        for task in self.tasks:
+            if task.kind == "binary":
+                logits[task.name] = self.towers[task.name](both).squeeze(-1)
+            elif task.name in self.towers:
+                logits[task.name] = self.towers[task.name](u)
+            else:
+                logits[task.name] = u @ self.item_vectors().T + self.bias
+        return logits
+
+
+def candidates(rows: pd.DataFrame, items: pd.DataFrame) -> pd.DataFrame:
+    """Each row's user and moment with every item of ``items`` in its place, at position 1: the rows to be ranked.
+
+    Parameters
+    ----------
+    rows : (U rows) of a case frame. items : (I rows) with the item columns, ``price`` and ``item_past_ctr``.
+
+    Returns
+    -------
+    U · I rows, the items of the first user first.
+    """
+    own = [*USER_COLUMNS[0], "user_id", *USER_COLUMNS[1]]
+    user = rows[own].take(np.repeat(np.arange(len(rows)), len(items))).reset_index(drop=True)
+    own = items[[*ITEM_COLUMNS[0], *ITEM_COLUMNS[1], "price", "item_past_ctr"]]
+    item = pd.concat([own] * len(rows), ignore_index=True)
+    table = pd.concat([user, item], axis=1)
+    past = rows[list(PAST)].to_numpy()
+    category = pd.Index(CATEGORIES).get_indexer(pd.Index(items["category"]))
+    table["user_category_past_clicks"] = past[:, category].ravel()
+    return table.assign(position=1)
+
+
+def item_table(shop: Shop, train: pd.DataFrame) -> pd.DataFrame:
+    """The catalogue as a model may know it when training ends: an item a row, in the order of item_id.
+
+    Beside the cleaned columns: ``log_price``, ``price_vs_category``, the smoothed ``item_past_ctr``, and ``clicks``,
+    both counted on the training rows.
+
+    Raises ValueError when item_ids are not 0, 1, 2, …, for they are the classes of ``next_item``.
+    """
+    items = clean_items(shop.items).sort_values("item_id", ignore_index=True)
+    if not (items["item_id"] == np.arange(len(items))).all():
+        raise ValueError("item_ids must run 0, 1, 2, … without a gap: they are the classes of next_item.")
+    log_price = np.log(items["price"])
+    counts = train.groupby("item_id")["click"].agg(["sum", "count"]).reindex(items["item_id"], fill_value=0)
+    clicks, views = counts["sum"].to_numpy(), counts["count"].to_numpy()
+    return items.assign(
+        log_price=log_price,
+        price_vs_category=log_price - log_price.groupby(items["category"]).transform("mean"),
+        clicks=clicks,
+        item_past_ctr=(clicks + PRIOR_VIEWS * PRIOR_CTR) / (views + PRIOR_VIEWS),
+    )
+
+
+def case_model(
+    data: Splits, items: pd.DataFrame, tasks: Sequence[Task] | None = None, **settings
+) -> CaseModel:
+    """A :class:`CaseModel` for encoded case data, with its catalogue filled in from :func:`item_table`."""
+    anyone = data.frames["train"].head(1)
+    numeric, categorical = data.encoder.transform(candidates(anyone, items))
+    model = CaseModel(data.schema, tasks or data.tasks, len(items), **settings)
+    return model.set_catalogue(numeric, categorical, torch.tensor(items["clicks"].to_numpy()))
+
+
+def true_values(world: World, rows: pd.DataFrame, items: pd.DataFrame) -> dict[str, np.ndarray]:
+    """What the simulator knows of the candidates of U rows, at position 1: for judging, never for training.
+
+    Returns
+    -------
+    ``{"click", "purchase_given_click", "purchase"}``, each (U, I) probabilities.
+    """
+    user, hour, channel = (rows[name].to_numpy()[:, None] for name in ("user_id", "hour", "channel"))
+    click, bought = world.probabilities(user, items["item_id"].to_numpy()[None, :], 1, hour, channel)
+    return {"click": click, "purchase_given_click": bought, "purchase": click * bought}

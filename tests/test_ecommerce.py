@@ -1,0 +1,156 @@
+"""The e-commerce case: no feature knows the future, no candidate moves a user-side answer, worth is the truth's."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from mtl_helpers.ecommerce import (
+    PAST,
+    CaseModel,
+    candidates,
+    case_data,
+    case_frames,
+    case_model,
+    item_table,
+    true_values,
+)
+from mtl_helpers.shop import ShopConfig, make_world, simulate
+from mtl_helpers.sweep import sweep
+from mtl_helpers.training import fit, predict
+
+CONFIG = ShopConfig(n_users=60, n_items=40, n_impressions=6_000, seed=3)
+
+
+@pytest.fixture(scope="module")
+def shop():
+    return simulate(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def frames(shop):
+    return case_frames(shop)
+
+
+@pytest.fixture(scope="module")
+def data(frames):
+    return case_data(frames, CONFIG.n_items)
+
+
+@pytest.fixture(scope="module")
+def items(shop, frames):
+    return item_table(shop, frames["train"])
+
+
+def test_past_clicks_count_strictly_earlier_sessions(frames):
+    whole = pd.concat(frames.values())
+    for row in whole.sample(60, random_state=0).itertuples():
+        earlier = whole[(whole["user_id"] == row.user_id) & (whole["timestamp"] < row.timestamp)]
+        for name in PAST:
+            expected = ((earlier["category"] == name[5:]) & (earlier["click"] == 1)).sum()
+            assert getattr(row, name) == expected
+
+
+def test_next_item_is_the_next_click_and_stays_in_its_part(frames):
+    whole = pd.concat(frames.values()).sort_values(["timestamp", "impression_id"])
+    ends = {"train": frames["valid"]["timestamp"].min(), "valid": frames["test"]["timestamp"].min()}
+    for part, frame in frames.items():
+        assert frame.loc[frame["position"] > 1, ["next_item", "next_category"]].isna().all(axis=None)
+        for row in frame[frame["position"] == 1].sample(40, random_state=1).itertuples():
+            later = whole[(whole["user_id"] == row.user_id) & (whole["timestamp"] > row.timestamp)]
+            later = later[(later["click"] == 1) & (later["timestamp"] < ends.get(part, pd.Timestamp.max))]
+            if len(later):
+                assert row.next_item == later["item_id"].iloc[0]
+            else:
+                assert np.isnan(row.next_item)
+
+
+def test_item_table_is_cleaned_and_counts_training_clicks_only(shop, frames, items):
+    assert items["item_id"].tolist() == list(range(CONFIG.n_items))
+    assert items["clicks"].sum() == frames["train"]["click"].sum()
+    world = make_world(CONFIG)
+    assert (items["category"] == world.items["category"]).all()
+    worst = (np.log(items["price"]) - np.log(world.items["price"])).abs().sort_values()
+    assert worst.iloc[-2] < 0.01  # all but the one price that lost its decimal point
+
+
+def test_candidates_are_a_user_and_a_moment_with_every_item(frames, items):
+    rows = frames["test"].iloc[[5, 700]]
+    table = candidates(rows, items)
+    assert len(table) == 2 * len(items) and (table["position"] == 1).all()
+    assert (table["user_id"].to_numpy().reshape(2, -1) == rows["user_id"].to_numpy()[:, None]).all()
+    assert (table["item_id"].to_numpy().reshape(2, -1) == items["item_id"].to_numpy()).all()
+    one = table.iloc[len(items) + 7]
+    assert one["user_category_past_clicks"] == rows.iloc[1][f"past_{one['category']}"]
+
+
+def test_no_candidate_moves_the_user_side_answers(data, frames, items):
+    torch.manual_seed(0)
+    model = case_model(data, items)
+    numeric, categorical = data.encoder.transform(candidates(frames["test"].head(1), items))
+    logits = model(numeric, categorical)
+    assert logits["next_item"].shape == (len(items), len(items))
+    for name in ("next_category", "next_item"):
+        assert torch.allclose(logits[name], logits[name][:1].expand_as(logits[name]), atol=1e-5)
+    assert logits["purchase"].std() > 1e-4  # planted opposite: this one must move
+
+
+def test_next_item_is_a_dot_product_and_starts_at_popularity(data, items):
+    torch.manual_seed(0)
+    model = case_model(data, items)
+    numeric, categorical = data.test.numeric[:4], data.test.categorical[:4]
+    by_hand = model.user_vectors(numeric, categorical) @ model.item_vectors().T + model.bias
+    assert torch.allclose(by_hand, model(numeric, categorical)["next_item"], atol=1e-6)
+    assert model.bias.argmax() == items["clicks"].to_numpy().argmax()
+
+
+def test_user_ids_are_read_only_when_asked(data, items):
+    changed = data.test.take(slice(0, 50))
+    other = changed.categorical.clone()
+    other[:, 0] = 1 + (other[:, 0] % 20)
+    for asked in (False, True):
+        torch.manual_seed(0)
+        model = case_model(data, items, user_ids=asked)
+        a, b = (model(changed.numeric, codes)["purchase"] for codes in (changed.categorical, other))
+        assert torch.equal(a, b) is not asked
+
+
+def test_model_can_be_built_again_from_what_it_remembers(data, items):
+    torch.manual_seed(0)
+    model = case_model(data, items, width=8)
+    again = CaseModel(model.schema, model.tasks, **model.settings)
+    again.load_state_dict(model.state_dict())
+    for name, value in predict(model, data.test).items():
+        assert torch.equal(value, predict(again, data.test)[name])
+
+
+def test_sweep_trains_the_same_model_as_fit(data, items):
+    weights = {"click": 0.3, "purchase": 0.4, "next_category": 0.2, "next_item": 0.1}
+
+    def build():
+        return case_model(data, items, width=8)
+
+    swept = sweep(build, data.train, weightings=[weights], epochs=1, batch_size=512, lr=1e-3, progress=False)
+    torch.manual_seed(0)
+    alone = build()
+    fit(alone, data.train, weights=weights, epochs=1, batch_size=512, lr=1e-3, progress=False)
+    for name, value in predict(alone, data.test).items():
+        assert torch.allclose(value, swept.predict(data.test, 0)[name], atol=1e-4)
+
+
+def test_truth_of_candidates_is_the_worlds(frames, items):
+    world, rows = make_world(CONFIG), frames["test"].iloc[[0, 9]]
+    truth = true_values(world, rows, items)
+    row = rows.iloc[1]
+    click, bought = world.probabilities(int(row["user_id"]), 5, 1, int(row["hour"]), row["channel"])
+    assert truth["click"][1, 5] == pytest.approx(float(click))
+    assert truth["purchase"][1, 5] == pytest.approx(float(click * bought))
+
+
+def test_a_catalogue_with_a_gap_is_refused(shop, frames):
+    from dataclasses import replace
+
+    with pytest.raises(ValueError, match="without a gap"):
+        item_table(replace(shop, items=shop.items[shop.items["item_id"] != 7]), frames["train"])
