@@ -54,6 +54,16 @@ def _pair(labels: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndarray]
     return y, s
 
 
+def _probabilities(labels: ArrayLike, probabilities: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    y, p = _pair(labels, probabilities)
+    outside = (p < 0) | (p > 1)
+    if outside.any():
+        raise ValueError(
+            f"Probabilities lie between 0 and 1; found {p[outside][0]:g}. If these are logits, apply a sigmoid first."
+        )
+    return y, p
+
+
 def auc(labels: ArrayLike, scores: ArrayLike) -> float:
     """Probability that a random positive scores above a random negative, ties counting one half.
 
@@ -111,7 +121,7 @@ def grouped_auc(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike) -> floa
 
 def log_loss(labels: ArrayLike, probabilities: ArrayLike, eps: float = 1e-7) -> float:
     """Mean of −log(probability of what happened); probabilities are clipped to [eps, 1 − eps]."""
-    y, p = _pair(labels, probabilities)
+    y, p = _probabilities(labels, probabilities)
     p = np.clip(p, eps, 1 - eps)
     return float(-np.mean(np.where(y == 1, np.log(p), np.log1p(-p)))) if len(y) else float("nan")
 
@@ -151,7 +161,7 @@ def calibration_error(labels: ArrayLike, probabilities: ArrayLike, bins: int = 1
 
     Equal counts, because with rare positives nearly all rows would share the first bin of equal width.
     """
-    y, p = _pair(labels, probabilities)
+    y, p = _probabilities(labels, probabilities)
     if not len(y):
         return float("nan")
     parts = _equal_parts(p, bins)
@@ -287,6 +297,8 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     """Mean of runs and its Student-t interval; needs at least two finite values."""
     from scipy.stats import t
 
+    if not 0 < level < 1:
+        raise ValueError(f"level is {level}: expected a share such as 0.95.")
     x = np.asarray(values, dtype=float)
     if x.ndim != 1 or len(x) < 2 or not np.isfinite(x).all():
         raise ValueError(f"An interval needs two or more finite values; got {x.tolist()}.")

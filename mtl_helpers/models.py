@@ -42,6 +42,9 @@ __all__ = [
 
 def mlp(n_in: int, hidden: Sequence[int], dropout: float = 0.0) -> nn.Sequential:
     """Linear and ReLU for each width in ``hidden`` (then dropout, if any)."""
+    if any(width < 1 for width in hidden):
+        raise ValueError(f"Widths of layers are {tuple(hidden)}: expected whole numbers of 1 or more.")
+    _check_share("dropout", dropout)
     layers: list[nn.Module] = []
     for n_out in hidden:
         layers += [nn.Linear(n_in, n_out), nn.ReLU()]
@@ -62,7 +65,9 @@ class FeatureLayer(nn.Module):
 
     def __init__(self, schema: Schema, embedding_dim: int = 8) -> None:
         super().__init__()
-        sizes = list(schema.categorical.values())
+        if embedding_dim < 1:
+            raise ValueError(f"embedding_dim is {embedding_dim}: expected 1 or more.")
+        self.schema, sizes = schema, list(schema.categorical.values())
         self.n_out = len(sizes) * embedding_dim + len(schema.numeric)
         self.embedding = nn.Embedding(max(sum(sizes), 1), embedding_dim)
         nn.init.normal_(self.embedding.weight, std=0.1)
@@ -71,8 +76,25 @@ class FeatureLayer(nn.Module):
         )
 
     def forward(self, numeric: Tensor, categorical: Tensor) -> Tensor:
-        vectors = self.embedding(categorical + self.offset)
+        given = (numeric.shape[-1], categorical.shape[-1])
+        wanted = (len(self.schema.numeric), len(self.schema.categorical))
+        if given != wanted:
+            raise ValueError(
+                f"Got {given[0]} numeric and {given[1]} categorical columns, expected {wanted[0]} and {wanted[1]}."
+            )
+        try:
+            vectors = self.embedding(categorical + self.offset)
+        except IndexError:
+            raise IndexError(self._stranger(categorical)) from None
         return torch.cat([vectors.flatten(-2), numeric], dim=-1)
+
+    def _stranger(self, categorical: Tensor) -> str:
+        """Names a category outside its column's range (one that falls into the next column's rows is not noticed)."""
+        for values, (name, size) in zip(categorical.unbind(-1), self.schema.categorical.items(), strict=True):
+            odd = values[(values < 0) | (values >= size)]
+            if odd.numel():
+                return f"Column {name!r} holds the category {int(odd[0])}; the schema knows 0 to {size - 1}."
+        return "A categorical column holds a category that the schema does not know."
 
 
 class Tower(nn.Module):
@@ -768,6 +790,11 @@ class Fusion(nn.Module):
 
     def forward(self, predictions: Mapping[str, Tensor]) -> Tensor:
         """``{task: (n,)}`` probabilities (or values above 0) → score (n,)."""
+        missing = [name for name in self.names if name not in predictions]
+        if missing:
+            raise KeyError(
+                f"Fusion needs a prediction of {', '.join(map(repr, missing))}; got those of {', '.join(predictions)}."
+            )
         stacked = torch.stack([predictions[name] for name in self.names], dim=-1)
         if self.kind == "sum":
             return stacked @ self.weights

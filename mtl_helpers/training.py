@@ -193,8 +193,13 @@ def fit(
                 f"fit needs rows with labels for {', '.join(names)}; got {len(part)} rows with labels for "
                 f"{', '.join(part.labels)}."
             )
-    if epochs < 1:
-        raise ValueError(f"epochs is {epochs}: expected 1 or more.")
+    for what, value in (("epochs", epochs), ("batch_size", batch_size), ("patience", patience)):
+        if value < 1:
+            raise ValueError(f"{what} is {value}: expected 1 or more.")
+    if not 0 < lr < math.inf:
+        raise ValueError(f"lr is {lr}: expected a number above 0, such as 1e-3.")
+    if not 0 <= weight_decay < math.inf:
+        raise ValueError(f"weight_decay is {weight_decay}: expected 0 or more.")
     strategy = weights if isinstance(weights, Weighting) else Fixed(model.tasks, weights)
     if [task.name for task in strategy.tasks] != names:
         raise ValueError(
