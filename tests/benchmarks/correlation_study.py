@@ -1,0 +1,180 @@
+"""MMoE's synthetic experiment: does a shared bottom fall behind as two tasks have less in common?
+
+    python tests/benchmarks/correlation_study.py [--seeds 10] [--out notebooks/results]
+
+Writes ``06_correlation.csv`` (a row per correlation, model, seed and metric: test error over the label's variance, mean
+of both tasks; for MMoE also how far the tasks' gates differ), ``06_gates.csv`` (mean gates by task and segment, and
+number of experts) and ``06_correlation_tuned.csv`` (the learning rates); notebook 06 reads them.
+
+What is kept equal: data of a seed, number of parameters, optimiser, batches, epochs at most, patience (on validation)
+and the tuning: each model gets the best of the same four learning rates, by validation loss at correlation 0.5 on three
+seeds that are not reported. A seed draws new directions, waves, rows, initial weights and order of batches; it keeps
+them when the correlation changes. Test rows are scored once a run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from mtl_helpers.correlated import CorrelatedTasks, correlated_tasks
+from mtl_helpers.models import PLE, MMoE, SharedBottom, SingleTask, count_parameters, match_parameters
+from mtl_helpers.training import evaluate, fit
+
+CORRELATIONS = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
+RATES = (1e-3, 3e-3, 1e-2, 3e-2)
+TRAINING = {"epochs": 120, "patience": 6, "batch_size": 256, "progress": False}
+SIZE = {"embedding_dim": 1, "tower": (8,)}
+TUNING_SEEDS, TUNING_CORRELATION = (1000, 1001, 1002), 0.5
+SEGMENTS = 4
+Builds = Mapping[str, Callable[[], nn.Module]]
+
+
+def builds(data: CorrelatedTasks) -> Builds:
+    """Models by name, all with about as many parameters as MMoE with 8 experts of 16 units.
+
+    "separate" stands for two single-task networks, which share nothing.
+    """
+    like = MMoE(data.schema, data.tasks, n_experts=8, expert=(16,), **SIZE)
+    kinds = {
+        "shared-bottom": (SharedBottom, {"bottom": (64,)}),
+        "MMoE": (MMoE, {"n_experts": 8, "expert": (16,)}),
+        "CGC": (PLE, {"n_specific": 2, "n_shared": 4, "expert": (16,)}),
+        "MMoE, 4 experts": (MMoE, {"n_experts": 4, "expert": (32,)}),
+        "MMoE, 2 experts": (MMoE, {"n_experts": 2, "expert": (64,)}),
+    }
+    return match_parameters(like, kinds, **SIZE)
+
+
+class Separate(nn.Module):
+    """Two single-task networks in one model, so that they train side by side; together as large as the others."""
+
+    def __init__(self, data: CorrelatedTasks, target: int) -> None:
+        super().__init__()
+        self.tasks = data.tasks
+        make = lambda task, width: SingleTask(data.schema, task, hidden=(width,), **SIZE)  # noqa: E731
+        width = min(range(1, 300), key=lambda w: abs(2 * count_parameters(make(data.tasks[0], w)) - target))
+        self.nets = nn.ModuleList(make(task, width) for task in data.tasks)
+
+    def forward(self, numeric: torch.Tensor, categorical: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {name: out for net in self.nets for name, out in net(numeric, categorical).items()}
+
+
+def models(data: CorrelatedTasks) -> Builds:
+    found = dict(builds(data))
+    size = count_parameters(found["MMoE"]())
+    return found | {"separate": lambda: Separate(data, size)}
+
+
+def train(
+    build: Callable[[], nn.Module], data: CorrelatedTasks, lr: float, seed: int
+) -> tuple[nn.Module, float]:
+    """A trained model, and its best validation loss."""
+    torch.manual_seed(seed)
+    model = build()
+    history = fit(model, data.train, data.valid, lr=lr, seed=seed, **TRAINING)
+    valid = history.frame().query("split == 'valid' and metric == 'loss'").groupby("epoch")["value"].sum()
+    return model, valid[history.best_epoch]
+
+
+def tune() -> dict[str, float]:
+    """The learning rate of each model."""
+    losses: dict[tuple[str, float], list[float]] = {}
+    for seed in TUNING_SEEDS:
+        data = correlated_tasks(TUNING_CORRELATION, seed)
+        for name, build in models(data).items():
+            for lr in RATES:
+                losses.setdefault((name, lr), []).append(train(build, data, lr, seed)[1])
+    table = pd.Series({key: np.mean(values) for key, values in losses.items()}).unstack()
+    print(table.round(3).to_string(), flush=True)
+    return table.idxmin(axis=1).to_dict()
+
+
+def error(model: nn.Module, data: CorrelatedTasks) -> float:
+    """Test error of both tasks, as a share of the label's variance, averaged."""
+    found = evaluate(model, data.test)
+    return float(np.mean([v["loss"] / data.test.labels[name].var().item() for name, v in found.items()]))
+
+
+@torch.no_grad()
+def read_gates(model: MMoE, data: CorrelatedTasks) -> tuple[pd.DataFrame, float]:
+    """Mean gate by task, segment and expert; and the mean distance (total variation) of the two tasks' gates.
+
+    Segments are quarters of the test rows by the first task's w₁ᵀx.
+    """
+    model.eval()
+    use = model.expert_use(data.test.numeric, data.test.categorical)
+    place = (data.test.numeric @ data.directions[0]).argsort().argsort() * SEGMENTS // len(data.test)
+    rows = [
+        {"task": task, "segment": s, "expert": e, "gate": round(gate, 4)}
+        for task, gates in use.items()
+        for s in range(SEGMENTS)
+        for e, gate in enumerate(gates[place == s].mean(0).tolist())
+    ]
+    first, second = use.values()
+    return pd.DataFrame(rows), float((first - second).abs().sum(-1).mean() / 2)
+
+
+def study(seeds: int, rates: Mapping[str, float]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    records, gates = [], []
+    for seed in range(seeds):
+        for correlation in CORRELATIONS:
+            data = correlated_tasks(correlation, seed)
+            labels = torch.stack(list(data.train.labels.values())).double()
+            for name, build in models(data).items():
+                if "experts" in name and seed >= 5:  # only their gates are shown
+                    continue
+                model, _ = train(build, data, rates[name], seed)
+                found = {
+                    "error": error(model, data),
+                    "parameters": count_parameters(model),
+                    "label_correlation": torch.corrcoef(labels)[0, 1].item(),
+                }
+                if isinstance(model, MMoE):
+                    table, found["gate_distance"] = read_gates(model, data)
+                    key = {"correlation": correlation, "n_experts": model.settings["n_experts"], "seed": seed}
+                    gates.append(table.assign(**key))
+                records += [
+                    {
+                        "correlation": correlation,
+                        "model": name,
+                        "seed": seed,
+                        "metric": metric,
+                        "value": round(value, 5),
+                    }
+                    for metric, value in found.items()
+                ]
+        print(f"seed {seed} done", flush=True)
+    return pd.DataFrame(records), pd.concat(gates)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--out", type=Path, default=Path("notebooks/results"))
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    rates = tune()
+    pd.DataFrame({"model": list(rates), "lr": list(rates.values())}).to_csv(
+        options.out / "06_correlation_tuned.csv", index=False
+    )
+    table, gates = study(options.seeds, rates)
+    table.to_csv(options.out / "06_correlation.csv", index=False)
+    columns = ["correlation", "n_experts", "seed", "task", "segment", "expert", "gate"]
+    gates[columns].to_csv(options.out / "06_gates.csv", index=False)
+    errors = table.query("metric == 'error'").groupby(["model", "correlation"])["value"]
+    print(errors.mean().unstack().round(4).to_string())
+
+
+if __name__ == "__main__":
+    main()

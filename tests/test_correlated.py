@@ -1,0 +1,58 @@
+"""The synthetic pair of tasks is what its docstring says."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from mtl_helpers.correlated import correlated_tasks, sinusoidal
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3, 0.9, 1.0])
+def test_directions_are_unit_vectors_with_the_asked_cosine(p):
+    first, second = correlated_tasks(p, seed=2).directions
+    assert first.norm().item() == pytest.approx(1, abs=1e-5)
+    assert second.norm().item() == pytest.approx(1, abs=1e-5)
+    assert (first @ second).item() == pytest.approx(p, abs=1e-5)
+
+
+def test_labels_by_hand():
+    data = correlated_tasks(0.4, seed=1, rows=(3, 2, 2), n_waves=2, noise=0.0)
+    x = data.train.numeric[1]
+    for task, w in zip(("first", "second"), data.directions, strict=True):
+        s = float(w @ x)
+        a, b = data.phases.tolist()
+        expected = s + math.sin(s + a) + math.sin(2 * s + b)
+        assert data.train.labels[task][1].item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_one_seed_keeps_the_rows_and_the_first_task_when_the_correlation_changes():
+    a, b = (correlated_tasks(p, seed=5, rows=(50, 5, 5)) for p in (0.0, 0.8))
+    assert torch.equal(a.train.numeric, b.train.numeric)
+    assert torch.equal(a.train.labels["first"], b.train.labels["first"])
+    assert not torch.equal(a.train.labels["second"], b.train.labels["second"])
+    assert not torch.equal(a.train.numeric, correlated_tasks(0.0, seed=6, rows=(50, 5, 5)).train.numeric)
+
+
+def test_labels_correlate_more_as_the_correlation_rises():
+    found = []
+    for p in (0.0, 0.5, 0.9, 1.0):
+        labels = torch.stack(list(correlated_tasks(p, rows=(20_000, 1, 1)).train.labels.values()))
+        found.append(torch.corrcoef(labels)[0, 1].item())
+    assert found == sorted(found) and abs(found[0]) < 0.05 and found[-1] > 0.97
+
+
+def test_parts_are_apart_and_noise_has_its_size():
+    data = correlated_tasks(1.0, rows=(4000, 30, 20))
+    assert (len(data.train), len(data.valid), len(data.test)) == (4000, 30, 20)
+    clean = sinusoidal(data.train.numeric @ data.directions[0], data.phases)
+    assert (data.train.labels["first"] - clean).std().item() == pytest.approx(0.1, rel=0.05)
+
+
+def test_errors_in_words():
+    with pytest.raises(ValueError, match="correlation is 1.5"):
+        correlated_tasks(1.5)
+    with pytest.raises(ValueError, match="2 or more"):
+        correlated_tasks(0.5, n_features=1)
