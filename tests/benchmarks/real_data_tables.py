@@ -1,0 +1,328 @@
+"""The tables of notebook 07, from really trained models: one command each.
+
+    python tests/benchmarks/real_data_tables.py seesaw    # one model a task, shared bottom, MMoE, PLE, weightings
+    python tests/benchmarks/real_data_tables.py budget    # few like labels, many clicks
+    python tests/benchmarks/real_data_tables.py play      # play time as a fourth task
+    python tests/benchmarks/real_data_tables.py drift     # trained once, measured day by day
+    python tests/benchmarks/real_data_tables.py census    # Census-Income
+
+Each writes ``notebooks/results/07_<name>.csv``: one row for each run, task and metric; its first line is the command.
+``MTL_KUAIRAND`` and ``MTL_CENSUS`` name the data (see ``mtl_helpers.kuairand`` and ``mtl_helpers.census``).
+
+What is kept equal: embeddings of 8, layers of 64 and 32 units (an expert has them too), towers of 16, batches of 1,024,
+20 epochs at most, patience 3. Every contestant is tuned with the same number of trials on one tuning draw that is not
+reported: learning rate and weight decay, six pairs; the tuned fixed weights instead spend their six on three weights of
+like at two of the pairs. One number decides a trial and when to stop: the sum of the validation losses, each divided by
+what the best constant loses ("for like": like's alone). Test rows are scored once a run.
+
+A seed draws 80 % of the training rows (Census: the whole split), the hidden labels, the initial weights and the order
+of batches; contestants of a seed share them. The test day stays: no interval here speaks of another day.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from kuairand_auc import labelled_rows
+
+from mtl_helpers.census import CENSUS_CATEGORICAL, CENSUS_NUMERIC, CENSUS_TASKS, load_census, split_census
+from mtl_helpers.data import MultiTaskDataset, Splits, Task, hide_labels, prepare
+from mtl_helpers.gradients import CombinedGradients
+from mtl_helpers.kuairand import (
+    KUAIRAND_PLAY_TASK,
+    KUAIRAND_TASKS,
+    KUAIRAND_WIDE_CATEGORICAL,
+    KUAIRAND_WIDE_NUMERIC,
+    load_kuairand,
+    split_by_date,
+)
+from mtl_helpers.metrics import auc, calibration_error, grouped_auc, mean_interval, paired_difference
+from mtl_helpers.models import PLE, MMoE, SharedBottom, SingleTask, count_parameters
+from mtl_helpers.seeds import seed_everything
+from mtl_helpers.training import evaluate, fit, predict
+from mtl_helpers.weighting import (
+    DWA,
+    FAMO,
+    Fixed,
+    RandomWeighting,
+    UncertaintyWeighting,
+    Weighting,
+    constant_losses,
+    entropy_weights,
+)
+
+TUNING_SEED = 1000
+SHARE = 0.8  # of the training rows, drawn by seed
+EPOCHS, PATIENCE, BATCH = 20, 3, 1024
+KUAIRAND_GRID = [(lr, decay, 1.0) for lr in (1e-3, 3e-3) for decay in (1e-4, 3e-4, 1e-3)]
+LIKE_GRID = [(lr, 3e-4, like) for lr in (1e-3, 3e-3) for like in (0.3, 3.0, 10.0)]
+CENSUS_GRID = [(lr, decay, 1.0) for lr in (1e-3, 3e-3) for decay in (0.0, 1e-5, 1e-4)]
+BUDGETS = (1_000, 2_500, 5_000, 10_000, 20_000, 40_000)
+
+Setting = tuple[float, float, float]  # learning rate, weight decay, weight of like
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A model and how it is weighted. ``aim``: the one task that decides, where not all do."""
+
+    name: str
+    tasks: tuple[Task, ...]
+    build: Callable = SharedBottom
+    weigh: Callable[[MultiTaskDataset, Setting], Weighting] | None = None
+    aim: str | None = None
+    grid: Sequence[Setting] = tuple(KUAIRAND_GRID)
+
+    def fit(self, data: Splits, setting: Setting, seed: int) -> tuple[torch.nn.Module, float]:
+        """The trained model, and its validation number: the lower, the better."""
+        seed_everything(seed)
+        names = [task.name for task in self.tasks]
+        train, batch = data.train.select(names), BATCH
+        if len(names) == 1:
+            model = SingleTask(data.schema, self.tasks[0])
+            train, batch = labelled_rows(train, names[0])
+        else:
+            model = self.build(data.schema, self.tasks)
+        constants = constant_losses(data.train.select(names))
+        monitor = {name: 1 / constants[name] if self.aim in (None, name) else 0.0 for name in names}
+        fit(
+            model, train, data.valid, epochs=EPOCHS, patience=PATIENCE, batch_size=batch, lr=setting[0],
+            weight_decay=setting[1], weights=self.weigh(train, setting) if self.weigh else None, monitor=monitor,
+            seed=seed, progress=False,
+        )  # fmt: skip
+        found = evaluate(model, data.valid)
+        return model, sum(monitor[name] * found[name]["loss"] for name in names)
+
+    def tune(self, data: Splits) -> Setting:
+        return min(self.grid, key=lambda setting: self.fit(data, setting, TUNING_SEED)[1])
+
+
+def alone(tasks: Sequence[Task], grid: Sequence[Setting] = tuple(KUAIRAND_GRID)) -> tuple[Contestant, ...]:
+    return tuple(Contestant(f"single {task.name}", (task,), grid=grid) for task in tasks)
+
+
+def run(
+    contestants: Sequence[Contestant],
+    draw: Callable[[int], Splits],
+    seeds: Sequence[int],
+    score: Callable[[torch.nn.Module, Splits], Iterator[tuple[str, str, float]]],
+    **columns: object,
+) -> list[dict]:
+    """Tune each, train it for each seed, score it once."""
+    tuning, records = draw(TUNING_SEED), []
+    settings = {one.name: one.tune(tuning) for one in contestants}
+    for seed in seeds:
+        data = draw(seed)
+        for one in contestants:
+            setting = settings[one.name]
+            model, _ = one.fit(data, setting, seed)
+            shown = {"lr": setting[0], "weight_decay": setting[1], "like_weight": setting[2]}
+            records += [
+                {
+                    **columns,
+                    "model": one.name,
+                    "task": task,
+                    "seed": seed,
+                    "metric": metric,
+                    "value": value,
+                    **shown,
+                }
+                | {"parameters": count_parameters(model)}
+                for task, metric, value in score(model, data)
+            ]
+    return records
+
+
+def plain_scores(model: torch.nn.Module, data: Splits) -> Iterator[tuple[str, str, float]]:
+    for task, values in evaluate(model, data.test).items():
+        for metric in ("auc", "rmse", "loss"):
+            if metric in values:
+                yield task, metric, values[metric]
+
+
+def detailed_scores(model: torch.nn.Module, data: Splits) -> Iterator[tuple[str, str, float]]:
+    """AUC of all test rows; within users; of rows whose user or video training has (almost) not seen; calibration."""
+    found, users = predict(model, data.test), data.frames["test"]["user_id"].to_numpy()
+    codes = data.test.categorical
+    cold = {
+        name: (codes[:, KUAIRAND_WIDE_CATEGORICAL.index(column)] == 0).numpy()
+        for name, column in (("user", "user_id"), ("video", "video_id"))
+    }
+    for task, scores in found.items():
+        y, p = data.test.labels[task].numpy(), scores.numpy()
+        yield task, "auc", auc(y, p)
+        yield task, "grouped_auc", grouped_auc(y, p, users)
+        yield task, "calibration_error", calibration_error(y, p)
+        for name, rows in cold.items():
+            yield task, f"auc_cold_{name}", auc(y[rows], p[rows])
+            yield task, f"auc_warm_{name}", auc(y[~rows], p[~rows])
+            yield task, f"rows_cold_{name}", float(rows.sum())
+            yield task, f"positives_cold_{name}", float(y[rows].sum())
+
+
+def kuairand_draw(
+    tasks: Sequence[Task], like_labels: int | None = None, **days: object
+) -> Callable[[int], Splits]:
+    frames = split_by_date(load_kuairand(progress=False), **days)
+
+    def draw(seed: int) -> Splits:
+        train = frames["train"].sample(frac=SHARE, random_state=seed)
+        made = prepare(
+            frames | {"train": train}, tasks, KUAIRAND_WIDE_NUMERIC, KUAIRAND_WIDE_CATEGORICAL, min_count=2
+        )
+        if like_labels is not None and like_labels < len(train):
+            made.train = hide_labels(made.train, "like", like_labels, seed=seed)
+        return made
+
+    return draw
+
+
+# ------------------------------------------------------------------------------------------------- the tables
+
+
+def seesaw(seeds: Sequence[int]) -> list[dict]:
+    three = KUAIRAND_TASKS
+    contestants = (
+        *alone(three),
+        Contestant("shared bottom", three),
+        Contestant("MMoE", three, MMoE),
+        Contestant("PLE", three, PLE),
+        Contestant(
+            "tuned fixed weights",
+            three,
+            weigh=lambda data, s: Fixed(data.tasks, {"click": 1.0, "long_view": 1.0, "like": s[2]}),
+            grid=tuple(LIKE_GRID),
+        ),
+        Contestant("UW", three, weigh=lambda data, _: UncertaintyWeighting(data.tasks)),
+        Contestant("DWA", three, weigh=lambda data, _: DWA(data.tasks)),
+        Contestant("RLW", three, weigh=lambda data, _: RandomWeighting(data.tasks)),
+        Contestant("FAMO", three, weigh=lambda data, _: FAMO(data.tasks)),
+        Contestant("PCGrad", three, weigh=lambda data, _: CombinedGradients(data.tasks, "PCGrad")),
+        Contestant("Aligned-MTL", three, weigh=lambda data, _: CombinedGradients(data.tasks, "Aligned-MTL")),
+        Contestant("shared bottom, for like", three, aim="like"),
+    )
+    return run(contestants, kuairand_draw(three), seeds, detailed_scores)
+
+
+def budget(seeds: Sequence[int]) -> list[dict]:
+    click, _, like = KUAIRAND_TASKS
+    contestants = (
+        Contestant("single like", (like,)),
+        Contestant("shared bottom, for like", (click, like), aim="like"),
+    )
+    records = []
+    for number in (*BUDGETS, None):
+        draw = kuairand_draw((click, like), number)
+        labels = number or len(draw(0).train)
+        records += run(contestants, draw, seeds, plain_scores, like_labels=labels)
+        print(f"{labels:,} like labels done", file=sys.stderr)
+    return records
+
+
+def play(seeds: Sequence[int]) -> list[dict]:
+    four = (*KUAIRAND_TASKS, KUAIRAND_PLAY_TASK)
+    contestants = (
+        *alone(four),
+        Contestant("shared, equal weights", four),
+        Contestant(
+            "shared, entropy weights", four, weigh=lambda data, _: Fixed(data.tasks, entropy_weights(data))
+        ),
+    )
+    return run(contestants, kuairand_draw(four), seeds, plain_scores)
+
+
+def drift(seeds: Sequence[int]) -> list[dict]:
+    """Trained on two days, stopped on the third, then measured on each of the next five."""
+    tasks = KUAIRAND_TASKS
+    draw = kuairand_draw(tasks, valid_day="2022-04-27", test_day="2022-04-28")
+
+    def by_day(model: torch.nn.Module, data: Splits) -> Iterator[tuple[str, str, float]]:
+        days = data.frames["test"]["date"].dt.strftime("%Y-%m-%d").to_numpy()
+        for task, scores in predict(model, data.test).items():
+            y, p = data.test.labels[task].numpy(), scores.numpy()
+            for day in np.unique(days):
+                rows = days == day
+                yield task, f"{day} auc", auc(y[rows], p[rows])
+                yield task, f"{day} observed", float(y[rows].mean())
+                yield task, f"{day} predicted", float(p[rows].mean())
+                yield task, f"{day} calibration_error", calibration_error(y[rows], p[rows])
+
+    return run((*alone(tasks), Contestant("shared bottom", tasks)), draw, seeds, by_day)
+
+
+def census(seeds: Sequence[int]) -> list[dict]:
+    frame, grid = load_census(progress=False), tuple(CENSUS_GRID)
+
+    def draw(seed: int) -> Splits:
+        return prepare(split_census(frame, seed), CENSUS_TASKS, CENSUS_NUMERIC, CENSUS_CATEGORICAL)
+
+    contestants = (
+        *alone(CENSUS_TASKS, grid),
+        Contestant("shared bottom", CENSUS_TASKS, grid=grid),
+        Contestant("MMoE", CENSUS_TASKS, MMoE, grid=grid),
+        Contestant("PLE", CENSUS_TASKS, PLE, grid=grid),
+    )
+    return run(contestants, draw, seeds, plain_scores)
+
+
+TABLES = {"seesaw": seesaw, "budget": budget, "play": play, "drift": drift, "census": census}
+
+
+def summary(records: pd.DataFrame, metric: str) -> str:
+    """Markdown: each model's mean with its interval, and the paired difference to the single-task model."""
+    rows = records[records["metric"] == metric]
+    keys = [name for name in ("like_labels",) if name in rows]
+    lines = [
+        f"| {' | '.join([*keys, 'model', 'task', metric, 'minus single-task'])} |",
+        "|---" * (4 + len(keys)) + "|",
+    ]
+    for key, part in rows.groupby([*keys, "task", "model"], sort=False):
+        *before, task, model = key
+        at = np.logical_and.reduce(
+            [rows[k] == v for k, v in zip(keys, before, strict=True)] or [rows["seed"] >= 0]
+        )
+        base = rows[at & (rows["task"] == task) & (rows["model"] == f"single {task}")]["value"].to_numpy()
+        values = part["value"].to_numpy()
+        gap = ""
+        if not model.startswith("single") and len(base) == len(values):
+            found = paired_difference(values, base)
+            gap = f"{found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
+        shown = [*(f"{value:,}" for value in before), model, task, str(mean_interval(values)), gap]
+        lines.append(f"| {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("tables", nargs="+", choices=TABLES)
+    parser.add_argument("--seeds", type=int, default=6)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("notebooks/results"))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name in options.tables:
+        start = time.perf_counter()
+        records = pd.DataFrame(TABLES[name](range(options.seeds)))
+        with (options.out / f"07_{name}.csv").open("w") as file:
+            file.write(f"# python tests/benchmarks/real_data_tables.py {name} --seeds {options.seeds}\n")
+            records.to_csv(file, index=False, float_format="%.6g")
+        if name != "drift":
+            print(summary(records, "auc"))
+        print(f"{name}: {options.seeds} seeds, {time.perf_counter() - start:.0f} s\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()
