@@ -318,7 +318,8 @@ class CombinedGradients(Weighting):
 
 
 def _combined(weights: Tensor, rows: Sequence[Tensor]) -> Tensor:
-    return torch.tensordot(weights, torch.stack(list(rows)), 1)
+    stack = torch.stack(list(rows))  # in bfloat16 where the forward pass was
+    return torch.tensordot(weights, stack.to(weights.dtype), 1).to(stack.dtype)
 
 
 def _or_zeros(grad: Tensor | None, like: Tensor) -> Tensor:

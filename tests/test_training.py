@@ -11,6 +11,7 @@ from helpers import MIXED_TASKS, toy_splits
 
 from mtl_helpers import training
 from mtl_helpers.data import Task
+from mtl_helpers.gradients import CombinedGradients
 from mtl_helpers.losses import task_losses
 from mtl_helpers.models import SharedBottom, SingleTask
 from mtl_helpers.training import (
@@ -22,6 +23,7 @@ from mtl_helpers.training import (
     save_checkpoint,
     training_steps,
 )
+from mtl_helpers.weighting import GradNorm
 
 
 def make(seed: int = 0, tasks=MIXED_TASKS, **options):
@@ -224,6 +226,24 @@ class TestThingsThatGoWrong:
         train.masks["kind"] = torch.zeros_like(train.masks["kind"])
         history = fit(make(), train, splits.valid, epochs=1, progress=False)
         assert history.curve("kind", split="train").tolist() == [0.0]
+
+
+class TestBfloat16:
+    @pytest.mark.parametrize("weights", [None, "GradNorm", "PCGrad"])
+    def test_it_learns_the_same_to_within_rounding(self, splits, weights):
+        losses = []
+        for bf16 in (False, True):
+            model = make()
+            strategy = {
+                None: None,
+                "GradNorm": GradNorm(model.tasks),
+                "PCGrad": CombinedGradients(model.tasks, "PCGrad"),
+            }[weights]
+            fit(model, splits.train, splits.valid, epochs=4, weights=strategy, progress=False, bf16=bf16)
+            assert all(p.dtype == torch.float32 for p in model.parameters())
+            losses.append([values["loss"] for values in evaluate(model, splits.test).values()])
+        assert losses[0] != losses[1], "bfloat16 was not used"
+        assert np.allclose(*losses, rtol=0.03)
 
 
 class TestPredict:
