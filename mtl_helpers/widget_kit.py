@@ -496,7 +496,13 @@ class Explorer:
         for heading, names in self.groups.items():
             parts = [self._widgets[name] for name in names]
             if heading:
-                parts.insert(0, ipywidgets.HTML(f"<b>{html.escape(heading)}</b>"))
+                title = ipywidgets.HTML(
+                    f"<b>{html.escape(heading)}</b>", layout=ipywidgets.Layout(width="90px")
+                )
+                parts.insert(0, title)
+                for name in names:
+                    if self.controls[name].is_slider:  # three fit beside the heading
+                        self._widgets[name].layout.width = "250px"
             rows.append(ipywidgets.Box(parts, layout=ipywidgets.Layout(**layout)))
         rows[-1].children += tuple(row)
         knobs = rows[0] if len(rows) == 1 else ipywidgets.VBox(rows)
@@ -550,13 +556,18 @@ def _checked_groups(
 
 def explain(exception: BaseException) -> str:
     """Type, message, and the reader's own line: the innermost one outside this package and installed libraries."""
+    said = f"{type(exception).__name__}: {exception}"
+    line = own_line(traceback.extract_tb(exception.__traceback__))
+    return f"{said}\n  in {line}" if line else said
+
+
+def own_line(frames: Sequence[traceback.FrameSummary]) -> str:
+    """``function, line 3: code`` of the innermost of some frames that is the reader's own; empty without frames."""
     ours = str(Path(__file__).parent)
     libraries = tuple(sysconfig.get_paths()[key] for key in ("stdlib", "purelib", "platlib"))
-    frames = traceback.extract_tb(exception.__traceback__)
     own = [frame for frame in frames if not frame.filename.startswith((ours, *libraries, "<frozen"))]
-    said = f"{type(exception).__name__}: {exception}"
     if not frames:
-        return said
+        return ""
     frame = (own or list(frames))[-1]
     line = linecache.getline(frame.filename, frame.lineno or 0).strip() or (frame.line or "")
-    return f"{said}\n  in {frame.name}, line {frame.lineno}: {line}"
+    return f"{frame.name}, line {frame.lineno}: {line}"

@@ -1,0 +1,104 @@
+"""The exercises of the course, one module a notebook; :mod:`mtl_helpers.check` tells how to write one.
+
+``nb01.py`` holds the exercises of notebook 01 in a tuple ``EXERCISES``. Nothing is imported until a check asks.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+__all__ = ["Case", "Exercise", "Mistake", "all_exercises", "find"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of the reader's function: its arguments, and what is special about them (``note``, may be empty)."""
+
+    args: tuple[Any, ...]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A wrong answer that readers give, and the hint that mends it.
+
+    The hint is shown when everything that is wrong with the reader's answer is what ``answer`` would give.
+    """
+
+    what: str
+    answer: Callable[..., Any]
+    hint: str
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """One exercise.
+
+    Parameters
+    ----------
+    id : notebook and name, ``"01.precision_at"``.
+    title : what is to be written, in a few words.
+    reference : the solution, an ordinary commented function; its source is what ``solution`` prints, its parameters
+        are those of the stub.
+    cases : ``cases(rng) -> iterable of Case`` (a bare tuple of arguments will do). ``rng`` is a NumPy generator, and
+        torch's global generator is seeded too: the same seed must give the same arguments.
+    mistakes : at least three.
+    hints : three, from a nudge to nearly the solution.
+    gradients : names of tensor arguments to which a gradient must flow from the returned tensor.
+    observe : ``observe(result, *args) -> facts``; facts are compared instead of the result itself. For answers that
+        are no plain values, such as a model, or of which several are right.
+    changes : names of arguments that the function may change.
+    draws : whether it may use the global random generators, as a function that makes a layer does.
+    rtol, atol : how near numbers must come.
+    worked : True for one that the notebook solves together with the reader.
+    """
+
+    id: str
+    title: str
+    reference: Callable[..., Any]
+    cases: Callable[[np.random.Generator], Iterable[Case | tuple[Any, ...]]]
+    mistakes: tuple[Mistake, ...]
+    hints: tuple[str, str, str]
+    gradients: tuple[str, ...] = ()
+    observe: Callable[..., Any] | None = None
+    changes: tuple[str, ...] = ()
+    draws: bool = False
+    rtol: float = 1e-4
+    atol: float = 1e-6
+    worked: bool = False
+
+    @property
+    def notebook(self) -> str:
+        return self.id.partition(".")[0]
+
+    @property
+    def name(self) -> str:
+        return self.id.partition(".")[2]
+
+
+def all_exercises() -> dict[str, Exercise]:
+    """All exercises by id, in the order of the notebooks."""
+    modules = sorted(entry.name for entry in pkgutil.iter_modules(__path__) if entry.name.startswith("nb"))
+    return {
+        exercise.id: exercise
+        for name in modules
+        for exercise in importlib.import_module(f"{__name__}.{name}").EXERCISES
+    }
+
+
+def find(id: str) -> Exercise:
+    """The exercise with an id. Raises KeyError in words when there is none."""
+    known = {}
+    notebook = str(id).partition(".")[0]
+    if f"nb{notebook}" in {entry.name for entry in pkgutil.iter_modules(__path__)}:
+        module = importlib.import_module(f"{__name__}.nb{notebook}")
+        known = {exercise.id: exercise for exercise in module.EXERCISES}
+    if id in known:
+        return known[id]
+    raise KeyError(f"There is no exercise {id!r}. There are: {', '.join(known or all_exercises())}.")

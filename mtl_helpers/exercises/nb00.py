@@ -1,0 +1,203 @@
+"""Exercises of notebook 00: two rates, the device report, a mix of two losses."""
+
+from __future__ import annotations
+
+import pandas as pd
+import torch
+
+from mtl_helpers.device import DeviceReport
+from mtl_helpers.exercises import Case, Exercise, Mistake
+
+__all__ = ["EXERCISES"]
+
+
+def click_rate(log):
+    # A label is 0 or 1, so its mean is the share of ones.
+    return log["click"].mean()
+
+
+def conversion_rate(log):
+    # Of the clicks, not of the rows: a purchase needs a click first.
+    return log["purchase"].sum() / log["click"].sum()
+
+
+def logs(rng):
+    """Small logs in which a purchase needs a click; the first is tiny, so that it can be read."""
+    for n, rate in ((5, 0.6), (30, 0.5), (200, 0.2), (200, 0.9)):
+        click = rng.random(n) < rate
+        click[:3] = True, True, False
+        bought = click & (rng.random(n) < 0.4)
+        bought[0] = True
+        order = rng.permutation(n)
+        yield (pd.DataFrame({"click": click[order].astype(int), "purchase": bought[order].astype(int)}),)
+
+
+def rows_that_fit(report, bytes_per_row):
+    # Not every device says how much memory it has.
+    if report.memory_gb is None:
+        return 0
+    # A GB is 10**9 bytes here. The other half is for the model, its gradients and whoever else uses the device.
+    return int(report.memory_gb * 10**9 / 2 // bytes_per_row)
+
+
+def device_reports(rng):
+    for kind in ("cuda", "cpu", "mps", "cuda"):
+        memory = int(rng.integers(20, 800)) / 10
+        row = int(rng.integers(101, 9000))
+        while not 0.3 < memory * 10**9 / 2 / row % 1 < 0.7:  # far from a whole number, where rounding decides
+            row += 1
+        yield DeviceReport("some chip", kind, memory, kind == "cuda", 4), row
+    unknown = DeviceReport("some chip", "xpu", None, None, 8)
+    yield Case((unknown, 400), "this device does not say how much memory it has")
+
+
+def _gb_of_two(power, half=True):
+    def answer(report, bytes_per_row):
+        if report.memory_gb is None:
+            return 0
+        return int(report.memory_gb * power / (2 if half else 1) // bytes_per_row)
+
+    return answer
+
+
+def mixed_loss(loss_click, loss_purchase, w):
+    # The weights 1 − w and w add up to one. Both losses stay tensors, so that autograd sees them.
+    return (1 - w) * loss_click + w * loss_purchase
+
+
+def two_losses(rng):
+    yield torch.tensor(2.0), torch.tensor(4.0), 0.25
+    for _ in range(3):
+        yield torch.tensor(rng.random()), torch.tensor(rng.random()), float(rng.uniform(0.1, 0.9))
+    yield Case((torch.tensor(0.3), torch.tensor(0.7), 0.0), "w is 0: only the click counts")
+    yield Case((torch.tensor(0.3), torch.tensor(0.7), 1.0), "w is 1: only the purchase counts")
+
+
+EXERCISES = (
+    Exercise(
+        "00.click_rate",
+        "the share of rows with a click",
+        click_rate,
+        logs,
+        mistakes=(
+            Mistake("a count", lambda log: log["click"].sum(), "You count the clicks. Divide by the rows."),
+            Mistake(
+                "the wrong column",
+                lambda log: log["purchase"].mean(),
+                "You take the purchases; the clicks are in the column `click`.",
+            ),
+            Mistake(
+                "in percent",
+                lambda log: 100 * log["click"].mean(),
+                "You answer in percent. A share lies between 0 and 1.",
+            ),
+        ),
+        hints=(
+            "How many of the rows have a 1?",
+            "The mean of zeros and ones is the share of ones.",
+            'Return `log["click"].mean()`.',
+        ),
+        worked=True,
+    ),
+    Exercise(
+        "00.conversion_rate",
+        "the share of clicked rows that were bought",
+        conversion_rate,
+        logs,
+        mistakes=(
+            Mistake(
+                "purchases over rows",
+                lambda log: log["purchase"].mean(),
+                "You divide by all rows. Which rows could have become a purchase at all?",
+            ),
+            Mistake(
+                "clicks over purchases",
+                lambda log: log["click"].sum() / log["purchase"].sum(),
+                "Upside down: the smaller number, the purchases, belongs on top.",
+            ),
+            Mistake(
+                "in percent",
+                lambda log: 100 * log["purchase"].sum() / log["click"].sum(),
+                "You answer in percent. A share lies between 0 and 1.",
+            ),
+            Mistake(
+                "the click rate",
+                lambda log: log["click"].mean(),
+                "That is the click rate of exercise one. Here the clicks are what you divide by.",
+            ),
+        ),
+        hints=(
+            "Two numbers: how many were bought, and how many could have been.",
+            "Divide by the number of clicks, not by the number of rows.",
+            "Sum the column `purchase`, sum the column `click`, divide the first by the second.",
+        ),
+    ),
+    Exercise(
+        "00.rows_that_fit",
+        "how many rows fit into half of the device's memory",
+        rows_that_fit,
+        device_reports,
+        mistakes=(
+            Mistake(
+                "2**30 bytes to the GB",
+                _gb_of_two(2**30),
+                "You take a GB for 2**30 bytes. The report counts in 10**9 bytes: read its docstring.",
+            ),
+            Mistake(
+                "all of the memory",
+                _gb_of_two(10**9, half=False),
+                "You fill all of the memory. The model and its gradients need room: take half.",
+            ),
+            Mistake(
+                "unknown memory not met",
+                lambda report, bytes_per_row: int(report.memory_gb * 10**9 / 2 // bytes_per_row),
+                "`memory_gb` is None when the device does not say. Ask for that first, and return 0.",
+            ),
+            Mistake(
+                "part of a row",
+                lambda report, bytes_per_row: (report.memory_gb or 0) * 10**9 / 2 / bytes_per_row,
+                "Part of a row fits nowhere: round down to a whole number.",
+            ),
+        ),
+        hints=(
+            "Print the report: which field holds the memory, and in which unit?",
+            "Half of `report.memory_gb` times 10**9 bytes, divided by the bytes of a row, rounded down. None means 0.",
+            "`if report.memory_gb is None: return 0`, then `int(report.memory_gb * 10**9 / 2 // bytes_per_row)`.",
+        ),
+        rtol=0,
+    ),
+    Exercise(
+        "00.mixed_loss",
+        "two losses under one weight",
+        mixed_loss,
+        two_losses,
+        mistakes=(
+            Mistake(
+                "weights swapped",
+                lambda loss_click, loss_purchase, w: w * loss_click + (1 - w) * loss_purchase,
+                "The weights are swapped: w belongs to the purchase.",
+            ),
+            Mistake(
+                "the click unweighted",
+                lambda loss_click, loss_purchase, w: loss_click + w * loss_purchase,
+                "The click counts in full, whatever w is. The two weights must add up to one.",
+            ),
+            Mistake(
+                "w unused",
+                lambda loss_click, loss_purchase, w: (loss_click + loss_purchase) / 2,
+                "That is the plain mean; w does not appear in it.",
+            ),
+            Mistake(
+                "a float",
+                lambda loss_click, loss_purchase, w: (1 - w) * loss_click.item() + w * loss_purchase.item(),
+                "`.item()` makes plain numbers of tensors. Leave the losses as tensors: training needs their gradient.",
+            ),
+        ),
+        hints=(
+            "The two weights add up to one.",
+            "The purchase has weight w. At w = 0 only the click is left, so what is its weight?",
+            "(1 − w) times the click's loss, plus w times the purchase's.",
+        ),
+        gradients=("loss_click", "loss_purchase"),
+    ),
+)
