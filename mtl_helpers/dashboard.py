@@ -19,8 +19,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PolyCollection
+from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from . import plots
@@ -281,14 +284,13 @@ def shop_dashboard(
     simplex = Simplex(tasks, low, step)
     high = round(low + simplex.total * step, 10)
     at_first = simplex.snap(shares[first])
-    # short names leave room: "weight of purchase", "exponent of price"
     knobs_w = [
-        slider(f"{name}_weight", f"weight of {name}", low, high, at_first[name], step=step, fmt=".2f")
+        slider(f"{name}_weight", name, low, high, at_first[name], step=step, fmt=".2f")
         for name in tasks
         if many
     ]
     knobs_a = [
-        slider(f"{name}_exponent", f"exponent of {name}", 0.0, highest, a, step=0.25, fmt=".2f")
+        slider(f"{name}_exponent", name, 0.0, highest, a, step=0.25, fmt=".2f")
         for name, a in exponents.items()
     ]
     knobs_l = [
@@ -324,9 +326,11 @@ def shop_dashboard(
 
     figure = plots.figure(*SIZE)
     figure.set_layout_engine("none")  # three boxes of fixed places: cards need the whole width
+    note = "bars: share of this user's largest prediction; ▲▼ places, and new products, against today's list"
+    figure.text(0.988, 0.46, note, ha="right", va="center", fontsize=7, color=GREY)
     cards = _Cards(figure.add_axes((0.01, 0.48, 0.98, 0.42)), front, currency)
-    bars = _Changes(figure.add_axes((0.175, 0.085, 0.355, 0.325)), today, settings, front, currency)
-    here = _draw_front(figure.add_axes((0.615, 0.085, 0.37, 0.325)), settings, today, currency)
+    bars = _Changes(figure.add_axes((0.175, 0.085, 0.355, 0.31)), today, settings, front, currency)
+    here = _draw_front(figure.add_axes((0.615, 0.085, 0.37, 0.31)), settings, today, currency)
 
     def update(state: dict) -> tuple[str, str]:
         chosen, at, exact, powers, spread = setting(state)
@@ -351,7 +355,7 @@ def shop_dashboard(
             f"({_change(now['revenue'], today['revenue'])} against today), NDCG@{front.k} {now['ndcg']:.4f} "
             f"(today {today['ndcg']:.4f}), {now['coverage']:.1%} of the catalogue shown "
             f"(today {today['coverage']:.1%}), {beaten} of {len(settings)} ready-made settings earn and show more. "
-            f"{moved} of {front.k} products are not on this user's list of today."
+            f"{moved} of {front.k} products are new to this user's list."
         )
         if not any(powers.values()):
             said += (
@@ -360,9 +364,9 @@ def shop_dashboard(
         return said, f"The list: {text}"
 
     groups = {
-        "1 Train with": [control.name for control in knobs_w],
-        "2 Fuse with": [control.name for control in knobs_a],
-        "3 Show": [control.name for control in knobs_l],
+        "Task weights": [control.name for control in knobs_w],
+        "Exponents": [control.name for control in knobs_a],
+        "List": [control.name for control in knobs_l],
     }
     groups = {heading: names for heading, names in groups.items() if names}
     title = "The shop owner's dashboard"
@@ -411,28 +415,22 @@ class _Cards:
             PolyCollection([_box(x, y, 0.03, 0.93) for x, y in self.corner], animated=True)
         )
         self.bars = axis.add_collection(PolyCollection([], animated=True))
-        size = {"fontsize": 8, "va": "center", "parse_math": False}
+        self.stamps = axis.add_artist(_Stamps(axis))
         self.texts, self.values = [], []
         for x, y in self.corner:
             for row, name in enumerate(front.predictions):
-                axis.text(
-                    x + 0.07, y + self._line(row), _short(name, 13), color=GREY, **size | {"fontsize": 7}
-                )
+                at = (x + 0.07, y + self._line(row))
+                axis.text(*at, _short(name, 13), color=GREY, fontsize=7, va="center", parse_math=False)
+            add = self.stamps.add
             self.texts.append(
                 (
-                    axis.text(x + 0.07, y + 0.14, "", weight="bold", animated=True, **size),
-                    axis.text(x + 0.92, y + 0.14, "", ha="right", color=GREY, animated=True, **size),
-                    axis.text(x + 0.07, y + 0.33, "", animated=True, **size),
+                    add(x + 0.07, y + 0.14, 8, weight="bold"),
+                    add(x + 0.92, y + 0.14, 8, right=True, color=GREY),
+                    add(x + 0.07, y + 0.33, 8),
                 )
             )
-            self.values.append(
-                [
-                    axis.text(
-                        x + 0.92, y + self._line(row), "", ha="right", animated=True, **size | {"fontsize": 7}
-                    )
-                    for row in range(len(front.predictions))
-                ]
-            )
+            rows_here = range(len(front.predictions))
+            self.values.append([add(x + 0.92, y + self._line(row), 7, right=True) for row in rows_here])
 
     @staticmethod
     def _line(row: int) -> float:
@@ -459,9 +457,9 @@ class _Cards:
                 else f"{'▲' if was > place else '▼'}{abs(was - place)}"
             )
             what, mark, whose = self.texts[place]
-            what.set_text(f"{place + 1}  {_short(str(category), 15)}")
-            mark.set_text(step)
-            whose.set_text(f"{_short(str(brand), 14)} · {price:,.2f} {self.currency}")
+            self.stamps.say(what, f"{place + 1}  {_short(str(category), 15)}")
+            self.stamps.say(mark, step)
+            self.stamps.say(whose, f"{_short(str(brand), 14)} · {price:,.2f} {self.currency}")
             numbers = []
             for row, (name, values) in enumerate(self.front.predictions.items()):
                 own = values[weighting, user]
@@ -470,7 +468,7 @@ class _Cards:
                     _box(x + 0.42, y + self._line(row) - 0.05, 0.28 * value / most if most else 0, 0.1)
                 )
                 colors.append(BAR_COLORS[row])
-                self.values[place][row].set_text(_digits(value))
+                self.stamps.say(self.values[place][row], _digits(value))
                 numbers.append(f"{name} {_digits(value)}")
             said.append(
                 f"{place + 1} {category}, {brand}, {price:,.2f} {self.currency} ({', '.join(numbers)})"
@@ -479,6 +477,75 @@ class _Cards:
         self.bars.set_facecolor(colors)
         self.stripes.set_facecolor([self.color[table["category"].iloc[item]] for item in items])
         return sum(item not in old for item in items.tolist()), "; ".join(said)
+
+
+class _Stamps(Artist):
+    """Many short texts that come again and again: each is drawn once and then stamped.
+
+    Rendering glyphs is most of what a move costs, and cards show the same names, prices and rounded numbers over and
+    over.
+    """
+
+    MOST = 2000  # texts kept
+
+    def __init__(self, axis: Axes) -> None:
+        super().__init__()
+        self.set_animated(True)
+        self.axis, self.places, self.kept = axis, [], {}
+        self._paper: dict[tuple, Any] = {}
+
+    def add(
+        self,
+        x: float,
+        y: float,
+        size: float,
+        *,
+        right: bool = False,
+        weight: str = "normal",
+        color: str = INK,
+    ) -> int:
+        """A place for a text, by its left or right end and its middle; returns its number."""
+        self.places.append((x, y, right, (size, weight, color), [""]))
+        return len(self.places) - 1
+
+    def say(self, place: int, text: str) -> None:
+        self.places[place][-1][0] = text
+        self.stale = True
+
+    def draw(self, renderer: Any) -> None:
+        gc = renderer.new_gc()
+        for x, y, right, style, (text,) in self.places:
+            if text:
+                image, below = self._image(text, style)
+                left, middle = self.axis.transData.transform((x, y))
+                left -= image.shape[1] if right else 0
+                renderer.draw_image(gc, round(left), round(middle - below), image)
+        gc.restore()
+
+    def _image(self, text: str, style: tuple[float, str, str]) -> tuple[np.ndarray, float]:
+        """RGBA of a text, and how far its lower edge lies below its middle, px."""
+        found = self.kept.get((text, style))
+        if found is None:
+            if len(self.kept) >= self.MOST:
+                self.kept.clear()
+            size, weight, color = style
+            dpi = self.axis.figure.dpi
+            if style not in self._paper:
+                paper = Figure(figsize=(4, 0.22), dpi=dpi)
+                canvas = FigureCanvasAgg(paper)
+                words = paper.text(0, 0.3, "", fontsize=size, weight=weight, color=color, parse_math=False)
+                self._paper[style] = (canvas, words)
+            canvas, words = self._paper[style]
+            pen = canvas.get_renderer()
+            pen.clear()
+            words.set_text(text)
+            words.draw(pen)
+            width = math.ceil(words.get_window_extent(pen).width) + 1
+            baseline = 0.3 * 0.22 * dpi
+            # rows run upwards, as draw_image wants them
+            image = np.asarray(pen.buffer_rgba())[::-1, :width].copy()
+            found = self.kept[text, style] = (image, baseline + 0.36 * size * dpi / 72)
+        return found
 
 
 class _Changes:

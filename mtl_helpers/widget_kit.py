@@ -434,10 +434,13 @@ class Explorer:
         return self._alt
 
     def controls_text(self) -> str:
-        """The state in words: ``label budget (rows) = 250``."""
-        return ", ".join(
-            f"{knob.description} = {knob.text(self._state[name])}" for name, knob in self.controls.items()
-        )
+        """The state in words: ``label budget (rows) = 250``, group by group."""
+        said = {
+            name: f"{knob.description} = {knob.text(self._state[name])}"
+            for name, knob in self.controls.items()
+        }
+        rows = {heading: ", ".join(said[name] for name in names) for heading, names in self.groups.items()}
+        return "; ".join(f"{heading}: {row}" if heading else row for heading, row in rows.items())
 
     def html(self) -> str:
         """Picture, reading and, if any, the error."""
@@ -492,22 +495,31 @@ class Explorer:
         pressed = {**dict(self.buttons), "Reset": dict(self.buttons).get("Reset", self.reset)}
         row = [self._button(label, action) for label, action in pressed.items()]
         layout = {"display": "flex", "flex_flow": "row wrap", "align_items": "center"}
-        rows = []
-        for heading, names in self.groups.items():
-            parts = [self._widgets[name] for name in names]
-            if heading:
-                title = ipywidgets.HTML(
-                    f"<b>{html.escape(heading)}</b>", layout=ipywidgets.Layout(width="90px")
-                )
-                parts.insert(0, title)
-                for name in names:
-                    if self.controls[name].is_slider:  # three fit beside the heading
-                        self._widgets[name].layout.width = "250px"
-            rows.append(ipywidgets.Box(parts, layout=ipywidgets.Layout(**layout)))
-        rows[-1].children += tuple(row)
-        knobs = rows[0] if len(rows) == 1 else ipywidgets.VBox(rows)
+        boxes = [
+            ipywidgets.Box([self._widgets[name] for name in names], layout=ipywidgets.Layout(**layout))
+            for names in self.groups.values()
+        ]
+        boxes[-1].children += tuple(row)
+        knobs = boxes[0]
+        if any(self.groups):
+            for name, control in self.controls.items():
+                if control.is_slider:  # three fit beside the heading
+                    self._widgets[name].layout.width = "250px"
+            knobs = ipywidgets.VBox(
+                [
+                    ipywidgets.HBox([self._heading(heading), box])
+                    for heading, box in zip(self.groups, boxes, strict=True)
+                ]
+            )
         self._picture = ipywidgets.HTML(value=self.html())
         self._box = ipywidgets.VBox([knobs, self._picture])
+
+    @staticmethod
+    def _heading(text: str) -> Any:
+        import ipywidgets
+
+        layout = ipywidgets.Layout(width="100px", flex="0 0 auto")
+        return ipywidgets.HTML(f"<b>{html.escape(text)}</b>", layout=layout)
 
     def _button(self, label: str, action: Callable[[], None]) -> Any:
         import ipywidgets

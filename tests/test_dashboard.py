@@ -120,7 +120,7 @@ def pixels(explorer) -> np.ndarray:
 
 def test_every_control_changes_picture_numbers_and_list(front):
     explorer = shop_dashboard(front, exponents=POWERS)
-    assert list(explorer.groups) == ["1 Train with", "2 Fuse with", "3 Show"] and len(explorer.controls) == 9
+    assert list(explorer.groups) == ["Task weights", "Exponents", "List"] and len(explorer.controls) == 9
     for name, control in explorer.controls.items():
         explorer.reset()
         before, reading, alt = pixels(explorer), explorer.reading, explorer.alt
@@ -217,6 +217,19 @@ def test_the_front_is_the_pareto_front(front):
     expected = table.loc[mask].sort_values("coverage")
     assert line.get_xdata() == pytest.approx(100 * expected["coverage"])
     assert line.get_ydata() == pytest.approx(expected["revenue"])
+
+
+def test_texts_that_are_kept_look_as_if_drawn_anew(front):
+    explorer = shop_dashboard(front, exponents=POWERS)
+    stamps = next(artist for artist in explorer.figure.findobj() if type(artist).__name__ == "_Stamps")
+    states = [{"user": f"user {n}"} for n in range(12)] * 2
+    seen = [pixels(explorer.set(**state)) for state in states]
+    assert 0 < len(stamps.kept) and all((a == b).all() for a, b in zip(seen[:12], seen[12:], strict=True))
+    stamps.MOST = 20
+    stamps.kept.clear()
+    assert (pixels(explorer.set(user="user 3")) == seen[3]).all() and len(stamps.kept) > 0
+    explorer.set(user="user 5")
+    assert len(stamps.kept) <= 20 and (pixels(explorer) == seen[5]).all()
 
 
 def test_text_from_the_data_is_only_text():

@@ -212,16 +212,18 @@ def test_groups_are_rows_under_their_headings():
     explorer = grouped(4, 2, 1)
     rows = explorer.widget.children[0].children
     assert [row.children[0].value for row in rows] == [f"<b>{i}</b>" for i in range(3)]
-    assert [len(row.children) for row in rows] == [5, 3, 3], "Reset stands in the last"
-    rows[1].children[2].value = 1.0
+    boxes = [row.children[1] for row in rows]
+    assert [len(box.children) for box in boxes] == [4, 2, 2], "Reset stands in the last"
+    boxes[1].children[1].value = 1.0
     assert explorer.state["11"] == 1.0 and explorer.reading == "sum 4.00"
-    rows[2].children[-1].click()
-    assert explorer.reading == "sum 3.50" and rows[1].children[2].value == 0.5
+    assert "0: 00 = 0.50, 01 = 0.50, 02 = 0.50, 03 = 0.50; 1: 10 = 0.50, 11 = 1.00; 2: 20" in explorer.alt
+    boxes[2].children[-1].click()
+    assert explorer.reading == "sum 3.50" and boxes[1].children[1].value == 0.5
 
 
 def test_a_heading_is_text():
     explorer = small(groups={"<i>x": ["x"]})
-    assert explorer.widget.children[0].children[0].value == "<b>&lt;i&gt;x</b>"
+    assert explorer.widget.children[0].children[0].children[0].value == "<b>&lt;i&gt;x</b>"
 
 
 def test_what_else_is_in_the_picture_is_for_screen_readers():

@@ -33,6 +33,11 @@ LIVE = (
 )
 
 
+def leaves(box) -> list:
+    """The widgets in a box and in the boxes within it."""
+    return [leaf for part in box.children for leaf in (leaves(part) if hasattr(part, "children") else [part])]
+
+
 def drive(name: str) -> int:
     """Number of moves made."""
     demo = widget_demos.ALL[name]()
@@ -40,8 +45,7 @@ def drive(name: str) -> int:
     assert bundle["application/vnd.jupyter.widget-view+json"]["model_id"] and bundle["image/png"]
     explorer = getattr(demo, "explorer", demo)
     knobs, picture = explorer.widget.children
-    grouped = isinstance(knobs, ipywidgets.VBox)
-    parts = [part for row in knobs.children for part in row.children] if grouped else knobs.children
+    parts = leaves(knobs)
     moves = 0
     for control in parts:
         if isinstance(control, ipywidgets.Button | ipywidgets.HTML):

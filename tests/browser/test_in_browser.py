@@ -89,6 +89,30 @@ def test_sharing_out_three_weights_moves_the_other_sliders(demo_book):
     assert wait_until(lambda: abs(sum(values()) - 1) < 0.003), values()
 
 
+def test_the_dashboard_ranks_another_list_for_every_hand(demo_book):
+    book = demo_book(DEMOS)
+    demo = book.demos().nth(4)
+    image = demo.locator(".mtl-demo img")
+    demo.get_by_role("button", name="Reset").click()
+    assert wait_until(lambda: "+0.0% against today" in reading(demo))
+
+    def listed() -> str:
+        return image.get_attribute("alt").split("The list: ")[1]
+
+    assert demo.get_by_role("slider").count() == 8 and len(listed().split("; ")) == 10
+    for index in (0, 3, 6, 7):  # a task weight, two exponents, diversity
+        before = listed()
+        by_mouse(book.page, demo.get_by_role("slider").nth(index))
+        assert wait_until(lambda b=before: listed() != b), f"slider {index}"
+    assert "+0.0% against today" not in reading(demo)
+    before = listed()
+    demo.get_by_role("combobox").select_option(label="user 42")
+    assert wait_until(lambda: reading(demo).startswith("user 42: ") and listed() != before)
+    for row in demo.locator(".widget-hbox").all():
+        assert row.bounding_box()["height"] < 70, "at most two lines of controls to a group"
+    assert book.errors() == []
+
+
 def test_a_weight_moved_during_training_takes_effect(demo_book):
     book = demo_book(LIVE.format("a"))
     demo = book.demos().first
