@@ -246,9 +246,11 @@ def _softmax_gates(logits: Tensor, dropout: float, training: bool) -> Tensor:
     return torch.where(total > 0, kept / total.clamp(min=1e-12), gates)
 
 
-def _mix(gates: Tensor, experts: Tensor) -> Tensor:
-    """Σₑ gateₑ · expertₑ. Gates (n, k, experts) and experts (experts, n, d) → k mixtures (n, k, d)."""
-    return torch.bmm(gates, experts.transpose(0, 1))
+def _mix(gates: Tensor, *experts: Tensor) -> Tensor:
+    """Σₑ gateₑ · expertₑ. Gates (n, experts), and experts (some, n, d), perhaps in several parts → (n, d)."""
+    parts = gates.T.unsqueeze(-1).split([len(part) for part in experts])
+    mixed = [(gate * part).sum(0) for gate, part in zip(parts, experts, strict=True)]
+    return mixed[0] if len(mixed) == 1 else mixed[0] + mixed[1]
 
 
 class _Sharing(nn.Module):
@@ -389,7 +391,7 @@ class MMoE(_Sharing):
 
     def forward(self, numeric: Tensor, categorical: Tensor) -> dict[str, Tensor]:
         features, experts = self.represent(numeric, categorical)
-        return self._apply_towers(_mix(self._open_gates(features), experts).unbind(-2))
+        return self._apply_towers([_mix(gates, experts) for gates in self._open_gates(features).unbind(-2)])
 
     def _open_gates(self, features: Tensor) -> Tensor:
         """(n, T, n_experts)"""
@@ -513,10 +515,10 @@ class PLE(_Sharing):
         n, shared = self.settings["n_specific"], self.settings["n_shared"]
         mixtures = []
         for i, gate in enumerate(level.gates.values()):
-            seen = torch.cat([experts[i * n : (i + 1) * n], experts[-shared:]]) if n else experts
-            mixtures.append(self._mixture(gate, inputs[i % len(inputs)], seen))
+            seen = (experts[i * n : (i + 1) * n], experts[-shared:]) if n else (experts,)
+            mixtures.append(_mix(self._open(gate, inputs[i % len(inputs)]), *seen))
         if level.shared_gate is not None:
-            mixtures.append(self._mixture(level.shared_gate, inputs[-1], experts))
+            mixtures.append(_mix(self._open(level.shared_gate, inputs[-1]), experts))
         return mixtures
 
     def _run_experts(self, level: _Level, inputs: list[Tensor]) -> Tensor:
@@ -527,9 +529,6 @@ class PLE(_Sharing):
         n = self.settings["n_specific"]
         own = [each for each in inputs[:-1] for _ in range(n)]
         return _run(groups, torch.stack([*own, *[inputs[-1]] * self.settings["n_shared"]]))
-
-    def _mixture(self, gate: nn.Linear, inputs: Tensor, experts: Tensor) -> Tensor:
-        return _mix(self._open(gate, inputs).unsqueeze(-2), experts).squeeze(-2)
 
     def _open(self, gate: nn.Linear, inputs: Tensor) -> Tensor:
         """(n, experts)"""
