@@ -1,0 +1,242 @@
+"""Exercises of notebook 01: precision at a threshold, leaks, a log-loss that does not overflow."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.nn.functional import binary_cross_entropy_with_logits, softplus
+
+from mtl_helpers.exercises import Case, Exercise, Mistake
+
+__all__ = ["EXERCISES"]
+
+
+def precision_at(labels, probabilities, threshold):
+    flagged = probabilities >= threshold
+    # With nothing flagged there is nothing to divide by: the answer is unknown, not 0.
+    if not flagged.any():
+        return float("nan")
+    # Among the flagged rows the mean of the labels is the share of ones.
+    return labels[flagged].mean()
+
+
+def flagged_rows(rng):
+    for n, threshold in ((6, 0.5), (40, 0.3), (500, 0.05), (500, 0.8)):
+        yield (rng.random(n) < 0.3).astype(int), rng.random(n).round(3), threshold
+    yield Case((np.array([1, 0, 0]), np.array([0.5, 0.5, 0.2]), 0.5), "two rows lie exactly at the threshold")
+    yield Case((np.array([1, 0]), np.array([0.1, 0.2]), 0.9), "nothing is flagged")
+
+
+def leaking(make_features, log, rows):
+    before = make_features(log)
+    found = set()
+    for row in rows:
+        # Suppose the label of this row had come out the other way. Work on a copy: the log stays as it is.
+        click = log["click"].to_numpy().copy()
+        click[row] = 1 - click[row]
+        after = make_features(log.assign(click=click))
+        # Rows are in the order of time, so whatever was known when this row or an earlier one was shown must not
+        # have changed. Later rows may change: for them this label is the past.
+        changed = (before.iloc[: row + 1] != after.iloc[: row + 1]).any()
+        found |= set(before.columns[changed])
+    return found
+
+
+def feature_makers(rng):
+    """Functions that make features of a log: honest ones, and ones that know a label too early."""
+    for n, count in ((8, 3), (14, 4), (14, 5), (20, 7)):
+        kinds = list(rng.permutation([name for name in FEATURES if name not in ("past", "own")])[: count - 2])
+        chosen = dict(
+            zip(rng.permutation(list("abcdefg"))[:count].tolist(), ["past", "own", *kinds], strict=True)
+        )
+        log = pd.DataFrame({"item": rng.integers(0, 3, n), "click": rng.integers(0, 2, n)})
+
+        def make_features(log, chosen=chosen):
+            item, click = log["item"].to_numpy(), log["click"].to_numpy()
+            return pd.DataFrame({name: FEATURES[kind](item, click) for name, kind in chosen.items()})
+
+        yield make_features, log, list(range(n))
+
+
+def _per_row(count):
+    """A feature computed row by row from (all items, all clicks, row number)."""
+    return lambda item, click: np.array([float(count(item, click, i)) for i in range(len(item))])
+
+
+FEATURES = {
+    "past": _per_row(lambda item, click, i: click[:i][item[:i] == item[i]].sum()),
+    "own": _per_row(lambda item, click, i: click[: i + 1][item[: i + 1] == item[i]].sum()),
+    "month": _per_row(lambda item, click, i: click[item == item[i]].mean()),
+    "future": _per_row(lambda item, click, i: click[i + 1 :].sum()),
+    "place": _per_row(lambda item, click, i: i),
+    "shown": _per_row(lambda item, click, i: (item[:i] == item[i]).sum()),
+    "recent": _per_row(lambda item, click, i: click[max(0, i - 3) : i].sum()),
+}
+
+
+def _compare_rows(upto):
+    """``leaking`` that compares other rows than it should."""
+
+    def answer(make_features, log, rows):
+        before, found = make_features(log), set()
+        for row in rows:
+            click = log["click"].to_numpy().copy()
+            click[row] = 1 - click[row]
+            after = make_features(log.assign(click=click))
+            found |= set(before.columns[(before != after).iloc[slice(*upto(row))].any()])
+        return found
+
+    return answer
+
+
+def _in_place(make_features, log, rows):
+    before, found = make_features(log), set()
+    for row in rows:
+        log.loc[row, "click"] = 1 - log.loc[row, "click"]
+        after = make_features(log)
+        found |= set(before.columns[(before.iloc[: row + 1] != after.iloc[: row + 1]).any()])
+    return found
+
+
+def stable_log_loss(logits, labels):
+    # −log σ(z) = log(1 + e^(−z)) and −log(1 − σ(z)) = log(1 + e^z). softplus(u) is log(1 + e^u), and for a large u
+    # it returns u instead of computing e^u. For both labels at once:
+    return (softplus(logits) - labels * logits).mean()
+
+
+def confident_logits(rng):
+    for n, width in ((5, 1.0), (40, 5.0)):
+        yield torch.tensor(rng.normal(0, width, n)).float(), torch.tensor(rng.integers(0, 2, n)).float()
+    yield Case(
+        (torch.tensor(rng.normal(0, 3, 9)), torch.tensor(rng.integers(0, 2, 9)).double()), "in float64"
+    )
+    far = torch.tensor([-200.0, 200.0, 30.0])
+    wrong, right = torch.tensor([1.0, 0.0, 1.0]), torch.tensor([0.0, 1.0, 1.0])
+    yield Case((far, wrong), "very sure and mostly wrong")
+    yield Case((50 * far, right), "logits of ten thousand")
+
+
+def _obvious(logits, labels):
+    p = logits.sigmoid()
+    return -(labels * p.log() + (1 - labels) * (1 - p).log()).mean()
+
+
+def _clamped(logits, labels):
+    p = logits.sigmoid().clamp(1e-7, 1 - 1e-7)
+    return -(labels * p.log() + (1 - labels) * (1 - p).log()).mean()
+
+
+EXERCISES = (
+    Exercise(
+        "01.precision_at",
+        "the share of flagged rows that are positive",
+        precision_at,
+        flagged_rows,
+        mistakes=(
+            Mistake(
+                "recall",
+                lambda y, p, t: (y[p >= t].sum() / y.sum()) if (p >= t).any() else float("nan"),
+                "That is recall: you divide by all positives. Precision divides by the flagged rows.",
+            ),
+            Mistake(
+                "above, not at",
+                lambda y, p, t: y[p > t].mean() if (p > t).any() else float("nan"),
+                "A row exactly at the threshold is flagged, too: ≥, not >.",
+            ),
+            Mistake(
+                "0 for unknown",
+                lambda y, p, t: y[p >= t].mean() if (p >= t).any() else 0.0,
+                "With nothing flagged you answer 0. That would say “all wrong”; the answer is unknown: NaN.",
+            ),
+            Mistake(
+                "accuracy",
+                lambda y, p, t: ((p >= t) == y).mean(),
+                "That is accuracy: it counts the rows that were rightly left alone. Look at the flagged rows only.",
+            ),
+        ),
+        hints=(
+            "Which rows are flagged? Look at no others.",
+            "`flagged = probabilities >= threshold` is a mask. What is the mean of a 0/1 array over a mask?",
+            "`labels[flagged].mean()`, and `float('nan')` if `flagged.any()` is False.",
+        ),
+    ),
+    Exercise(
+        "01.leaking",
+        "the features that know a label before it is there",
+        leaking,
+        feature_makers,
+        mistakes=(
+            Mistake(
+                "all rows compared",
+                _compare_rows(lambda row: (0, None)),
+                "You accuse honest features: later rows may know this label. Compare the rows up to and with the "
+                "flipped one.",
+            ),
+            Mistake(
+                "the own row forgotten",
+                _compare_rows(lambda row: (0, row)),
+                "You miss features that contain the row's own label: the flipped row itself must not change either.",
+            ),
+            Mistake(
+                "the honest ones",
+                lambda make, log, rows: set(make(log).columns) - leaking(make, log, rows),
+                "You return the honest features. Asked for are the ones that leak.",
+            ),
+            Mistake(
+                "the log changed",
+                _in_place,
+                "You flip labels in the log itself, and they stay flipped. Flip them in a copy.",
+            ),
+        ),
+        hints=(
+            "What would happen to an honest feature of row i if the label of row i had come out the other way?",
+            "Flip one label in a copy of the log, make the features again, and see which columns changed in the rows "
+            "up to and with that one.",
+            "For each row: `click[row] = 1 - click[row]` in a copy, `after = make_features(log.assign(click=click))`, "
+            "then `(before.iloc[: row + 1] != after.iloc[: row + 1]).any()` tells which columns changed.",
+        ),
+    ),
+    Exercise(
+        "01.stable_log_loss",
+        "a log-loss that does not overflow",
+        stable_log_loss,
+        confident_logits,
+        mistakes=(
+            Mistake(
+                "the obvious formula",
+                _obvious,
+                "The sigmoid rounds to 0 or 1, and log 0 is infinite. Go from the logit to the loss without the "
+                "probability in between.",
+            ),
+            Mistake(
+                "clamped probabilities",
+                _clamped,
+                "Clamping hides the overflow and caps the loss: a very wrong row costs as much as a fairly wrong "
+                "one, and its gradient is 0.",
+            ),
+            Mistake(
+                "a sum",
+                lambda z, y: (softplus(z) - y * z).sum(),
+                "You sum over the rows. Asked for is the mean.",
+            ),
+            Mistake(
+                "labels swapped",
+                lambda z, y: (softplus(z) - (1 - y) * z).mean(),
+                "The labels are swapped: for label 1 a large logit must cost little.",
+            ),
+            Mistake(
+                "the sigmoid twice",
+                lambda z, y: binary_cross_entropy_with_logits(z.sigmoid(), y),
+                "The sigmoid is taken twice: once by you, once by the function that expects logits.",
+            ),
+        ),
+        hints=(
+            "Where does the obvious formula lose the number: in the sigmoid or in the logarithm?",
+            "−log σ(z) = log(1 + e^(−z)), and `torch.nn.functional.softplus(u)` is log(1 + e^u) without overflow.",
+            "For label 1 the loss is softplus(−z) = softplus(z) − z, for label 0 it is softplus(z). One formula for "
+            "both: softplus(z) − y·z.",
+        ),
+        gradients=("logits",),
+    ),
+)

@@ -1,0 +1,177 @@
+"""Exercises of notebook 03: a gradient by hand, log-sum-exp, the weight that balances two gradients."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.functional import one_hot
+
+from mtl_helpers.exercises import Case, Exercise, Mistake
+
+__all__ = ["EXERCISES"]
+
+
+def cross_entropy_gradient(logits, labels, mask, temperature):
+    p = (logits / temperature).softmax(dim=1)
+    y = one_hot(labels, logits.shape[1])
+    # p − y is the gradient with respect to logits/τ; the chain rule divides by τ, the mean by the known rows.
+    return (p - y) * mask[:, None] / (temperature * mask.sum())
+
+
+def rows_of_logits(rng):
+    yield torch.zeros(1, 2), torch.tensor([0]), torch.tensor([True]), 2.0
+    for m, c, temperature in ((3, 2, 1.0), (6, 4, 0.5), (20, 5, 3.0)):
+        mask = torch.tensor(rng.random(m) < 0.6)
+        mask[:2] = torch.tensor([True, False])
+        yield (
+            torch.tensor(rng.normal(0, 2, (m, c))).float(),
+            torch.tensor(rng.integers(0, c, m)),
+            mask,
+            temperature,
+        )
+    z = torch.tensor(rng.normal(0, 300, (3, 3)))
+    yield Case(
+        (z, torch.tensor([0, 1, 2]), torch.tensor([True, True, True]), 1.5), "large logits, in float64"
+    )
+
+
+def _slope(z, y, mask, t):
+    return (z / t).softmax(1) - one_hot(y, z.shape[1])
+
+
+def log_sum_exp(z):
+    # The largest logit of each row, taken from all, makes the largest exponent 0: nothing can overflow, and the sum
+    # is at least 1, so that its logarithm is finite. Outside of the logarithm it is added again.
+    a = z.max(dim=1, keepdim=True).values
+    return a[:, 0] + (z - a).exp().sum(dim=1).log()
+
+
+def hard_rows(rng):
+    yield (torch.tensor(rng.normal(0, 2, (3, 2))).float(),)
+    yield (torch.tensor(rng.normal(0, 3, (20, 6))),)
+    high, low = torch.tensor([[1000.0, 0.0, 999.0]]), torch.tensor([[-1000.0, -1000.0, -1001.0]])
+    yield Case((high,), "large logits")
+    yield Case((low,), "very negative logits")
+    yield Case((torch.cat([high, low]),), "one row high, one low")
+    yield Case((torch.tensor([[-torch.inf, 2.0, 1.0]]),), "one class is ruled out")
+
+
+def balancing_weight(g1, g2):
+    # (1 − w) a = w b, solved for w: the longer gradient gets the smaller weight.
+    a, b = g1.norm().item(), g2.norm().item()
+    return a / (a + b)
+
+
+def two_gradients(rng):
+    for size, scale in ((2, 1.0), (7, 30.0), (7, 0.01), (50, 3.0)):
+        yield scale * torch.tensor(rng.normal(size=size)).float(), torch.tensor(rng.normal(size=size)).float()
+    g = torch.tensor(rng.normal(size=5)).float()
+    yield Case((g, -g), "opposite gradients of the same length")
+
+
+EXERCISES = (
+    Exercise(
+        "03.cross_entropy_gradient",
+        "the gradient of softmax cross-entropy by hand",
+        cross_entropy_gradient,
+        rows_of_logits,
+        mistakes=(
+            Mistake(
+                "the temperature once",
+                lambda z, y, m, t: _slope(z, y, m, t) * m[:, None] / m.sum(),
+                "The temperature is inside the softmax, but the chain rule divides by it once more.",
+            ),
+            Mistake(
+                "the mean over all rows",
+                lambda z, y, m, t: _slope(z, y, m, t) * m[:, None] / (t * len(z)),
+                "You divide by all rows. The loss is the mean over the rows with a known label.",
+            ),
+            Mistake(
+                "rows without a label",
+                lambda z, y, m, t: _slope(z, y, m, t) / (t * m.sum()),
+                "Rows without a label must get gradient 0: multiply by the mask.",
+            ),
+            Mistake(
+                "the sign",
+                lambda z, y, m, t: -cross_entropy_gradient(z, y, m, t),
+                "The sign: the gradient is p − y. It points uphill, and descent subtracts it.",
+            ),
+            Mistake(
+                "a sum, not a mean",
+                lambda z, y, m, t: _slope(z, y, m, t) * m[:, None] / t,
+                "That is the gradient of a sum. The mean divides by the number of known rows.",
+            ),
+        ),
+        hints=(
+            "Start from p − y with p = softmax(z / τ).",
+            "Two numbers divide it: one comes from the chain rule, one from the mean. The mask multiplies.",
+            "`(p - one_hot(labels, C)) * mask[:, None] / (temperature * mask.sum())`.",
+        ),
+    ),
+    Exercise(
+        "03.log_sum_exp",
+        "log-sum-exp that survives anything",
+        log_sum_exp,
+        hard_rows,
+        mistakes=(
+            Mistake(
+                "as it is written",
+                lambda z: z.exp().sum(1).log(),
+                "e^1000 is infinite, and e^(−1000) is 0 with an infinite logarithm. Make the largest exponent 0 first.",
+            ),
+            Mistake(
+                "not added again",
+                lambda z: (z - z.max(1, keepdim=True).values).exp().sum(1).log(),
+                "You took the largest logit away and did not add it again outside of the logarithm.",
+            ),
+            Mistake(
+                "one maximum for all rows",
+                lambda z: z.max() + (z - z.max()).exp().sum(1).log(),
+                "You take one maximum for the whole table, and rows far below it vanish. Each row needs its own.",
+            ),
+            Mistake(
+                "the maximum",
+                lambda z: z.max(1).values,
+                "That is the largest logit alone. It comes close only if one logit is far above the others.",
+            ),
+        ),
+        hints=(
+            "Which number, taken from all logits of a row, makes the largest exponent 0?",
+            "log Σ e^(z) = a + log Σ e^(z − a) for every a. Which a is safe?",
+            "`a = z.max(dim=1, keepdim=True).values`, then `a[:, 0] + (z - a).exp().sum(dim=1).log()`.",
+        ),
+        gradients=("z",),
+    ),
+    Exercise(
+        "03.balancing_weight",
+        "the weight that balances two gradients",
+        balancing_weight,
+        two_gradients,
+        mistakes=(
+            Mistake(
+                "the other task's weight",
+                lambda g1, g2: g2.norm().item() / (g1.norm() + g2.norm()).item(),
+                "That is the weight of the first task. w belongs to the second: the quiet one gets more.",
+            ),
+            Mistake(
+                "squared lengths",
+                lambda g1, g2: (g1 @ g1 / (g1 @ g1 + g2 @ g2)).item(),
+                "You compare squared lengths. Take the square root, as `.norm()` does.",
+            ),
+            Mistake(
+                "a ratio, not a share",
+                lambda g1, g2: (g1.norm() / g2.norm()).item(),
+                "That is the ratio w / (1 − w). Solve (1 − w) a = w b for w.",
+            ),
+            Mistake(
+                "absolute sums",
+                lambda g1, g2: (g1.abs().sum() / (g1.abs().sum() + g2.abs().sum())).item(),
+                "You measure length by the sum of absolute values. ‖g‖ is the root of the sum of squares.",
+            ),
+        ),
+        hints=(
+            "Only the two lengths matter. Call them a and b.",
+            "Solve (1 − w) a = w b for w.",
+            "w = a / (a + b), with a = `g1.norm().item()`.",
+        ),
+    ),
+)
