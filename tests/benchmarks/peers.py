@@ -14,9 +14,9 @@ and has gates without bias. "as shipped" is a library's own loader and loop; "fe
 tensors: the rows of a batch are gathered and passed in the form it wants. deepctr-torch's weights start at N(0, 0.05²)
 here; its default, N(0, 1e-4²), hardly learns within these epochs.
 
-Tried, and what it gave on one thread: a gate's mixture as a batched product of 1024 tiny matrices was up to twice as slow
-as multiply-and-sum where experts × width stays small; concatenating a task's own and the shared experts before mixing
-cost a copy; making each expert's rows contiguous, or expanding the input over the experts, gained nothing.
+Tried, and what it gave on one thread: a gate's mixture as a batched product of 1024 tiny matrices was up to twice as
+slow as multiply-and-sum where experts × width stays small; concatenating a task's own and the shared experts before
+mixing cost a copy; making each expert's rows contiguous, or expanding the input over the experts, gained nothing.
 """
 
 from __future__ import annotations

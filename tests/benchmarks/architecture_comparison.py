@@ -1,0 +1,125 @@
+"""All sharing architectures on the shop, with as many parameters and as much tuning for each.
+
+    python tests/benchmarks/architecture_comparison.py [--seeds 5] [--out notebooks/results]
+
+Writes ``06_shop.csv``: a row per architecture, seed, task and metric, on test rows; notebook 06 reads it.
+
+A seed draws a whole new shop. Every architecture is trained with the same three learning rates and keeps the one with
+the lowest validation loss (sum over the tasks, each divided by what the best constant loses); the test rows are scored
+once, with that one. Optimiser, batches, epochs at most and patience are the same. Widths are scaled so that all have as
+many parameters as a shared bottom of 128-64; single-task stands for three networks of 64-32, each with an embedding
+table of its own, and has more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from mtl_helpers.data import Splits, prepare
+from mtl_helpers.models import (
+    AITM,
+    ESMM,
+    PLE,
+    CrossStitch,
+    MMoE,
+    SharedBottom,
+    SingleTask,
+    count_parameters,
+    match_parameters,
+)
+from mtl_helpers.shop import (
+    SHOP_CATEGORICAL,
+    SHOP_NUMERIC,
+    SHOP_TASKS,
+    ShopConfig,
+    shop_frame,
+    shop_splits,
+    simulate,
+)
+from mtl_helpers.training import evaluate, fit
+from mtl_helpers.weighting import constant_losses
+
+RATES = (1e-3, 3e-3, 1e-2)
+TRAINING = {"epochs": 30, "patience": 3, "batch_size": 1024, "weight_decay": 1e-4, "progress": False}
+FUNNEL = ("click", "purchase")
+KINDS = {
+    "shared-bottom": SharedBottom,
+    "cross-stitch": CrossStitch,
+    "MMoE": (MMoE, {"n_experts": 4}),
+    "CGC": (PLE, {"n_specific": 1, "n_shared": 1}),
+    "PLE, 2 levels": (PLE, {"n_specific": 1, "n_shared": 1, "levels": 2}),
+    "ESMM": (ESMM, {"chain": FUNNEL}),
+    "AITM": (AITM, {"chain": FUNNEL}),
+}
+
+
+class SingleTasks(nn.Module):
+    """One network for each task, side by side in one model."""
+
+    def __init__(self, splits: Splits) -> None:
+        super().__init__()
+        self.tasks = splits.tasks
+        self.nets = nn.ModuleList(SingleTask(splits.schema, task, embedding_dim=4) for task in self.tasks)
+
+    def forward(self, numeric: torch.Tensor, categorical: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {name: out for net in self.nets for name, out in net(numeric, categorical).items()}
+
+
+def shop(seed: int) -> Splits:
+    frames = shop_splits(shop_frame(simulate(ShopConfig(seed=seed))))
+    return prepare(frames, SHOP_TASKS, SHOP_NUMERIC, SHOP_CATEGORICAL)
+
+
+def builds(splits: Splits) -> Mapping[str, Callable[[], nn.Module]]:
+    like = SharedBottom(splits.schema, splits.tasks, embedding_dim=4, bottom=(128, 64))
+    return {"single-task": lambda: SingleTasks(splits), **match_parameters(like, KINDS, embedding_dim=4)}
+
+
+def best_of(build: Callable[[], nn.Module], splits: Splits, seed: int) -> tuple[nn.Module, float]:
+    """The model with the lowest validation loss, and its learning rate."""
+    constants = constant_losses(splits.train)
+    found = []
+    for lr in RATES:
+        torch.manual_seed(seed)
+        model = build()
+        monitor = {task: 1 / loss for task, loss in constants.items()}
+        fit(model, splits.train, splits.valid, lr=lr, monitor=monitor, seed=seed, **TRAINING)
+        valid = sum(v["loss"] / constants[task] for task, v in evaluate(model, splits.valid).items())
+        found.append((valid, lr, model))
+    _, lr, model = min(found, key=lambda entry: entry[0])
+    return model, lr
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path("notebooks/results"))
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for seed in range(options.seeds):
+        splits = shop(seed)
+        for name, build in builds(splits).items():
+            model, lr = best_of(build, splits, seed)
+            key = {"model": name, "seed": seed, "lr": lr, "parameters": count_parameters(model)}
+            rows += [
+                {**key, "task": task, "metric": metric, "value": round(values[metric], 5)}
+                for task, values in evaluate(model, splits.test).items()
+                for metric in ("loss", "auc" if "auc" in values else "accuracy")
+            ]
+        print(f"seed {seed} done", flush=True)
+        pd.DataFrame(rows).to_csv(options.out / "06_shop.csv", index=False)
+
+
+if __name__ == "__main__":
+    main()
