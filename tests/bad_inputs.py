@@ -31,12 +31,16 @@ if __name__ == "__main__":
 from helpers import MIXED_TASKS, toy_frame, toy_splits
 
 from mtl_helpers import (
+    census,
     data,
+    fusion,
     gradients,
     kuairand,
     losses,
     metrics,
     models,
+    ranking,
+    serving,
     shop,
     sweep,
     training,
@@ -708,6 +712,187 @@ bad(
     FileNotFoundError,
     "a.sweep",
     lambda f: sweep.load_sweep(f / "a.sweep"),
+)
+
+# --- lists, serving ---------------------------------------------------------------------------------------------
+
+SCORES = np.arange(12.0).reshape(2, 6)
+bad("lists", "a catalogue smaller than k", ValueError, "k is 9.*6 items", lambda _: ranking.top_k(SCORES, 9))
+bad("lists", "k of 0", ValueError, "k is 0", lambda _: ranking.top_k(SCORES, 0))
+bad("lists", "NaN scores", ValueError, "NaN", lambda _: ranking.top_k(np.full((1, 3), math.nan), 1))
+bad("lists", "one score for all", ValueError, r"\(3,\)", lambda _: ranking.top_k(np.zeros(3), 1))
+bad(
+    "lists",
+    "diversity of 2",
+    ValueError,
+    "diversity is 2",
+    lambda _: ranking.mmr(SCORES, list("abcabc"), 3, 2.0),
+)
+bad("lists", "too few categories", ValueError, "6 items", lambda _: ranking.mmr(SCORES, ["a"], 3, 0.5))
+bad("lists", "an unknown item", ValueError, "item 7", lambda _: ranking.recall_at_k(SCORES > 3, [[7], [0]]))
+bad(
+    "lists",
+    "an item twice",
+    ValueError,
+    "more than once",
+    lambda _: ranking.recall_at_k(SCORES > 3, [[1, 1], [0, 1]]),
+)
+bad("lists", "negative relevance", ValueError, "0 or more", lambda _: ranking.ndcg_at_k(-SCORES, [[1], [0]]))
+bad("lists", "negative exposure", ValueError, "0 or more", lambda _: ranking.gini([-1.0, 2.0]))
+bad(
+    "lists",
+    "negative prices",
+    ValueError,
+    "prices are negative",
+    lambda _: ranking.expected_revenue([[0], [1]], SCORES / 12, [-1.0] * 6),
+)
+bad(
+    "lists",
+    "purchases that are no probabilities",
+    ValueError,
+    r"\[0, 1\]",
+    lambda _: ranking.expected_revenue([[0], [1]], SCORES, [1.0] * 6),
+)
+
+
+def served(folder: Path) -> Path:
+    return serving.save_model(folder / "model", model(), splits().encoder)
+
+
+def edited(old: str, new: str) -> Do:
+    def prepare(folder: Path) -> None:
+        config = served(folder) / "config.json"
+        text = config.read_text()
+        assert old in text
+        config.write_text(text.replace(old, new))
+
+    return prepare
+
+
+def without_weights(folder: Path) -> None:
+    served(folder)
+    for path in (folder / "model").glob("*.safetensors"):
+        path.unlink()
+
+
+def spoilt_weights(folder: Path) -> None:
+    served(folder)
+    (path,) = (folder / "model").glob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:-4] + b"evil")
+
+
+def load_served(folder: Path):
+    return serving.load_model(folder / "model")
+
+
+bad("serving", "nothing saved", FileNotFoundError, "config.json", load_served)
+bad("serving", "no weights", FileNotFoundError, "are missing", load_served, without_weights)
+bad("serving", "changed weights", ValueError, "checksum", load_served, spoilt_weights)
+bad(
+    "serving", "a config that is no JSON", ValueError, "config.json is damaged", load_served, edited("{", "<")
+)
+bad(
+    "serving",
+    "an unknown class",
+    ValueError,
+    "os.system",
+    load_served,
+    edited('"SharedBottom"', '"os.system"'),
+)
+bad(
+    "serving",
+    "another format",
+    ValueError,
+    "format|version",
+    load_served,
+    edited("mtl_helpers model 1", "mtl_helpers model 9"),
+)
+bad(
+    "serving",
+    "a path out of the folder",
+    ValueError,
+    "64 hexadecimal",
+    load_served,
+    edited('"weights_sha256": "', '"weights_sha256": "../../'),
+)
+bad(
+    "serving",
+    "another schema",
+    ValueError,
+    "schema|columns",
+    lambda f: serving.load_model(f / "model", schema=SCHEMA),
+    served,
+)
+bad(
+    "serving",
+    "a model of the reader's own",
+    ValueError,
+    "Linear",
+    lambda f: serving.save_model(f / "m", torch.nn.Linear(1, 1), splits().encoder),
+)
+bad(
+    "fusion",
+    "a learned one of negative inputs",
+    ValueError,
+    "negative",
+    lambda _: fusion.LearnedFusion({"p": "log_odds"})({"p": torch.tensor([-0.1])}),
+)
+bad("census", "not there", census.CensusUnavailable, "nowhere", lambda f: census.load_census(f / "nowhere"))
+bad(
+    "census",
+    "empty",
+    census.BadCensusFile,
+    "empty",
+    lambda f: census.load_census(f / "c.test"),
+    lambda f: (f / "c.test").touch(),
+)
+bad(
+    "census",
+    "another table",
+    census.BadCensusFile,
+    "c.test",
+    lambda f: census.load_census(f / "c.test"),
+    lambda f: (f / "c.test").write_text("a,b\n1,2\n"),
+)
+
+# --- who shares what --------------------------------------------------------------------------------------------
+
+bad(
+    "sharing",
+    "no expert",
+    ValueError,
+    "n_experts is 0",
+    lambda _: models.MMoE(SCHEMA, MIXED_TASKS, n_experts=0),
+)
+bad("sharing", "no layer", ValueError, r"expert=\(\)", lambda _: models.PLE(SCHEMA, MIXED_TASKS, expert=()))
+bad("sharing", "no level", ValueError, "levels=0", lambda _: models.PLE(SCHEMA, MIXED_TASKS, levels=0))
+bad(
+    "sharing",
+    "a funnel of a regression",
+    ValueError,
+    "regression|multiclass",
+    lambda _: models.ESMM(SCHEMA, MIXED_TASKS),
+)
+bad(
+    "sharing",
+    "a funnel of unknown tasks",
+    ValueError,
+    "buy",
+    lambda _: models.ESMM(SCHEMA, MIXED_TASKS, chain=("click", "buy")),
+)
+bad(
+    "sharing",
+    "a funnel as text",
+    TypeError,
+    "'click'",
+    lambda _: models.AITM(SCHEMA, MIXED_TASKS, chain="click"),
+)
+bad(
+    "sharing",
+    "more parameters than are to be matched",
+    ValueError,
+    "parameters",
+    lambda _: models.match_parameters(model(), {"big": (models.MMoE, {"n_experts": 500})}),
 )
 
 # --- demos ------------------------------------------------------------------------------------------------------
