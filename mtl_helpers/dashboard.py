@@ -24,6 +24,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
+from matplotlib.transforms import Transform
 from numpy.typing import ArrayLike
 
 from . import plots
@@ -387,27 +388,6 @@ class _Cards:
         axis.set_frame_on(False)
         names = list(dict.fromkeys(front.items["category"]))
         self.color = {name: CATEGORY_COLORS[i % len(CATEGORY_COLORS)] for i, name in enumerate(names)}
-        self.title = axis.text(
-            0.004,
-            1.13,
-            "",
-            fontsize=11,
-            va="bottom",
-            transform=axis.transAxes,
-            parse_math=False,
-            animated=True,
-        )
-        self.model = axis.text(
-            0.004,
-            1.035,
-            "",
-            fontsize=9,
-            va="bottom",
-            color=GREY,
-            transform=axis.transAxes,
-            parse_math=False,
-            animated=True,
-        )
         self.corner = [((place % PER_ROW) + 0.02, place // PER_ROW + 0.03) for place in range(front.k)]
         frames = [_box(x, y, 0.95, 0.93) for x, y in self.corner]
         axis.add_collection(PolyCollection(frames, facecolors="white", edgecolors="#cccccc", lw=1))
@@ -416,6 +396,10 @@ class _Cards:
         )
         self.bars = axis.add_collection(PolyCollection([], animated=True))
         self.stamps = axis.add_artist(_Stamps(axis))
+        self.stamps.set_clip_on(False)
+        above = {"transform": axis.transAxes}
+        self.title = self.stamps.add(0.004, 1.185, 11, **above)
+        self.model = self.stamps.add(0.004, 1.08, 9, color=GREY, **above)
         self.texts, self.values = [], []
         for x, y in self.corner:
             for row, name in enumerate(front.predictions):
@@ -437,8 +421,8 @@ class _Cards:
         return 0.51 + 0.155 * row
 
     def head(self, title: str, model: str) -> None:
-        self.title.set_text(title)
-        self.model.set_text(f"Model trained with loss = {model}")
+        self.stamps.say(self.title, title)
+        self.stamps.say(self.model, f"Model trained with loss = {model}")
 
     def show(self, user: int, items: np.ndarray, before: np.ndarray, weighting: int) -> tuple[int, str]:
         """Draw a user's list; returns how many products are new to it, and the list in words."""
@@ -480,13 +464,13 @@ class _Cards:
 
 
 class _Stamps(Artist):
-    """Many short texts that come again and again: each is drawn once and then stamped.
+    """Many short texts that come again and again: each word is drawn once and then stamped.
 
-    Rendering glyphs is most of what a move costs, and cards show the same names, prices and rounded numbers over and
-    over.
+    Rendering glyphs is most of what a move costs, and a dashboard shows the same names, prices and rounded numbers over
+    and over.
     """
 
-    MOST = 2000  # texts kept
+    MOST = 2000  # words kept
 
     def __init__(self, axis: Axes) -> None:
         super().__init__()
@@ -503,9 +487,11 @@ class _Stamps(Artist):
         right: bool = False,
         weight: str = "normal",
         color: str = INK,
+        transform: Transform | None = None,
     ) -> int:
         """A place for a text, by its left or right end and its middle; returns its number."""
-        self.places.append((x, y, right, (size, weight, color), [""]))
+        at = (transform or self.axis.transData, (x, y))
+        self.places.append((*at, right, (size, weight, color), [""]))
         return len(self.places) - 1
 
     def say(self, place: int, text: str) -> None:
@@ -514,37 +500,49 @@ class _Stamps(Artist):
 
     def draw(self, renderer: Any) -> None:
         gc = renderer.new_gc()
-        for x, y, right, style, (text,) in self.places:
-            if text:
-                image, below = self._image(text, style)
-                left, middle = self.axis.transData.transform((x, y))
-                left -= image.shape[1] if right else 0
-                renderer.draw_image(gc, round(left), round(middle - below), image)
+        for transform, at, right, style, (text,) in self.places:
+            if not text:
+                continue
+            _, _, space, below = self._write_with(style)
+            stamps = [self._stamp(word, style) for word in text.split(" ")]
+            left, middle = transform.transform(at)
+            if right:
+                left -= sum(width for _, width in stamps) + space * (len(stamps) - 1)
+            for image, width in stamps:
+                if width:
+                    renderer.draw_image(gc, round(left), round(middle - below), image)
+                left += width + space
         gc.restore()
 
-    def _image(self, text: str, style: tuple[float, str, str]) -> tuple[np.ndarray, float]:
-        """RGBA of a text, and how far its lower edge lies below its middle, px."""
-        found = self.kept.get((text, style))
+    def _write_with(self, style: tuple[float, str, str]) -> tuple[Any, Any, float, float]:
+        """What a style is written with: pen, words, the width of a space, how far paper hangs below the middle."""
+        if style not in self._paper:
+            size, weight, color = style
+            dpi = self.axis.figure.dpi
+            paper = Figure(figsize=(4, 0.25), dpi=dpi)
+            pen = FigureCanvasAgg(paper).get_renderer()
+            words = paper.text(0, 0.3, "", fontsize=size, weight=weight, color=color, parse_math=False)
+            widths = []
+            for text in ("a b", "ab"):
+                words.set_text(text)
+                widths.append(words.get_window_extent(pen).width)
+            below = (0.3 * 0.25 + 0.36 * size / 72) * dpi
+            self._paper[style] = (pen, words, widths[0] - widths[1], below)
+        return self._paper[style]
+
+    def _stamp(self, word: str, style: tuple[float, str, str]) -> tuple[np.ndarray, float]:
+        """RGBA of a word, rows upwards as draw_image wants them, and how far the next one is."""
+        found = self.kept.get((word, style))
         if found is None:
             if len(self.kept) >= self.MOST:
                 self.kept.clear()
-            size, weight, color = style
-            dpi = self.axis.figure.dpi
-            if style not in self._paper:
-                paper = Figure(figsize=(4, 0.22), dpi=dpi)
-                canvas = FigureCanvasAgg(paper)
-                words = paper.text(0, 0.3, "", fontsize=size, weight=weight, color=color, parse_math=False)
-                self._paper[style] = (canvas, words)
-            canvas, words = self._paper[style]
-            pen = canvas.get_renderer()
+            pen, words, _, _ = self._write_with(style)
             pen.clear()
-            words.set_text(text)
+            words.set_text(word)
             words.draw(pen)
-            width = math.ceil(words.get_window_extent(pen).width) + 1
-            baseline = 0.3 * 0.22 * dpi
-            # rows run upwards, as draw_image wants them
-            image = np.asarray(pen.buffer_rgba())[::-1, :width].copy()
-            found = self.kept[text, style] = (image, baseline + 0.36 * size * dpi / 72)
+            width = words.get_window_extent(pen).width if word else 0.0
+            image = np.asarray(pen.buffer_rgba())[::-1, : math.ceil(width) + 1].copy()
+            found = self.kept[word, style] = (image, width)
         return found
 
 
@@ -577,17 +575,15 @@ class _Changes:
         axis.set_title("All users, against today's setting")
         made = axis.barh(range(len(names)), np.zeros(len(names)), height=0.55, color="#0072B2", animated=True)
         self.bars = dict(zip(names, made, strict=True))
-        self.texts = {
-            name: axis.text(1.1 * limit, row, "", va="center", fontsize=9, animated=True)
-            for row, name in enumerate(names)
-        }
+        self.stamps = axis.add_artist(_Stamps(axis))
+        self.texts = {name: self.stamps.add(1.1 * limit, row, 9) for row, name in enumerate(names)}
 
     def show(self, now: Mapping[str, float]) -> None:
         for name, bar in self.bars.items():
             change = now[name] / self.today[name] - 1 if self.today[name] else 0.0
             bar.set_width(100 * float(np.clip(np.nan_to_num(change), -self.limit, self.limit)))
             value = f"{now[name]:,.1f}" if name == "revenue" else f"{now[name]:.3f}"
-            self.texts[name].set_text(f"{value}  ({_change(now[name], self.today[name])})")
+            self.stamps.say(self.texts[name], f"{value}  ({_change(now[name], self.today[name])})")
 
 
 def _draw_front(axis: Axes, settings: pd.DataFrame, today: Mapping[str, float], currency: str) -> Any:

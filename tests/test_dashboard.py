@@ -221,7 +221,8 @@ def test_the_front_is_the_pareto_front(front):
 
 def test_texts_that_are_kept_look_as_if_drawn_anew(front):
     explorer = shop_dashboard(front, exponents=POWERS)
-    stamps = next(artist for artist in explorer.figure.findobj() if type(artist).__name__ == "_Stamps")
+    all_stamps = [artist for artist in explorer.figure.findobj() if type(artist).__name__ == "_Stamps"]
+    stamps = next(found for found in all_stamps if found.axes is explorer.figure.axes[0])
     states = [{"user": f"user {n}"} for n in range(12)] * 2
     seen = [pixels(explorer.set(**state)) for state in states]
     assert 0 < len(stamps.kept) and all((a == b).all() for a, b in zip(seen[:12], seen[12:], strict=True))
