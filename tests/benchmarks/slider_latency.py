@@ -23,7 +23,8 @@ sys.path[:0] = [str(Path(__file__).parents[1] / "browser"), str(Path(__file__).p
 from lab import Book, Lab, missing, open_browser, write_notebook  # noqa: E402
 
 WATCH = """demo => {
-    const watch = window.watch = {times: [], blank: 0, frames: 0, start: null, state: null};
+    const state = demo.querySelector('.mtl-demo img').alt.split('. ')[1];   // what a first move must change
+    const watch = window.watch = {times: [], blank: 0, frames: 0, start: null, state};
     document.addEventListener('keydown', event => { watch.start = event.timeStamp }, true);
     new MutationObserver(() => {
         const image = demo.querySelector('.mtl-demo img'), start = watch.start;
