@@ -192,8 +192,9 @@ class Shopfront:
     def measure(self, lists: np.ndarray) -> dict[str, float]:
         """The figures of lists (U, k), as :mod:`mtl_helpers.ranking` defines them, means over users.
 
-        ``revenue`` (expected, per 1,000 impressions), ``ndcg``, ``coverage`` (of the catalogue), ``categories``
-        (shown to a user, as a share of all), ``gini`` (of exposure) and, where counts were given, ``novelty`` (bits).
+        ``revenue`` (expected, per 1,000 impressions), ``ndcg``, ``coverage`` (of the catalogue), ``categories`` (shown
+        to a user, as a share of all), ``gini`` (of exposure, places by their factor) and, where counts were given,
+        ``novelty`` (bits).
         """
         n = len(self.items)
         revenue = expected_revenue(lists, self.true_purchase, self._price, self.position_factors)
@@ -202,7 +203,7 @@ class Shopfront:
             "ndcg": user_mean(ndcg_at_k(self.relevance, lists)),
             "coverage": catalogue_coverage(lists, n),
             "categories": float(category_coverage(lists, self._category).mean()),
-            "gini": gini(exposure(lists, n)),
+            "gini": gini(exposure(lists, n, self.position_factors)),
         }
         if self.counts is not None:
             found["novelty"] = float(novelty(lists, self.counts).mean())

@@ -82,6 +82,7 @@ def test_relevance_and_position_factors_count():
     assert found["revenue"] == pytest.approx(
         ranking.expected_revenue(lists, front.true_purchase, front.items["price"], factors).mean()
     )
+    assert found["gini"] == ranking.gini(ranking.exposure(lists, 120, factors))
     assert "novelty" not in found
 
 
