@@ -38,6 +38,7 @@ __all__ = [
     "case_model",
     "case_tasks",
     "item_table",
+    "score_candidates",
     "true_values",
 ]
 
@@ -176,24 +177,30 @@ class CaseModel(nn.Module):
             self.bias.copy_(share.log())
         return self
 
-    def _columns(self, part: str, numeric: Tensor, categorical: Tensor) -> Tensor:
+    def feature_vectors(self, part: str, numeric: Tensor, categorical: Tensor) -> Tensor:
+        """Embeddings, then numeric columns, of ``"user"``, ``"item"`` or ``"pair"``: (n, features of that part)."""
         places, codes = self._parts[part]
         return self.features[part](numeric[..., places], categorical[..., codes])
 
     def user_vectors(self, numeric: Tensor, categorical: Tensor) -> Tensor:
         """u, (n, width)."""
-        return self.user(self._columns("user", numeric, categorical))
+        return self.user(self.feature_vectors("user", numeric, categorical))
 
     def item_vectors(self) -> Tensor:
         """V, one row for each item of the catalogue, (n_items, width)."""
         return self.item(self.features["item"](self.item_numeric, self.item_codes))
 
-    def forward(self, numeric: Tensor, categorical: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, numeric: Tensor, categorical: Tensor, only: Sequence[str] | None = None
+    ) -> dict[str, Tensor]:
+        """``{task: logits}`` of all tasks, or of those in ``only``."""
         u = self.user_vectors(numeric, categorical)
-        v = self.item(self._columns("item", numeric, categorical))
-        both = torch.cat([u, v, u * v, self._columns("pair", numeric, categorical)], dim=-1)
+        v = self.item(self.feature_vectors("item", numeric, categorical))
+        both = torch.cat([u, v, u * v, self.feature_vectors("pair", numeric, categorical)], dim=-1)
         logits = {}
         for task in self.tasks:
+            if only is not None and task.name not in only:
+                continue
             if task.kind == "binary":
                 logits[task.name] = self.towers[task.name](both).squeeze(-1)
             elif task.name in self.towers:
@@ -255,6 +262,39 @@ def case_model(
     numeric, categorical = data.encoder.transform(candidates(anyone, items))
     model = CaseModel(data.schema, tasks or data.tasks, len(items), **settings)
     return model.set_catalogue(numeric, categorical, torch.tensor(items["clicks"].to_numpy()))
+
+
+@torch.no_grad()
+def score_candidates(
+    model: CaseModel, data: Splits, rows: pd.DataFrame, items: pd.DataFrame
+) -> dict[str, np.ndarray]:
+    """Every signal of every candidate: (U, I) probabilities for U rows of a case frame and I items.
+
+    Binary tasks under their own names; ``category``, the chance that the user's next click is in the item's category;
+    ``next``, the chance that it is this item. The last two are asked once a user.
+    """
+    model.eval()
+    device, shape = model.bias.device, (len(rows), len(items))
+    encoded = [tensor.to(device) for tensor in data.encoder.transform(candidates(rows, items))]
+    binary = [task.name for task in model.tasks if task.kind == "binary"]
+    others = [task for task in model.tasks if task.kind == "multiclass"]
+    found: dict[str, list[Tensor]] = {name: [] for name in binary}
+    for numeric, codes in zip(*(tensor.split(16_384) for tensor in encoded), strict=True):
+        for name, logits in model(numeric, codes, only=binary).items():
+            found[name].append(logits.sigmoid())
+    signals = {name: torch.cat(parts).reshape(shape).cpu().numpy() for name, parts in found.items()}
+    once = [tensor[:: shape[1]] for tensor in encoded]
+    answers = {
+        name: logits.softmax(-1) for name, logits in model(*once, only=[t.name for t in others]).items()
+    }
+    own = pd.Index(CATEGORIES).get_indexer(pd.Index(items["category"]))
+    for task in others:
+        p = answers[task.name].cpu().numpy()
+        if task.n_outputs == len(items):
+            signals["next"] = p
+        elif task.name == "next_category":
+            signals["category"] = p[:, own]
+    return signals
 
 
 def true_values(world: World, rows: pd.DataFrame, items: pd.DataFrame) -> dict[str, np.ndarray]:

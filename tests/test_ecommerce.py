@@ -15,9 +15,10 @@ from mtl_helpers.ecommerce import (
     case_frames,
     case_model,
     item_table,
+    score_candidates,
     true_values,
 )
-from mtl_helpers.shop import ShopConfig, make_world, simulate
+from mtl_helpers.shop import CATEGORIES, ShopConfig, make_world, simulate
 from mtl_helpers.sweep import sweep
 from mtl_helpers.training import fit, predict
 
@@ -95,6 +96,21 @@ def test_no_candidate_moves_the_user_side_answers(data, frames, items):
     for name in ("next_category", "next_item"):
         assert torch.allclose(logits[name], logits[name][:1].expand_as(logits[name]), atol=1e-5)
     assert logits["purchase"].std() > 1e-4  # planted opposite: this one must move
+
+
+def test_scores_of_candidates_are_the_models_answers(data, frames, items):
+    torch.manual_seed(0)
+    model, rows = case_model(data, items).eval(), frames["test"].iloc[[0, 40]]
+    signals = score_candidates(model, data, rows, items)
+    numeric, categorical = data.encoder.transform(candidates(rows, items))
+    logits = {name: value.detach().numpy() for name, value in model(numeric, categorical).items()}
+    place = len(items) + 11
+    assert signals["purchase"][1, 11] == pytest.approx(1 / (1 + np.exp(-logits["purchase"][place])), rel=1e-5)
+    odds = np.exp(logits["next_item"][place].astype(float))
+    assert signals["next"][1, 11] == pytest.approx(odds[11] / odds.sum(), rel=1e-4)
+    odds = np.exp(logits["next_category"][place].astype(float))
+    own = CATEGORIES.index(items["category"][11])
+    assert signals["category"][1, 11] == pytest.approx(odds[own] / odds.sum(), rel=1e-4)
 
 
 def test_next_item_is_a_dot_product_and_starts_at_popularity(data, items):
