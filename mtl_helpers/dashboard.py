@@ -422,8 +422,9 @@ class _Cards:
         return 0.51 + 0.155 * row
 
     def head(self, title: str, model: str) -> None:
-        self.stamps.say(self.title, title)
-        self.stamps.say(self.model, f"Model trained with loss = {model}")
+        # the reading says both in full
+        self.stamps.say(self.title, _short(title, 125))
+        self.stamps.say(self.model, _short(f"Model trained with loss = {model}", 155))
 
     def show(self, user: int, items: np.ndarray, before: np.ndarray, weighting: int) -> tuple[int, str]:
         """Draw a user's list; returns how many products are new to it, and the list in words."""
@@ -433,7 +434,7 @@ class _Cards:
         for place, item in enumerate(items.tolist()):
             x, y = self.corner[place]
             category, brand, price = (table[name].iloc[item] for name in ("category", "brand", "price"))
-            was = old.get(item)
+            cost, was = f"{price:,.2f} {self.currency}", old.get(item)
             step = (
                 "new"
                 if was is None
@@ -444,7 +445,7 @@ class _Cards:
             what, mark, whose = self.texts[place]
             self.stamps.say(what, f"{place + 1}  {_short(str(category), 15)}")
             self.stamps.say(mark, step)
-            self.stamps.say(whose, f"{_short(str(brand), 14)} · {price:,.2f} {self.currency}")
+            self.stamps.say(whose, f"{_short(str(brand), max(4, 22 - len(cost)))} · {cost}")
             numbers = []
             for row, (name, values) in enumerate(self.front.predictions.items()):
                 own = values[weighting, user]
@@ -455,9 +456,7 @@ class _Cards:
                 colors.append(BAR_COLORS[row])
                 self.stamps.say(self.values[place][row], _digits(value))
                 numbers.append(f"{name} {_digits(value)}")
-            said.append(
-                f"{place + 1} {category}, {brand}, {price:,.2f} {self.currency} ({', '.join(numbers)})"
-            )
+            said.append(f"{place + 1} {category}, {brand}, {cost} ({', '.join(numbers)})")
         self.bars.set_verts(verts)
         self.bars.set_facecolor(colors)
         self.stripes.set_facecolor([self.color[table["category"].iloc[item]] for item in items])
