@@ -55,6 +55,16 @@ def project_files() -> list[Path]:
     return [path for path in paths if path.is_file()]
 
 
+def test_the_oldest_constraints_are_the_lower_bounds():
+    oldest = requirements("tests/constraints-oldest.txt")
+    ranges = project_requirements()
+    assert set(oldest) == set(ranges)
+    for name, pin in oldest.items():
+        version = str(pin).removeprefix("==")
+        lower = next(str(part.version) for part in ranges[name] if part.operator == ">=")
+        assert version in ranges[name] and version.startswith(lower), (name, version, lower)
+
+
 def test_the_ranges_admit_what_colab_preinstalls():
     colab = colab_versions()
     for source in (
