@@ -77,7 +77,7 @@ from mtl_helpers import trial
 from mtl_helpers.exercises import Case, Exercise, Mistake, all_exercises, find
 from mtl_helpers.trial import Outcome, Run
 
-__all__ = ["Answer", "check", "hint", "progress", "reset_progress", "solution", "use"]
+__all__ = ["Answer", "check", "hint", "progress", "progress_file", "reset_progress", "solution", "use"]
 
 SECONDS = (
     5.0  # that a reader's function may take for all cases together; the references take a fraction of one
@@ -453,7 +453,9 @@ def progress() -> Answer:
     done = sum(id in passed for id in exercises)
     lines = [(notebook, "\n".join(names)) for notebook, names in notebooks.items()]
     lines += [("note", complaint)] if complaint else []
-    lines.append(("kept in", f"{_home_short(progress_file())}   (reset_progress() empties it)"))
+    lines.append(
+        ("kept", "in one file on this computer: progress_file() names it, reset_progress() empties it")
+    )
     return Answer("note", f"{done} of {len(exercises)} exercises passed (✓ passed, ○ open)", tuple(lines))
 
 
@@ -461,11 +463,6 @@ def reset_progress() -> Answer:
     """Forget all passed exercises."""
     complaint = _write({}) if progress_file().exists() else ""
     return Answer("note", complaint or "Progress is empty now.")
-
-
-def _home_short(path: Path) -> str:
-    home = str(Path.home())
-    return str(path).replace(home, "~", 1) if home != "/" and str(path).startswith(home) else str(path)
 
 
 # --- python -m mtl_helpers.check --------------------------------------------------------------------------------

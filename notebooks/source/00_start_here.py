@@ -12,7 +12,7 @@
 # **Promise.** When you leave this page you know where your code runs, you have moved your first task weight,
 # and you know the shop that the whole course works with.
 #
-# {{colab_badge}} · about 25 minutes to read, under one minute to run on a CPU or a GPU · builds on nothing but PyTorch
+# {{colab_badge}} · [glossary](glossary.md) · about 25 minutes to read, under one minute to run on a CPU or a GPU · builds on nothing but PyTorch
 
 # %% [markdown]
 # ## What multi-task learning is for a recommender
@@ -489,7 +489,7 @@ Markdown("\n".join(lines))
 # On Colab these links lead nowhere. There, *File → Open notebook → GitHub* lists all notebooks.
 
 # %% [markdown]
-# ## 6 · How sliders and exercises work
+# ## 6 · How sliders work
 #
 # **Sliders**
 #
@@ -509,29 +509,19 @@ for value in (weights[0], weights[-1]):
 # %% [markdown]
 # **When something looks odd**: *Kernel → Restart Kernel and Run All Cells*. Every notebook of the course runs
 # from top to bottom without your doing anything, exercises included.
-#
-# **Exercises** come at the end. You get a function that returns `...`. Replace the dots, run the cell, run
-# the check below it. The check never raises: it says *not attempted yet*, *correct*, or *not yet* and why.
 
+# %% [markdown]
+# ## 7 · Exercises
+#
+# You get a function that returns `...`. Replace the dots, run the cell, then the check below it. The check never
+# raises. It says one of four things, with a mark and in words:
+#
+# - ○ *not attempted*, ✓ *correct*;
+# - ✗ *not yet*, with an input, what was expected, what came, and often a hint for that very mistake;
+# - ! *your code raised …*, with your own line.
 
 # %%
-def check(name, attempt, *cases):
-    """Try `attempt` on cases of (arguments, expected); print what came out."""
-    for arguments, expected in cases:
-        try:
-            got = attempt(*arguments)
-        except Exception as error:
-            return print(f"{name}: not yet: your code raised {type(error).__name__}: {error}")
-        if got is ...:
-            return print(f"{name}: not attempted yet")
-        try:
-            right = abs(float(got) - expected) < 1e-6
-        except (TypeError, ValueError):
-            return print(f"{name}: not yet: expected one number, got {got!r}")
-        if not right:
-            return print(f"{name}: not yet: expected {expected:.4f}, got {float(got):.4f}")
-    print(f"{name}: correct")
-
+from mtl_helpers.check import check, hint, progress, solution, use
 
 # %% [markdown]
 # ### Exercise one, done together: a click rate
@@ -542,15 +532,27 @@ def check(name, attempt, *cases):
 
 # %%
 def click_rate(log):
-    """log: a table with a column `click` of 0 and 1, (n rows). Returns clicks / rows, a float.
+    """log: a table with a column `click` of 0 and 1, (n rows). Returns clicks / rows, a number.
 
     Example: three rows with click 1, 0, 0 give 1/3.
     """
     return log["click"].mean()
 
 
-tiny = pd.DataFrame({"click": [1, 0, 0, 1, 0], "purchase": [1, 0, 0, 0, 0]})
-check("click_rate", click_rate, ((tiny,), 2 / 5), ((frame,), frame["click"].sum() / len(frame)))
+# %%
+check("00.click_rate", click_rate)
+
+# %% [markdown]
+# The check tried it on several random tables, not on one: an answer that fits a single example does not pass.
+#
+# **Stuck?** `hint("00.click_rate", 1)` is a nudge, level 2 shows the way, level 3 is nearly the solution. Then there is
+# `solution("00.click_rate")`, commented source. Type them into any cell, with the name of any exercise:
+
+# %%
+hint("00.click_rate", 1)
+
+# %%
+solution("00.click_rate")
 
 # %% [markdown]
 # ### Exercise two: a conversion rate
@@ -560,7 +562,7 @@ check("click_rate", click_rate, ((tiny,), 2 / 5), ((frame,), frame["click"].sum(
 
 # %%
 def conversion_rate(log):
-    """log: a table with columns `click` and `purchase`, (n rows). Returns purchases / clicks, a float.
+    """log: a table with columns `click` and `purchase` of 0 and 1, (n rows). Returns purchases / clicks, a number.
 
     Example: clicks 1, 1, 0 and purchases 1, 0, 0 give 1/2.
     """
@@ -568,21 +570,39 @@ def conversion_rate(log):
 
 
 # %%
-bought, clicks = int(frame["purchase"].sum()), int(frame["click"].sum())
-check("conversion_rate", conversion_rate, ((tiny,), 1 / 2), ((frame,), bought / clicks))
+check("00.conversion_rate", conversion_rate)
 
 # %% [markdown]
-# <details><summary>Hint</summary>Divide by the number of clicks, not by the number of rows.</details>
-#
-# <details><summary>Solution</summary>
-#
-# ```python
-# return log["purchase"].sum() / log["click"].sum()
-# ```
-# </details>
+# A later cell that needs your function takes it through `use`: yours if it passes, the solution's if not. So every
+# notebook runs from top to bottom, solved or unsolved.
+
+# %%
+rate = use("00.conversion_rate", conversion_rate)
+for name, rows in frame.groupby("channel", observed=True):
+    print(f"{name}: {rate(rows):.1%} of the clicks end in a purchase")
 
 # %% [markdown]
-# ### Exercise three: mix two losses
+# ### Exercise three: read the device report
+#
+# How many rows can the device hold at once? Print `report` if you have forgotten what it says.
+
+
+# %%
+def rows_that_fit(report, bytes_per_row):
+    """report: a DeviceReport, as in section one. bytes_per_row: a whole number.
+
+    Returns how many rows fit into *half* of the device's memory, a whole number. `report.memory_gb` counts in
+    GB of 10**9 bytes, or is None when the device does not say: then the answer is 0.
+    Example: 16.0 GB and 400 bytes a row give 20,000,000.
+    """
+    return ...
+
+
+# %%
+check("00.rows_that_fit", rows_that_fit)
+
+# %% [markdown]
+# ### Exercise four: mix two losses
 #
 # Write the formula of section two as code.
 
@@ -597,21 +617,17 @@ def mixed_loss(loss_click, loss_purchase, w):
 
 
 # %%
-from mtl_helpers.losses import weighted_sum
-
-one, two = torch.tensor(0.3), torch.tensor(0.1)
-same = float(weighted_sum({"click": one, "purchase": two}, {"click": 0.2, "purchase": 0.8}))
-check("mixed_loss", mixed_loss, ((torch.tensor(2.0), torch.tensor(4.0), 0.25), 2.5), ((one, two, 0.8), same))
+check("00.mixed_loss", mixed_loss)
 
 # %% [markdown]
-# <details><summary>Hint</summary>The two weights add up to one. At w = 0 only the click is left.</details>
-#
-# <details><summary>Solution</summary>
-#
-# ```python
-# return (1 - w) * loss_click + w * loss_purchase
-# ```
-# </details>
+# **What have I passed?** A correct answer is noted in a file on your computer. Nothing depends on it.
+
+# %%
+progress()
+
+# %% [markdown]
+# **A word you do not know?** The [glossary](glossary.md) has each term in English and Chinese, and the section that
+# teaches it. On Colab, open `notebooks/glossary.md` in the repository instead.
 
 # %% [markdown]
 # ## Self-check
@@ -619,20 +635,20 @@ check("mixed_loss", mixed_loss, ((torch.tensor(2.0), torch.tensor(4.0), 0.25), 2
 # **1.** You double the weight of a task. Must its metric get better?
 #
 # <details><summary>Answer</summary>No. The weight says how much the optimiser cares, not what can be learned.
-# Noise, too few labels or the wrong amount of training can eat the gain. Look at the lines printed under the
-# slider: they say where a metric rose, fell, or showed no clear change.</details>
+# Noise, too few labels or the wrong amount of training can eat the gain. Section two
+# shows it: the lines printed under the slider say where a metric rose, fell, or showed no clear change.</details>
 #
 # **2.** The true probabilities have an AUC below one. Is the simulator broken?
 #
 # <details><summary>Answer</summary>No. A product with a small probability is sometimes clicked, and one with
-# a large probability mostly is not. That is chance, and no model can foresee it. The ceiling says how much of
-# the ranking is there to be learned.</details>
+# a large probability mostly is not. That is chance, and no model can foresee it. The ceiling, printed
+# in section four, says how much of the ranking is there to be learned.</details>
 #
 # **3.** The top of the list is clicked more often than the bottom. Does moving a product to the top gain it
 # that whole difference?
 #
 # <details><summary>Answer</summary>Not if better products stand on top already. The log mixes both causes.
-# The simulator could separate them, by asking what the same products would have got elsewhere.</details>
+# The last cell of section four separates them: it asks what the same products would have got on top.</details>
 
 # %% [markdown]
 # ## Summary

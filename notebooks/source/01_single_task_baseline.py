@@ -4,7 +4,7 @@
 # You take a dirty shop log, turn it into honest features, and train one model for one task. You also learn which
 # numbers to believe, because every later notebook is measured against this one.
 #
-# {{colab_badge}}
+# {{colab_badge}} · [glossary](glossary.md)
 #
 # About ninety minutes to read, one to two minutes to run on a CPU; the models are small, so a GPU is no must ·
 # builds on `00_start_here`
@@ -713,6 +713,7 @@ def verdict(difference, up, down):
     return f"{words}: {difference.mean:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]"
 
 
+# %%
 contests = {
     "accuracy, model − always no": ("accuracy, model", "accuracy, always no"),
     "log-loss (nats), constant − model": ("log-loss, constant rate", "log-loss, model"),
@@ -1220,12 +1221,16 @@ print(
 # %% [markdown]
 # ## Exercises
 #
-# Replace each `...` and run the check below it.
+# Replace each `...` and run the check below it. Stuck? Type `hint("01.precision_at", 1)` into a cell; levels go up to 3.
+# `solution("01.precision_at")` shows commented source.
 #
 # **Exercise 1. Precision at a threshold.**
 
 
 # %%
+from mtl_helpers.check import check, hint, solution, use
+
+
 def precision_at(labels, probabilities, threshold):
     """Share of flagged rows that are positive.
 
@@ -1238,109 +1243,73 @@ def precision_at(labels, probabilities, threshold):
 
 
 # %%
-def check_precision(answer):
-    cases = [
-        *((y_valid, p_valid, cut) for cut in (0.01, 0.05, 0.1)),
-        (np.array([1, 0]), np.array([0.5, 0.5]), 0.5),
-    ]
-    try:
-        got = [answer(*case) for case in cases]
-        empty = answer(np.array([1, 0]), np.array([0.1, 0.2]), 0.9)
-        if got[0] is ...:
-            return "not attempted yet"
-        if not np.allclose(got, [precision_recall(*case)[0] for case in cases]):
-            return f"not yet: for thresholds .01, .05, .1 and a tie at .5 you return {got}"
-        return "correct" if np.isnan(empty) else f"not yet: with nothing flagged you return {empty}, not NaN"
-    except Exception as error:
-        return f"not yet: your code raised {type(error).__name__}: {error}"
-
-
-print("Exercise 1:", check_precision(precision_at))
-
-# %% [markdown]
-# <details><summary>Hint</summary>
-#
-# `flagged = probabilities >= threshold` is a mask. What is the mean of a 0/1 array over a mask?
-#
-# </details>
-#
-# <details><summary>Solution</summary>
-#
-# ```python
-# def precision_at(labels, probabilities, threshold):
-#     flagged = probabilities >= threshold
-#     return labels[flagged].mean() if flagged.any() else float("nan")
-# ```
-#
-# </details>
-
-# %% [markdown]
-# **Exercise 2. Spot the leaks.** Six candidate features for the *click* model. Which may it not see? The single-feature
-# AUC on the training rows is printed as a clue; it does not tell you everything.
+check("01.precision_at", precision_at)
 
 # %%
-wait = frame["next_click_time"] - frame["timestamp"]  # until this user clicks again
-candidates = pd.DataFrame(
-    {
-        "weekday": frame["weekday"],
-        "item_past_ctr": frame["item_past_ctr"],
-        "item_month_ctr": frame.groupby("item_id")["click"].transform("mean"),
-        "session_clicks": frame.groupby("session_id")["click"].transform("sum"),
-        "price_vs_category": frame["price_vs_category"],
-        "days_to_next_click": wait.dt.days.fillna(-1),
-    }
-)
-in_training = parts["train"].index
-for name in candidates:
-    found = auc(frame.loc[in_training, "click"], candidates.loc[in_training, name])
+precision = use("01.precision_at", precision_at)
+for cut in (0.01, 0.05, 0.1):
+    print(f"flag above {cut:.0%}: precision {precision(y_valid, p_valid, cut):.3f}")
+
+# %% [markdown]
+# **Exercise 2. Spot the leaks.** Six candidate features for the *click* model. Which may it not see? The
+# single-feature AUC on the training rows is a clue; it does not tell you everything.
+
+
+# %%
+def candidates(log):
+    """Six features of a log in the order of time, some of which know a click too early."""
+    items, user = log.groupby("item_id")["click"], log["user_id"]
+    moment = log["timestamp"].where(log["click"] == 1)
+    coming = moment.groupby(user).shift(-1).groupby(user).bfill()  # this user's next click
+    return pd.DataFrame(
+        {
+            "weekday": log["weekday"],
+            "item_past_ctr": (items.cumsum() - log["click"] + 0.06) / (items.cumcount() + 1),
+            "item_month_ctr": items.transform("mean"),
+            "session_clicks": log.groupby("session_id")["click"].transform("sum"),
+            "price_vs_category": log["price_vs_category"],
+            "days_to_next_click": (coming - log["timestamp"]).dt.days.fillna(-1),
+        }
+    )
+
+
+# %%
+past = parts["train"].sort_values("timestamp", kind="stable").head(20_000).reset_index(drop=True)
+for name, values in candidates(past).items():
+    found = auc(past["click"], values)
     print(f"{name:20s} AUC {max(found, 1 - found):.3f}")
 
+# %% [markdown]
+# Write a detector that needs no AUC. Suppose one click had come out the other way. A feature that was known when the
+# product was shown cannot notice, in that row or an earlier one.
+
 
 # %%
-def leaking():
-    """Return a set of names, e.g. {"weekday", "price_vs_category"}."""
+def leaking(make_features, log, rows):
+    """The names of the features that know a label too early, a set.
+
+    make_features : a function; make_features(log) is a table with one column a feature, (n rows), without NaN.
+    log : a table in the order of time, (n rows), with the label in the column `click`, 0 or 1.
+    rows : the row numbers at which to try, one at a time.
+
+    Example: a column that counts all clicks of a session leaks, so {"session_clicks"}.
+    """
     return ...
 
 
 # %%
-def check_leaking(answer):
-    try:
-        got = answer()
-        if got is ...:
-            return "not attempted yet"
-        strange = set(got) - set(candidates)
-        if strange:
-            return f"not yet: {strange} is no candidate; they are {list(candidates)}"
-        wanted = {
-            name for name in candidates if name.split("_")[-1] in ("clicks", "click") or "month" in name
-        }
-        missed, accused = len(wanted - set(got)), len(set(got) - wanted)
-        return "correct" if not missed + accused else f"not yet: {missed} missed, {accused} wrongly accused"
-    except Exception as error:
-        return f"not yet: your code raised {type(error).__name__}: {error}"
+check("01.leaking", leaking)
 
-
-print("Exercise 2:", check_leaking(leaking))
+# %%
+detect = use("01.leaking", leaking)
+tried = np.random.default_rng(0).integers(0, len(past), 20).tolist()
+leaks = detect(candidates, past, tried)
+print("leaks:", ", ".join(sorted(leaks)))
+print("honest:", ", ".join(name for name in candidates(past) if name not in leaks))
 
 # %% [markdown]
-# <details><summary>Hint</summary>
-#
-# Ask one question of each: does the shop know this number at the moment it shows the product?
-#
-# </details>
-#
-# <details><summary>Solution</summary>
-#
-# ```python
-# def leaking():
-#     return {"item_month_ctr", "session_clicks", "days_to_next_click"}
-# ```
-#
-# The first counts the row's own click and later ones. The second is the sum of labels that include this one. The third
-# is known only when it has happened. None of the three need look suspicious by its AUC alone: a check by numbers finds
-# strong leaks, and only the question above finds the weak ones.
-#
-# </details>
+# Now compare with the AUCs above. None of the leaks need look suspicious by its AUC alone: a check by numbers finds
+# strong leaks. The question “did the shop know this when it showed the product?” finds the weak ones, too.
 
 # %% [markdown]
 # **Exercise 3. A log-loss that does not overflow.** The obvious formula breaks on confident models:
@@ -1357,47 +1326,17 @@ def stable_log_loss(logits, labels):
     """Mean binary cross-entropy.
 
     logits, labels : (n,) tensors; labels are 0 or 1.
-    Returns a scalar tensor, finite for any finite logits.
+    Returns a scalar tensor, finite for any finite logits, through which a gradient flows.
     Example: stable_log_loss(torch.tensor([-200., 200.]), torch.tensor([1., 0.])) → tensor(200.)
     """
     return ...
 
 
 # %%
-def check_log_loss(answer):
-    try:
-        for z in (torch.linspace(-5, 5, 40), far, 1e4 * far):
-            y = (torch.arange(len(z)) % 2 == 0).float()
-            got, wanted = answer(z, y), nn.functional.binary_cross_entropy_with_logits(z, y)
-            if got is ...:
-                return "not attempted yet"
-            if not np.isclose(float(got), float(wanted), rtol=1e-4):
-                return f"not yet: for logits up to {z.max():g} you return {float(got):g}, not {wanted:g}"
-        return "correct"
-    except Exception as error:
-        return f"not yet: your code raised {type(error).__name__}: {error}"
-
-
-print("Exercise 3:", check_log_loss(stable_log_loss))
+check("01.stable_log_loss", stable_log_loss)
 
 # %% [markdown]
-# <details><summary>Hint</summary>
-#
-# $-\log \sigma(z) = \log(1 + e^{-z})$, and `torch.nn.functional.softplus(u)` is $\log(1 + e^{u})$ without overflow.
-#
-# </details>
-#
-# <details><summary>Solution</summary>
-#
-# ```python
-# def stable_log_loss(logits, labels):
-#     return (torch.nn.functional.softplus(logits) - labels * logits).mean()
-# ```
-#
-# </details>
-
-# %% [markdown]
-# ## Check yourself
+# ## Self-check
 #
 # True or false, and why? Say your answer aloud before you open the fold.
 #
@@ -1414,8 +1353,8 @@ print("Exercise 3:", check_log_loss(stable_log_loss))
 #
 # <details><summary>Answer</summary>
 #
-# False. AUC sees the order only. The square root of all probabilities left it as it was and made the log-loss far
-# worse.
+# False. AUC sees the order only. In question 4, under *Two measures that look at probabilities*, the square root of all
+# probabilities left it as it was and made the log-loss far worse.
 #
 # </details>
 #

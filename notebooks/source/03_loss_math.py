@@ -12,7 +12,7 @@
 # **Promise.** You derive the loss of a multi-task model by hand, in small steps. After each formula a cell
 # compares it with PyTorch's automatic differentiation and with finite differences, so you need to believe nothing.
 #
-# {{colab_badge}} · about 75 minutes to read, under one minute to run on two CPU cores (no GPU needed) · builds on
+# {{colab_badge}} · [glossary](glossary.md) · about 75 minutes to read, under one minute to run on two CPU cores (no GPU needed) · builds on
 # [02_shared_bottom](02_shared_bottom.ipynb)
 
 # %% [markdown]
@@ -1219,68 +1219,27 @@ print(f"convolution: logits change by {changed:.2f}")
 # %% [markdown]
 # ## Exercises
 #
-# Each has a stub that returns `...`, a check that tells you where you are, and a folded solution.
-
-
-# %%
-def say(problem):
-    """Print what a check found; a check returns nothing when all is well."""
-    try:
-        found = problem()
-    except Exception as error:
-        found = f"your code raised {type(error).__name__}: {error}"
-    print("correct" if not found else found if found.startswith("not attempted") else f"not yet: {found}")
-
-
-# %% [markdown]
+# Each has a stub that returns `...` and a check that tells you where you are. Stuck? Type `hint("03.log_sum_exp", 1)`
+# into a cell; levels go up to 3. `solution("03.log_sum_exp")` shows commented source.
+#
 # **Exercise 1. The gradient of softmax cross-entropy, by hand**, with a temperature and a mask. No autograd.
 
 
 # %%
+from mtl_helpers.check import check, hint, solution, use
+
+
 def cross_entropy_gradient(logits, labels, mask, temperature):
     """Gradient of the mean cross-entropy of softmax(logits / temperature) over rows with a known label.
 
-    logits (m, C) float, labels (m,) int64, mask (m,) bool, temperature > 0; returns (m, C).
+    logits (m, C) float, labels (m,) int64, mask (m,) bool with at least one True, temperature > 0; returns (m, C).
     logits [[0., 0.]], labels [0], mask [True], temperature 2 give [[-0.25, 0.25]].
     """
     return ...
 
 
 # %%
-def check_cross_entropy_gradient():
-    g = torch.Generator().manual_seed(1)
-    z = torch.randn(5, 4, generator=g, requires_grad=True)
-    labels, mask = torch.tensor([3, 0, 1, 1, 2]), torch.tensor([True, False, True, True, False])
-    for t in (1.0, 2.5):
-        answer = cross_entropy_gradient(z.detach(), labels, mask, t)
-        if answer is ...:
-            return "not attempted yet"
-        (right,) = torch.autograd.grad(F.cross_entropy(z[mask] / t, labels[mask]), z)
-        if answer.shape != z.shape:
-            return f"the shape is {tuple(answer.shape)}, expected {tuple(z.shape)}"
-        if answer[~mask].abs().max() > 0:
-            return "rows without a label must get gradient 0"
-        if not torch.allclose(answer, right, atol=1e-6):
-            return f"at temperature {t} the largest error is {(answer - right).abs().max():.3f}"
-
-
-say(check_cross_entropy_gradient)
-
-# %% [markdown]
-# <details><summary>Hint</summary>
-#
-# Start from p − y with p = softmax(z / τ). What divides it? Two numbers: one from the chain rule, one from the mean.
-# </details>
-#
-# <details><summary>Solution</summary>
-#
-# ```python
-# def cross_entropy_gradient(logits, labels, mask, temperature):
-#     p = (logits / temperature).softmax(dim=1)
-#     Y = F.one_hot(labels, logits.shape[1])
-#     return (p - Y) * mask[:, None] / (temperature * mask.sum())
-# ```
-# </details>
+check("03.cross_entropy_gradient", cross_entropy_gradient)
 
 # %% [markdown]
 # **Exercise 2. Log-sum-exp that survives anything**, without `torch.logsumexp` or `log_softmax`.
@@ -1288,7 +1247,7 @@ say(check_cross_entropy_gradient)
 
 # %%
 def log_sum_exp(z):
-    """log Σ_c exp(z[n, c]) for each row of z (n, C) float32; returns (n,).
+    """log Σ_c exp(z[n, c]) for each row of z (n, C) float; returns (n,).
 
     Logits may be 1000, −1000, or −inf for a class that is ruled out; one logit of each row is finite.
     [[0., 0.], [1000., 0.]] give [0.6931, 1000.].
@@ -1297,36 +1256,7 @@ def log_sum_exp(z):
 
 
 # %%
-def check_log_sum_exp():
-    rows = torch.tensor(
-        [[0.0, 0.0, 0.0], [1000.0, 0.0, 999.0], [-1000.0, -1000.0, -1001.0], [-torch.inf, 2.0, 1.0]]
-    )
-    answer = log_sum_exp(rows)
-    if answer is ...:
-        return "not attempted yet"
-    if answer.shape != (4,):
-        return f"the shape is {tuple(answer.shape)}, expected (4,)"
-    for row, got, right in zip(rows.tolist(), answer.tolist(), rows.logsumexp(1).tolist(), strict=True):
-        if not abs(got - right) < 1e-3:
-            return f"for {row} you return {got:.4f}, expected {right:.4f}"
-
-
-say(check_log_sum_exp)
-
-# %% [markdown]
-# <details><summary>Hint</summary>
-#
-# Which number, taken from all logits of a row, makes the largest exponent 0? Add it again outside the logarithm.
-# </details>
-#
-# <details><summary>Solution</summary>
-#
-# ```python
-# def log_sum_exp(z):
-#     a = z.max(dim=1, keepdim=True).values
-#     return a[:, 0] + (z - a).exp().sum(dim=1).log()
-# ```
-# </details>
+check("03.log_sum_exp", log_sum_exp)
 
 # %% [markdown]
 # **Exercise 3. The weight that balances two gradients.** Find $w$ so that $(1-w)\,g_1$ and $w\,g_2$ are equally
@@ -1343,37 +1273,14 @@ def balancing_weight(g1, g2):
 
 
 # %%
-def check_balancing_weight():
-    g = torch.Generator().manual_seed(2)
-    for scale in (1.0, 30.0, 0.01):
-        g1, g2 = scale * torch.randn(7, generator=g), torch.randn(7, generator=g)
-        w = balancing_weight(g1, g2)
-        if w is ...:
-            return "not attempted yet"
-        w = float(w)
-        if not 0 <= w <= 1:
-            return f"w is {w:.3f}, outside of 0 to 1"
-        first, second = ((1 - w) * g1).norm().item(), (w * g2).norm().item()
-        if abs(first - second) > 1e-4 * max(first, second):
-            return f"with w = {w:.3f} the lengths are {first:.3f} and {second:.3f}"
+check("03.balancing_weight", balancing_weight)
 
-
-say(check_balancing_weight)
-
-# %% [markdown]
-# <details><summary>Hint</summary>
-#
-# Write a and b for the two lengths and solve (1 − w) a = w b.
-# </details>
-#
-# <details><summary>Solution</summary>
-#
-# ```python
-# def balancing_weight(g1, g2):
-#     a, b = g1.norm().item(), g2.norm().item()
-#     return a / (a + b)
-# ```
-# </details>
+# %%
+balance = use("03.balancing_weight", balancing_weight)
+g1, g2 = torch.tensor([3.0, 0.0]), torch.tensor([-0.5, 0.5])
+w = balance(g1, g2)
+print(f"lengths {g1.norm():.2f} and {g2.norm():.2f}: w = {w:.3f}")
+print(f"weighted lengths {((1 - w) * g1).norm():.3f} and {(w * g2).norm():.3f}")
 
 # %% [markdown]
 # ## Self-check
@@ -1391,15 +1298,22 @@ say(check_balancing_weight)
 # <details><summary>Answer</summary>
 #
 # No. The length of Σ wᵢ gᵢ depends on the lengths and angles of the gradients, not on the sum of the weights: opposite
-# gradients can cancel. Under Adam the common scale of the weights cancels anyway, and the learning rate sets the step.
+# gradients can cancel: see the cell below these questions. Under Adam the common scale of the weights cancels anyway, and the learning rate sets the step.
 # </details>
 #
 # **3. "The loss on logits is another loss than BCE on probabilities."**
 # <details><summary>Answer</summary>
 #
-# On paper they are the same function of z. In float32 they are not: rounded probabilities lose what the logit still
+# On paper they are the same function of z. In float32 (section 2) they are not: rounded probabilities lose what the logit still
 # knows. The form on logits computes the same loss in an order that cannot overflow.
 # </details>
+
+# %%
+g1 = torch.tensor([1.0, 0.0])
+for angle in (0, 90, 180):
+    g2 = torch.tensor([np.cos(np.radians(angle)), np.sin(np.radians(angle))], dtype=torch.float32)
+    step = 0.5 * g1 + 0.5 * g2  # the weights sum to one, the gradients have length 1
+    print(f"gradients {angle:3d}° apart: the weighted sum has length {step.norm():.3f}")
 
 # %% [markdown]
 # ## Summary

@@ -12,6 +12,7 @@ import argparse
 import os
 import re
 import sys
+import tempfile
 from pathlib import Path
 
 import nbformat
@@ -60,6 +61,9 @@ def execute(
     if env is None:
         env = dict(os.environ)
     env = {name: value for name, value in env.items() if name != "MPLBACKEND"}
+    # Nobody's passed exercises show in a built notebook, and no run changes them.
+    nowhere = tempfile.TemporaryDirectory()
+    env["MTL_PROGRESS"] = str(Path(nowhere.name) / "progress.json")
     # With no kernel folders, "python3" can only be this interpreter's own ipykernel.
     manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))
     if manager.has_trait("transport_encryption") and zmq.has("curve"):
@@ -80,6 +84,8 @@ def execute(
         shown = [output for output in cell.get("outputs", []) if output.output_type == "error"]
         reason = "\n".join(shown[-1].traceback) if shown else f"{type(error).__name__}: {error}"
         raise CellFailed(running["index"], cell.source, ANSI.sub("", reason)) from None
+    finally:
+        nowhere.cleanup()
     return notebook
 
 
