@@ -84,7 +84,7 @@ def case_frames(shop: Shop, fractions: Sequence[float] = (0.7, 0.15, 0.15)) -> d
     parts = {}
     for name, part in shop_splits(frame, fractions=fractions).items():
         # the split has forgotten the moments it cannot know, so the join finds no item for them
-        part = part.merge(clicked, on=["user_id", "next_click_time"], how="left")
+        part = part.merge(clicked, on=["user_id", "next_click_time"], how="left", validate="many_to_one")
         first = part["position"] == 1
         parts[name] = part.assign(
             next_item=part["next_item"].where(first), next_category=part["next_category"].where(first)
@@ -100,7 +100,7 @@ def _with_past(frame: pd.DataFrame) -> pd.DataFrame:
     keys = [frame["user_id"], frame["timestamp"]]
     now = clicks.groupby(keys, sort=True).sum()
     before = now.groupby(level=0).cumsum() - now
-    return frame.merge(before.reset_index(), on=["user_id", "timestamp"], how="left")
+    return frame.merge(before.reset_index(), on=["user_id", "timestamp"], how="left", validate="many_to_one")
 
 
 def case_data(frames: dict[str, pd.DataFrame], n_items: int, device: torch.device | str = "cpu") -> Splits:

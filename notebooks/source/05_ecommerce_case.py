@@ -93,16 +93,22 @@ for part, later in (("train", "valid"), ("valid", "test")):
     inside = frames[part]["next_click_time"].max() < frames[later]["timestamp"].min()
     print(f"{part}: no label is decided after its end:", bool(inside))
 
+
 # %%
-orphan = shop.impressions.head(200).assign(user_id=lambda log: log["user_id"].where(log.index > 0, 99_999))
-free = shop.items.assign(price=shop.items["price"].where(shop.items.index > 0, -5.0))
-for what, broken in {
-    "unknown user": replace(shop, impressions=orphan),
-    "negative price": replace(shop, items=free),
-}.items():
+def with_value(table, column, value):
+    """A copy whose first row holds a value that should not be there."""
+    return table.assign(**{column: table[column].where(table.index > 0, value)})
+
+
+broken = {
+    "unknown user": replace(shop, impressions=with_value(shop.impressions, "user_id", 99_999)),
+    "unknown item": replace(shop, impressions=with_value(shop.impressions, "item_id", 99_999)),
+    "negative price": replace(shop, items=with_value(shop.items, "price", -5.0)),
+}
+for what, log in broken.items():
     try:
-        shop_frame(broken)
-        print(f"{what}: accepted")
+        shop_frame(log)
+        print(f"{what}: ACCEPTED")
     except ValueError as error:
         print(f"{what}: {error}")
 
@@ -126,9 +132,8 @@ answers = predict(naive, table.to(device))["next_category"]
 best = int(answers[0].argmax())
 low, high = answers[:, best].min(), answers[:, best].max()
 print(f"{len(answers.unique(dim=0))} different answers for one user, {tuple(answers.shape)}")
-print(
-    f"The chance of {CATEGORIES[best]} runs from {low:.2f} to {high:.2f}, depending on a product that does not matter."
-)
+print(f"The chance of {CATEGORIES[best]} runs from {low:.2f} to {high:.2f},")
+print("depending on a product that does not matter.")
 
 # %% [markdown]
 # A user's favourite cannot depend on the candidate. At serving there is no candidate yet. So the user and the
@@ -182,8 +187,24 @@ for name, logits in model(*rows).items():
 # %% [markdown]
 # ### Train it
 #
-# The weights are tuned on validation rows: the two loud tasks are turned down (eight and eight hundred classes
-# cost many nats). `monitor` puts all losses in the same unit before it chooses the epoch.
+# First the lesson of notebooks 03 and 04, on these tasks: what does each lose when it always says the same?
+
+# %%
+from mtl_helpers.weighting import constant_losses
+
+constants = constant_losses(data.train)
+loud, quiet = max(constants, key=constants.get), min(constants, key=constants.get)
+fig = plots.figure(7, 2)
+ax = fig.subplots()
+ax.barh(list(constants), constants.values(), color=[plots.task_style(name)["color"] for name in constants])
+ax.set(xlabel="loss of the best constant (nats)", ylim=(3.5, -0.5))
+ax.set_title(f"{loud} is {constants[loud] / constants[quiet]:.0f} times as loud as {quiet}")
+display(fig)
+print({name: round(float(value), 3) for name, value in constants.items()})
+
+# %% [markdown]
+# So the two loud tasks are turned down, as validation rows advised. `MONITOR` puts all losses in about the same
+# unit before it chooses the epoch.
 
 # %%
 WEIGHTS = {"click": 1.0, "purchase": 1.0, "next_category": 0.1, "next_item": 0.05}
@@ -223,14 +244,10 @@ def recall_at_10(scores, part):
 
 
 popular = np.tile(items["clicks"].to_numpy(float), (len(data.valid), 1))
-said = predict(model, data.valid)
-print(
-    f"recall@10 on validation: chance {10 / len(items):.4f}, popularity {recall_at_10(popular, data.valid):.4f}, "
-    f"model {recall_at_10(said['next_item'].numpy(), data.valid):.4f}"
-)
-print(
-    {name: {k: round(v, 3) for k, v in found.items()} for name, found in evaluate(model, data.valid).items()}
-)
+said = predict(model, data.valid)["next_item"].numpy()
+found = {"popularity": recall_at_10(popular, data.valid), "model": recall_at_10(said, data.valid)}
+print("recall@10 on validation: chance", 10 / len(items), {k: round(v, 4) for k, v in found.items()})
+pd.DataFrame(evaluate(model, data.valid)).T.round(3)
 
 # %% [markdown]
 # One shop and a few hundred rows prove little. The same on eight whole new shops, made by
@@ -275,9 +292,8 @@ for measure in ("click_auc", "purchase_auc", "category_accuracy", "recall"):
     table = over_shops("tasks", measure)
     verdict(f"{measure:17} with ids − without", table["user ids"], table["counts"])
 per_user = train.groupby("user_id")["click"].sum()
-print(
-    f"The median user of the training log has {per_user.median():.0f} click(s); a vector for each is learned by heart."
-)
+print(f"The median user of the training log has {per_user.median():.0f} click(s).")
+print("A vector for each user is soon learned by heart.")
 
 # %% [markdown]
 # Where ids do not help, leave them out: the model is smaller, and a new user is no special case.
@@ -325,9 +341,8 @@ display(
 )
 verdict("corrected − uncorrected", table[names[2]], table[names[1]])
 verdict("corrected − full", table[names[2]], table[names[0]])
-print(
-    f"Sampled takes {seconds[names[2]].mean() / seconds[names[0]].mean():.2f} of the time of full, at {len(items)} items."
-)
+ratio = seconds[names[2]].mean() / seconds[names[0]].mean()
+print(f"Sampled takes {ratio:.2f} of the time of full, at {len(items)} items.")
 
 # %% [markdown]
 # **What surprised you?** With a small catalogue sampling saves little time; it is for catalogues that do not fit.
@@ -368,9 +383,8 @@ ax.set(xlabel="predicted probability", ylabel="observed share (test rows)")
 ax.set_title(f"{inside} of {len(curve)} bins agree with the diagonal")
 ax.legend()
 display(fig)
-print(
-    f"In the top bin the model says {said.iloc[-1]:.3f}, and {seen.iloc[-1]:.3f} bought. Bars: 95 % intervals."
-)
+print(f"In the top bin the model says {said.iloc[-1]:.3f}, and {seen.iloc[-1]:.3f} bought.")
+print("Bars are 95 % intervals.")
 
 # %% [markdown]
 # The others look at *lists*. Score every product for a few hundred users. A log only knows what was shown; the
@@ -547,9 +561,8 @@ board = pd.DataFrame(rows).T.rename_axis("diversity")
 display(board[["EUR", "NDCG", "categories", "catalogue"]].round(3))
 change = board["EUR"].iloc[-1] / board["EUR"].iloc[0] - 1
 shown = board["categories"]
-print(
-    f"From no to full diversity: {shown.iloc[0]:.0%} → {shown.iloc[-1]:.0%} of the categories, revenue {change:+.0%}."
-)
+print(f"From no to full diversity: categories {shown.iloc[0]:.0%} → {shown.iloc[-1]:.0%},")
+print(f"revenue {change:+.0%}.")
 
 # %% [markdown]
 # ## 5 · The funnel: impression, click, purchase
@@ -604,21 +617,18 @@ fit(whole_space, data.train, data.valid, **settings)
 with torch.no_grad():
     inner = whole_space.eval().inner(data.test.numeric, data.test.categorical)
 p = {name: logits.sigmoid().cpu().numpy() for name, logits in inner.items()}
-print(
-    "p(purchase) is p(click) · p(conversion):",
-    np.allclose(p["click"] * p["conversion"], predict(whole_space, data.test)["purchase"], atol=1e-5),
-)
-print(
-    f"conversion over all impressions: ESMM says {p['conversion'].mean():.3f}, true {true_conversion.mean():.3f}"
-)
+product = p["click"] * p["conversion"]
+same = np.allclose(product, predict(whole_space, data.test)["purchase"], atol=1e-5)
+print("p(purchase) is p(click) · p(conversion):", same)
+said, true = p["conversion"].mean(), true_conversion.mean()
+print(f"conversion over all impressions: ESMM says {said:.3f}, true {true:.3f}")
 
 # %%
 off = (over_shops("funnel", "ratio") - 1).abs()
 said = {name: mean_interval(over_shops("funnel", "ratio")[name]) for name in ("clicks only", "ESMM")}
 for name, ratio in said.items():
-    print(
-        f"conversion said / true, all impressions, {name:11}: {ratio.mean:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
-    )
+    low, high = f"{ratio.low:.2f}", f"{ratio.high:.2f}"
+    print(f"conversion said / true, all impressions, {name:11}: {ratio.mean:.2f} [{low}, {high}]")
 verdict("distance of that ratio from 1, ESMM − clicks only", off["ESMM"], off["clicks only"], 3, sign=-1)
 rmse, product = over_shops("funnel", "rmse"), over_shops("funnel", "purchase_auc")
 verdict("error against the true conversion, ESMM − clicks only", rmse["ESMM"], rmse["clicks only"], sign=-1)
@@ -723,7 +733,8 @@ ax = fig.subplots()
 looks = {"counted": ("o:", "#E69F00"), "model": ("s--", "#0072B2"), "truth": ("-", "#222222")}
 for name, (style, color) in looks.items():
     ax.plot(range(1, 6), curves[name], style, label=name, color=color)
-error = {name: abs(curves[name] - curves["truth"]).sum() for name in ("counted", "model")}
+names = {"counted": "the plain count", "model": "the model"}
+error = {label: abs(curves[name] - curves["truth"]).sum() for name, label in names.items()}
 ax.set(xlabel="position", ylabel="log-odds of a click\nagainst position 1", xticks=range(1, 6))
 ax.set_title(f"In this shop, {min(error, key=error.get)} is nearer to the truth")
 ax.legend()
@@ -828,9 +839,8 @@ def worth(table, aim):
 
 for aim in aims:
     mean = weights["purchase"].loc[[int(name.split()[-1]) for name in chosen[aim]]].mean()
-    print(
-        f"best {aim:18} purchase weight {mean:.2f}; {worth(sold, aim).mean():5.1f} purchases, {worth(money, aim).mean():6,.0f} EUR"
-    )
+    bought, euros = worth(sold, aim).mean(), worth(money, aim).mean()
+    print(f"best {aim:18} purchase weight {mean:.2f}; {bought:.1f} purchases, {euros:,.0f} EUR")
 
 # %%
 for aim in aims[1:]:
@@ -868,19 +878,19 @@ print(f"In this shop the setting with the best list accuracy earns {loss:+.0%} a
 for segment in ("new", "known", "price-sensitive", "other"):
     table = over_shops("business", f"revenue, {segment}")
     gap = paired_difference(table["buy · price"], table["popularity"])
-    gain, base = gap.mean / table["popularity"].mean(), table["popularity"].mean()
+    base, low, high = table["popularity"].mean(), f"{gap.low:+.0f}", f"{gap.high:+.0f}"
     print(
-        f"{segment:16} popularity {base:6.0f} EUR per 1,000, ours {gap.mean:+6.0f} [{gap.low:+.0f}, {gap.high:+.0f}] ({gain:+.0%})"
+        f"{segment:16} popularity {base:6.0f}, ours {gap.mean:+6.0f} [{low}, {high}] ({gap.mean / base:+.0%})"
     )
+print("EUR per 1,000 impressions, lists by p · price.")
 
 # %%
 gap = {s: over_shops("business", f"revenue, {s}") for s in ("price-sensitive", "other")}
 lift = {s: t["buy · price"] / t["popularity"] for s, t in gap.items()}
 verdict("lift over popularity, price-sensitive − other", lift["price-sensitive"], lift["other"], 2)
-dear = ranking.top_k(fused(purchase=1, cost=1), 10)
-print(
-    f"Median price on the lists of p · price: {np.median(price[dear]):.0f} EUR; of p alone {np.median(price[ranking.top_k(fused(purchase=1), 10)]):.0f} EUR; catalogue {np.median(price):.0f} EUR."
-)
+lists = {"p · price": fused(purchase=1, cost=1), "p alone": fused(purchase=1)}
+median = {name: float(np.median(price[ranking.top_k(x, 10)])) for name, x in lists.items()}
+print("median price, EUR:", median | {"catalogue": float(np.median(price))})
 
 # %% [markdown]
 # ### The A/B test
@@ -962,9 +972,8 @@ odds = {
 true_gap = odds["new"].sum(1).mean() - odds["old"].sum(1).mean()
 variance = sum((p * (1 - p)).sum(1).mean() + p.sum(1).var() for p in odds.values())
 size = 2 * (1.96 + 0.84) ** 2 * variance / true_gap**2
-print(
-    f"p(purchase) against p(purchase)·p(click)^0.25: true difference {true_gap:+.5f} purchases per session; needs about {size:,.0f} sessions"
-)
+print("p(purchase) against p(purchase) · p(click)^0.25:")
+print(f"true difference {true_gap:+.5f} purchases per session; needs about {size:,.0f} sessions")
 
 # %% [markdown]
 # ## 10 · Why this product?
@@ -1030,9 +1039,8 @@ ax.set(
     title=f"Mostly {by_feature.index[-1]}, then {by_feature.index[-2]}",
 )
 display(fig)
-print(
-    f"For it: {by_feature.index[-1]} {by_feature.iloc[-1]:+.2f}; against it: {by_feature.index[0]} {by_feature.iloc[0]:+.2f}."
-)
+for side, at in (("for", -1), ("against", 0)):
+    print(f"most {side} it: {by_feature.index[at]} {by_feature.iloc[at]:+.2f}")
 
 # %% [markdown]
 # This is what *interpretability* can mean here: each part has a name and they add up. It explains the *model*,
@@ -1068,11 +1076,12 @@ except ValueError as error:
 
 # %%
 own = [*ecommerce.USER_COLUMNS[0], "user_id", *ecommerce.USER_COLUMNS[1]]
-past = people[list(ecommerce.PAST)].to_numpy()[:, pd.Index(CATEGORIES).get_indexer(pd.Index(category))]
+codes = pd.Index(CATEGORIES).get_indexer(pd.Index(category))
+past = people[list(ecommerce.PAST)].to_numpy()[:, codes]
 served = Recommender(
     loaded, encoder, items, people[own], context={"position": 1},
     pairs={"user_category_past_clicks": past},
-    classes={"next_item": np.arange(len(items)), "next_category": pd.Index(CATEGORIES).get_indexer(pd.Index(category))},
+    classes={"next_item": np.arange(len(items)), "next_category": codes},
     fusion=Fusion({"click": 0.5, "purchase": 1.0, "price": 0.5}),
 )  # fmt: skip
 someone = int(people.iloc[0]["user_id"])
@@ -1087,8 +1096,9 @@ for request in range(30 if FAST else 300):
     start = time.perf_counter()
     served.recommend(ids[request % len(ids)], 10)
     took.append(1000 * (time.perf_counter() - start))
+middle, slow = np.median(took), np.quantile(took, 0.99)
 print(
-    f"{len(items)} products for one user: median {np.median(took):.1f} ms, p99 {np.quantile(took, 0.99):.1f} ms on {device.type}, this run"
+    f"{len(items)} products for one user: median {middle:.1f} ms, p99 {slow:.1f} ms, {device.type}, this run"
 )
 
 # %% [markdown]
@@ -1126,10 +1136,8 @@ def as_news(frame):
 
 parts = {name: as_news(frame) for name, frame in frames.items()}
 paper = prepare(parts, news, ecommerce.CASE_NUMERIC, ecommerce.CASE_CATEGORICAL, device=device)
-for task in news:
-    print(
-        f"{task.name:14} {int(paper.train.masks.get(task.name, torch.ones(len(paper.train))).sum()):6,} labels"
-    )
+known = paper.train.masks["read_long"]
+print(f"{int(known.sum()):,} of {len(known):,} rows know whether the article was read")
 
 # %%
 torch.manual_seed(0)
@@ -1156,7 +1164,6 @@ print(f"p(click) · p(read | click): {overlap:.0%} of a list is that of p(click)
 # %%
 from mtl_helpers.losses import check_weights
 
-nobody = train.head(100).assign(purchase=0)
 small = scores["purchase"][:, :5]
 attempts = {
     "unknown user": lambda: served.recommend(999_999),
@@ -1167,6 +1174,9 @@ attempts = {
     "a weight of NaN": lambda: check_weights({"buy": float("nan"), "next": 1.0}, ["buy", "next"]),
     "all weights 0": lambda: check_weights({"buy": 0.0, "next": 0.0}, ["buy", "next"]),
     "fusion exponent below 0": lambda: Fusion({"purchase": -1.0}),
+    "a fusion target without a yes": lambda: LearnedFusion(["click"]).fit(
+        valid, torch.zeros(len(valid["click"]))
+    ),
 }
 
 # %%
