@@ -451,7 +451,7 @@ def progress() -> Answer:
         mark = MARKS["correct" if id in passed else "not attempted"]
         notebooks.setdefault(exercise.notebook, []).append(f"{mark} {exercise.name}")
     done = sum(id in passed for id in exercises)
-    lines = [(notebook, "\n".join(names)) for notebook, names in notebooks.items()]
+    lines = [(notebook, "   ".join(names)) for notebook, names in notebooks.items()]
     lines += [("note", complaint)] if complaint else []
     lines.append(
         ("kept", "in one file on this computer: progress_file() names it, reset_progress() empties it")

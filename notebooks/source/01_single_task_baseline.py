@@ -1308,8 +1308,8 @@ print("leaks:", ", ".join(sorted(leaks)))
 print("honest:", ", ".join(name for name in candidates(past) if name not in leaks))
 
 # %% [markdown]
-# Now compare with the AUCs above. None of the leaks need look suspicious by its AUC alone: a check by numbers finds
-# strong leaks. The question “did the shop know this when it showed the product?” finds the weak ones, too.
+# Now compare with the AUCs above. A check by numbers finds strong leaks. The question “did the shop know this when it
+# showed the product?” finds the weak ones, too.
 
 # %% [markdown]
 # **Exercise 3. A log-loss that does not overflow.** The obvious formula breaks on confident models:

@@ -12,7 +12,7 @@
 # **Promise.** When you leave this page you can build a multi-task model in twenty lines, train it with one loss
 # per task, and say from evidence where sharing helps, where it hurts, and where it makes no difference.
 #
-# {{colab_badge}} · about 90 minutes to read, about 90 seconds to run on two CPU cores (no GPU needed) · builds on
+# {{colab_badge}} · [glossary](glossary.md) · about 90 minutes to read, about 90 seconds to run on two CPU cores (no GPU needed) · builds on
 # notebook 01
 
 # %% [markdown]
@@ -750,6 +750,8 @@ for budget, rows in wide.groupby(level=0):
 # The shop has a knob for this. `relatedness` is the correlation between what makes a user click and what makes
 # the same user buy: at 1 the same taste, at 0 unrelated, at −1 opposed. Until now it stood at 0.8.
 #
+# A task that gets worse because layers are shared suffers *negative transfer*.
+#
 # **Predict.** Draw the gain from sharing against relatedness, once with all labels, once with 2,000.
 
 
@@ -964,70 +966,28 @@ else:
 # %% [markdown]
 # ## Exercises
 #
-# Each has a stub that returns `...`, a check that tells you where you are, and a folded solution.
+# Each has a stub that returns `...` and a check that tells you where you are. Stuck? Type `hint("02.add_task", 1)` into
+# a cell; levels go up to 3. `solution("02.add_task")` shows commented source.
+#
+# **Exercise 1. A third task, without touching the bottom.** Give a trained model a new tower.
 
 
 # %%
-def say(problem):
-    """Print what a check found; a check returns nothing when all is well."""
-    try:
-        found = problem()
-    except Exception as error:
-        found = f"your code raised {type(error).__name__}: {error}"
-    print("correct" if not found else found if found.startswith("not attempted") else f"not yet: {found}")
+from mtl_helpers.check import check, hint, solution, use
 
 
-# %% [markdown]
-# **Exercise 1. A third task, without touching the bottom.** Give a trained two-task model a new tower.
-
-
-# %%
 def add_task(model, task):
     """Add a tower for ``task`` to a SharedBottom, leave all else as it is, and return the model.
 
-    The new tower maps the shared representation (n, 32) to ``task.n_outputs`` logits. For next_category and
-    n = 5 the model then also returns logits of shape (5, 8). ``model.tasks`` must list the new task.
+    The new tower maps the shared representation (n, width), width = ``model.settings["bottom"][-1]``, to
+    ``task.n_outputs`` logits. For next_category and n = 5 the model then also returns logits of shape (5, 8).
+    ``model.tasks``, a tuple, must list the new task.
     """
     return ...
 
 
 # %%
-def check_add_task():
-    model = SharedBottom(data.schema, (CLICK, PURCHASE), 4).to(device)
-    numeric, categorical = data.train.numeric[:5], data.train.categorical[:5]
-    before = model(numeric, categorical)["click"].detach()
-    grown = add_task(model, CATEGORY)
-    if grown is ...:
-        return "not attempted yet"
-    after = grown.to(device)(numeric, categorical)
-    if "next_category" not in after:
-        return f"the model answers {', '.join(after)}; next_category is missing"
-    if tuple(after["next_category"].shape) != (5, 8):
-        return f"logits of next_category have shape {tuple(after['next_category'].shape)}, expected (5, 8)"
-    if not torch.equal(before, after["click"].detach()):
-        return "the click logits changed: leave the bottom and the other towers alone"
-    return None if CATEGORY in grown.tasks else "model.tasks does not list the new task"
-
-
-say(check_add_task)
-
-# %% [markdown]
-# <details><summary>Hint</summary>
-#
-# `model.towers` is a `ModuleDict`: assign a new entry. `mtl_helpers.models.Tower(32, task)` makes a tower.
-# </details>
-#
-# <details><summary>Solution</summary>
-#
-# ```python
-# from mtl_helpers.models import Tower
-#
-# def add_task(model, task):
-#     model.towers[task.name] = Tower(32, task)
-#     model.tasks = (*model.tasks, task)
-#     return model
-# ```
-# </details>
+check("02.add_task", add_task)
 
 # %% [markdown]
 # **Exercise 2. How much is shared?**
@@ -1043,31 +1003,13 @@ def shared_share(model):
 
 
 # %%
-def check_shared_share():
-    for tasks in ((CLICK, PURCHASE), SHOP_TASKS):
-        model = SharedBottom(data.schema, tasks, 4)
-        answer, own = shared_share(model), sum(count_parameters(tower) for tower in model.towers.values())
-        if answer is ...:
-            return "not attempted yet"
-        if abs(answer - (1 - own / count_parameters(model))) > 1e-6:
-            return f"{len(tasks)} tasks: you say {answer}; towers {own} of {count_parameters(model)}"
+check("02.shared_share", shared_share)
 
-
-say(check_shared_share)
-
-# %% [markdown]
-# <details><summary>Hint</summary>
-#
-# `model.shared_parameters()` yields tensors; `.numel()` counts the numbers in one.
-# </details>
-#
-# <details><summary>Solution</summary>
-#
-# ```python
-# def shared_share(model):
-#     return sum(p.numel() for p in model.shared_parameters()) / count_parameters(model)
-# ```
-# </details>
+# %%
+grow, measure = use("02.add_task", add_task), use("02.shared_share", shared_share)
+model = SharedBottom(data.schema, (CLICK, PURCHASE), 4).to(device)
+before = measure(model)
+print(f"shared: {before:.1%} with two tasks, {measure(grow(model, CATEGORY)):.1%} with a third")
 
 # %% [markdown]
 # **Exercise 3. A loss that skips gaps, even when a batch has no label at all.**
@@ -1075,7 +1017,7 @@ say(check_shared_share)
 
 # %%
 def masked_loss(logits, labels, mask):
-    """Mean binary cross-entropy over rows with a known label.
+    """Mean binary cross-entropy over rows with a known label, a scalar tensor.
 
     logits, labels (n,) float, mask (n,) bool. Rows with mask False must not count; if all are
     False the loss is 0 and its gradient is 0, never NaN. For example logits [0., 9.], labels
@@ -1085,38 +1027,7 @@ def masked_loss(logits, labels, mask):
 
 
 # %%
-def check_masked_loss():
-    logits = torch.tensor([0.0, 9.0, -1.0], requires_grad=True)
-    labels = torch.tensor([1.0, 0.0, 0.0])
-    for mask, expected in (([True, False, False], 0.6931), ([True, False, True], 0.5032), ([False] * 3, 0.0)):
-        loss = masked_loss(logits, labels, torch.tensor(mask))
-        if loss is ...:
-            return "not attempted yet"
-        if not abs(loss.item() - expected) < 1e-3:
-            return f"mask {mask} gives {loss.item():.4f}, expected {expected}"
-        (gradient,) = torch.autograd.grad(loss, logits)
-        if not torch.isfinite(gradient).all():
-            return f"mask {mask} has a gradient that is not finite"
-
-
-say(check_masked_loss)
-
-# %% [markdown]
-# <details><summary>Hint</summary>
-#
-# Ask for `reduction="none"`, multiply by the mask, divide by the number of known labels or by 1, whichever is
-# larger.
-# </details>
-#
-# <details><summary>Solution</summary>
-#
-# ```python
-# def masked_loss(logits, labels, mask):
-#     rows = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
-#     mask = mask.float()
-#     return (rows * mask).sum() / mask.sum().clamp(min=1)
-# ```
-# </details>
+check("02.masked_loss", masked_loss)
 
 # %% [markdown]
 # ## Self-check

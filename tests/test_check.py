@@ -1,0 +1,634 @@
+"""Exercises: each reference passes, each stub is not attempted, each planted mistake brings up its own hint."""
+
+from __future__ import annotations
+
+import html
+import inspect
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jupytext
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+
+import build
+from execute import execute
+from mtl_helpers import check as check_module
+from mtl_helpers import trial
+from mtl_helpers.check import check, hint, progress, progress_file, reset_progress, solution, use
+from mtl_helpers.exercises import Exercise, Mistake, all_exercises, find
+from mtl_helpers.gradients import combine
+from mtl_helpers.metrics import correct_downsampling, precision_recall
+from mtl_helpers.sweep import pareto_mask
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = build.find_sources()
+EXERCISES = all_exercises()
+engine = sys.modules["mtl_helpers.check"]
+
+
+@pytest.fixture(autouse=True)
+def own_progress(tmp_path, monkeypatch) -> Path:
+    """No test touches the progress of whoever runs it."""
+    path = tmp_path / "state" / "progress.json"
+    monkeypatch.setenv("MTL_PROGRESS", str(path))
+    monkeypatch.delenv("MTL_STRICT", raising=False)
+    return path
+
+
+def every(exercises=EXERCISES):
+    return pytest.mark.parametrize("exercise", exercises.values(), ids=list(exercises))
+
+
+# --- all exercises ----------------------------------------------------------------------------------------------
+
+
+@every()
+def test_the_reference_passes(exercise):
+    assert str(check(exercise.id, exercise.reference)) == f"✓ correct · {exercise.id}"
+
+
+@pytest.mark.parametrize(
+    ("exercise", "mistake"),
+    [
+        pytest.param(exercise, mistake, id=f"{id}-{mistake.what}")
+        for id, exercise in EXERCISES.items()
+        for mistake in exercise.mistakes
+    ],
+)
+def test_a_planted_mistake_brings_up_its_own_hint(exercise, mistake):
+    answer = check(exercise.id, mistake.answer)
+    assert answer.state in ("not yet", "raised")
+    assert dict(answer.lines)["hint"] == mistake.hint
+
+
+@every()
+def test_an_exercise_is_complete(exercise):
+    assert re.fullmatch(r"\d\d\.[a-z_0-9]+", exercise.id)
+    assert exercise.name == exercise.reference.__name__
+    assert len(exercise.mistakes) >= 3
+    texts = [*exercise.hints, *(mistake.hint for mistake in exercise.mistakes)]
+    assert len(set(texts)) == len(texts) and len(exercise.hints) == 3
+    assert all(len(text) > 10 and text[-1] in ".?)" for text in texts), texts
+    assert "#" in inspect.getsource(exercise.reference), "the solution is commented"
+
+
+@every()
+def test_neither_a_constant_nor_known_inputs_pass(exercise):
+    run = trial.trusted(exercise.reference, exercise, [engine.FIRST_SEED])
+    cases = trial.draw_cases(exercise, engine.FIRST_SEED)
+    results = [outcome.raw for outcome in run.outcomes]
+    known = {
+        repr([trial.show(arg, 2000) for arg in case.args]): r for case, r in zip(cases, results, strict=True)
+    }
+
+    def constant(*args):
+        return results[0]
+
+    def memory(*args):
+        return known.get(repr([trial.show(arg, 2000) for arg in args]), results[-1])
+
+    for fake in (constant, memory):
+        assert check(exercise.id, fake).state in ("not yet", "raised"), fake.__name__
+
+
+@every()
+def test_hints_and_solution_are_printed(exercise):
+    for level, text in enumerate(exercise.hints, start=1):
+        assert text in str(hint(exercise.id, level))
+    shown = str(solution(exercise.id))
+    namespace = dict(vars(sys.modules[exercise.reference.__module__]))
+    exec(textwrap.dedent(shown.partition("\n")[2]), namespace)
+    assert check(exercise.id, namespace[exercise.name]).state == "correct"
+
+
+# --- the notebooks ----------------------------------------------------------------------------------------------
+
+HERE = {
+    id: exercise for id, exercise in EXERCISES.items() if any(n[:2] == exercise.notebook for n in SOURCES)
+}
+
+
+def code_cells(exercise: Exercise) -> list[str]:
+    (path,) = (path for name, path in SOURCES.items() if name.startswith(exercise.notebook))
+    notebook = jupytext.reads(path.read_text(encoding="utf-8"), fmt="py:percent")
+    return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def stub_of(exercise: Exercise) -> Callable:
+    (cell,) = (cell for cell in code_cells(exercise) if f"def {exercise.name}(" in cell)
+    namespace = {"np": np, "torch": torch, "pd": pd}
+    exec(cell[cell.index(f"def {exercise.name}(") :], namespace)
+    return namespace[exercise.name]
+
+
+@every(HERE)
+def test_the_stub_is_not_attempted(exercise):
+    stub = stub_of(exercise)
+    assert list(inspect.signature(stub).parameters) == list(inspect.signature(exercise.reference).parameters)
+    assert stub.__doc__ and re.search(r"\b(example|for|gives?)\b", stub.__doc__, re.IGNORECASE)
+    answer = check(exercise.id, stub)
+    assert answer.state == ("correct" if exercise.worked else "not attempted")
+    assert sum(f'check("{exercise.id}", {exercise.name})' in cell for cell in code_cells(exercise)) == 1
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_notebook_checks_exercises_that_exist(name):
+    asked = re.findall(
+        r'\b(?:check|use|hint|solution)\("(\d\d\.\w+)"', SOURCES[name].read_text(encoding="utf-8")
+    )
+    assert asked and set(asked) <= set(EXERCISES)
+    assert set(asked) >= {id for id in EXERCISES if id.startswith(name[:2])}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_three_questions_have_folded_answers_that_name_their_proof(name):
+    text = SOURCES[name].read_text(encoding="utf-8")
+    part = text.partition("# ## Self-check")[2].partition("# ## Summary")[0]
+    answers = re.findall(r"<details><summary>Answer</summary>(.*?)</details>", part, re.DOTALL)
+    assert len(answers) == len(re.findall(r"^# \*\*\d\.", part, re.MULTILINE)) == 3
+    for answer in answers:
+        assert re.search(r"\b(section|question|cell|picture)", answer, re.IGNORECASE), answer
+
+
+@pytest.mark.slow
+def test_a_notebook_runs_with_the_solutions_in_place_of_the_stubs():
+    notebook = nbformat.from_dict(build.load("00_start_here"))
+    filled = 0
+    for cell in notebook.cells:
+        for exercise in EXERCISES.values():
+            if (
+                cell.cell_type == "code"
+                and exercise.id.startswith("00")
+                and f"def {exercise.name}(" in cell.source
+            ):
+                cell.source = inspect.getsource(exercise.reference)
+                filled += 1
+    assert filled == 4
+    execute(notebook, ROOT / "notebooks", {**os.environ, "FAST": "1", "MTL_STRICT": "1"})
+    printed = "\n".join(str(cell.get("outputs", "")) for cell in notebook.cells)
+    assert printed.count("✓ correct") >= 4
+    assert "not attempted" not in printed and "solution's version" not in printed
+
+
+# --- the references against other sources -----------------------------------------------------------------------
+
+
+def results(id: str) -> list[tuple[tuple, object]]:
+    exercise = find(id)
+    cases = [case for seed in range(3) for case in trial.draw_cases(exercise, seed)]
+    return [(case.args, exercise.reference(*case.args)) for case in cases]
+
+
+def test_references_agree_with_libraries_and_defining_equations():
+    for args, got in results("01.precision_at"):
+        np.testing.assert_allclose(got, precision_recall(*args)[0])
+    for (z, y), got in results("01.stable_log_loss"):
+        torch.testing.assert_close(got, F.binary_cross_entropy_with_logits(z, y))
+    for (z,), got in results("03.log_sum_exp"):
+        torch.testing.assert_close(got, z.logsumexp(1))
+    for (z, y, mask, t), got in results("03.cross_entropy_gradient"):
+        z = z.clone().requires_grad_()
+        (by_autograd,) = torch.autograd.grad(F.cross_entropy(z[mask] / t, y[mask]), z)
+        torch.testing.assert_close(got, by_autograd)
+    for (g1, g2), w in results("03.balancing_weight"):
+        torch.testing.assert_close(((1 - w) * g1).norm(), (w * g2).norm())
+    for (g1, g2), got in results("04.pcgrad_of_two"):
+        by_class = combine("PCGrad", torch.tensor(np.stack([g1, g2]))).numpy()
+        np.testing.assert_allclose(got, by_class, atol=1e-9)
+    for (points,), got in results("04.dominated"):
+        brute = [any((q <= p).all() and (q < p).any() for q in points) for p in points]
+        np.testing.assert_array_equal(got, brute)
+        if len(np.unique(points, axis=0)) == len(points):
+            np.testing.assert_array_equal(got, ~pareto_mask(points, [False, False]))
+    for (p, keep), got in results("05.undo_downsampling"):
+        np.testing.assert_allclose(got, correct_downsampling(p, keep), atol=1e-12)
+    for (z, y, mask), got in results("02.masked_loss"):
+        known = F.binary_cross_entropy_with_logits(z[mask], y[mask]) if mask.any() else torch.zeros_like(got)
+        torch.testing.assert_close(got, known)
+
+
+# --- code that misbehaves ---------------------------------------------------------------------------------------
+
+RATE = "00.conversion_rate"
+
+
+def right(log):
+    return log["purchase"].sum() / log["click"].sum()
+
+
+def spins(log):
+    while True:
+        pass
+
+
+def spins_and_swallows(log):
+    while True:
+        try:
+            while True:
+                pass
+        except BaseException:
+            pass
+
+
+def recurses(log):
+    return recurses(log)
+
+
+def leaves(log):
+    sys.exit("enough")
+
+
+def prints(log):
+    print("looking at", len(log), "rows")
+    return right(log)
+
+
+def prints_without_end(log):
+    while True:
+        print("x" * 100)
+
+
+def changes(log):
+    log["rate"] = 0.5
+    return right(log)
+
+
+def changes_in_place(log):
+    log.iloc[0, 0] = 7
+    return right(log)
+
+
+def seeds(log):
+    torch.manual_seed(90_000)
+    return right(log)
+
+
+def draws(log):
+    random.random()
+    return right(log)
+
+
+def draws_numpy(log):
+    np.random.rand()
+    return right(log)
+
+
+@pytest.mark.parametrize(
+    ("code", "state", "said"),
+    [
+        (spins, "not yet", "did not finish within"),
+        (spins_and_swallows, "not yet", "did not finish within"),
+        (prints_without_end, "not yet", "did not finish within"),
+        (recurses, "raised", "RecursionError"),
+        (leaves, "raised", "SystemExit: enough"),
+        (prints, "correct", "looking at 5 rows"),
+        (changes, "not yet", "changes its argument log"),
+        (changes_in_place, "not yet", "changes its argument log"),
+        (seeds, "not yet", "global random generators"),
+        (draws, "not yet", "global random generators"),
+        (draws_numpy, "not yet", "global random generators"),
+        (lambda log: None, "not yet", "Is there a `return`?"),
+        (lambda log: "0.4", "not yet", "expected a number, got a str"),
+        (lambda log: np.array([right(log)]), "not yet", "got an array of shape (1,)"),
+        (lambda log: torch.tensor(right(log)), "correct", ""),
+        (lambda log, extra: 1, "not yet", "expected a function of (log)"),
+        (0.4, "not yet", "expected your function, got 0.4"),
+        (..., "not attempted", ""),
+    ],
+)
+def test_it_is_answered_in_words(code, state, said, monkeypatch, capsys):
+    monkeypatch.setattr(engine, "SECONDS", 0.3)
+    before = torch.random.get_rng_state(), random.getstate(), np.random.get_state()[1].tobytes()
+    answer = check(RATE, code)
+    assert answer.state == state
+    assert said in str(answer)
+    assert capsys.readouterr() == ("", ""), "what the code prints is shown in the answer alone"
+    assert torch.equal(before[0], torch.random.get_rng_state())
+    assert before[1:] == (random.getstate(), np.random.get_state()[1].tobytes())
+    assert len(str(answer)) < 2000
+    deadline = time.monotonic() + 5
+    while any(t.name == "exercise" for t in threading.enumerate()) and time.monotonic() < deadline:
+        pass
+    assert not [thread for thread in threading.enumerate() if thread.name == "exercise"], "no thread is left"
+
+
+def test_code_that_cannot_be_stopped_is_left_behind(monkeypatch):
+    monkeypatch.setattr(engine, "SECONDS", 0.05)
+    monkeypatch.setattr(trial, "GRACE", 0.05)
+    gate = threading.Event()
+    answer = check(RATE, lambda log: gate.wait())
+    gate.set()
+    assert "could not be stopped" in str(answer)
+    assert "restart the kernel" in str(answer)
+
+
+def test_without_threads_the_check_still_works(monkeypatch):
+    def refuse(self):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert check(RATE, right).state == "correct"
+
+
+def test_an_error_comes_with_the_readers_own_line():
+    def typo(log):
+        clicks = log["clicks"].sum()
+        return log["purchase"].sum() / clicks
+
+    text = str(check(RATE, typo))
+    assert text.startswith(f"! your code raised KeyError · {RATE}")
+    assert 'clicks = log["clicks"].sum()' in text
+    assert "in typo, line" in text
+    assert "log = table of 5 rows: click [" in text
+
+
+def switches_off(loss_click, loss_purchase, w):
+    torch.set_grad_enabled(False)
+    return (1 - w) * loss_click + w * loss_purchase
+
+
+def without_graph(loss_click, loss_purchase, w):
+    with torch.no_grad():
+        return (1 - w) * loss_click + w * loss_purchase
+
+
+def one_detached(loss_click, loss_purchase, w):
+    return (1 - w) * loss_click.detach() + w * loss_purchase
+
+
+def in_place(loss_click, loss_purchase, w):
+    loss_click *= 1 - w
+    return loss_click + w * loss_purchase
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (switches_off, "leaves autograd switched off"),
+        (without_graph, "autograd cannot see how it was computed"),
+        (one_detached, "no gradient reaches loss_click"),
+        (in_place, "changes its argument loss_click"),
+    ],
+)
+def test_gradients_must_flow(code, said):
+    assert said in str(check("00.mixed_loss", code))
+    assert torch.is_grad_enabled()
+
+
+def test_a_check_works_where_the_reader_switched_autograd_off():
+    with torch.no_grad():
+        assert check("00.mixed_loss", find("00.mixed_loss").reference).state == "correct"
+        assert not torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize(
+    ("expected", "got", "said"),
+    [
+        (torch.zeros(3), torch.zeros(3, 1), "expected shape (3,), got shape (3, 1)"),
+        (torch.zeros(3), torch.zeros(3).double(), "expected torch.float32, got torch.float64"),
+        (torch.zeros(3), torch.zeros(3, device="meta"), "expected a tensor on cpu, got one on meta"),
+        (torch.zeros(3), np.zeros(3), "expected a tensor of shape (3,), torch.float32, got an array"),
+        (np.zeros(2), [0.0, 0.0], "got a list"),
+        (np.zeros(2, bool), np.zeros(2), "expected an array of bool"),
+        (np.zeros(2), np.zeros(2, np.float32), ""),
+        (0.5, np.float32(0.5), ""),
+        (0.5, True, "expected a number, got True or False"),
+        (True, np.bool_(True), ""),
+        (1, 2, "another number"),
+        (float("nan"), float("nan"), ""),
+        (float("nan"), 0.0, "another number"),
+        ({"a": 1}, {"b": 1}, "expected the keys ['a'], got ['b']"),
+        ((1, 2), (1, 3), "value 2: another number"),
+        ((1, 2), (1,), "expected 2 values, got 1"),
+        ({"a"}, {"b"}, "another value"),
+        ({"a"}, ["a"], "expected a set, got a list"),
+        (pd.DataFrame({"x": [1]}), pd.DataFrame({"y": [1]}), "expected the columns ['x'], got ['y']"),
+        (pd.DataFrame({"x": [1]}), pd.DataFrame({"x": [2]}), "other values"),
+    ],
+)
+def test_differences_are_said_in_words(expected, got, said):
+    found = trial.difference(expected, got)
+    assert (found == "") == (said == "")
+    assert said in found
+
+
+def test_what_works_on_the_cpu_only_is_found_on_the_device(monkeypatch):
+    """The meta device stands for a GPU: it has shapes, dtypes and a place of its own."""
+    monkeypatch.setattr(engine, "_accelerators", lambda: [torch.device("meta")])
+    exercise = Exercise(
+        "99.double",
+        "twice",
+        lambda x: 2 * x,
+        lambda rng: [(torch.tensor(rng.normal(size=3)),)],
+        (),
+        ("", "", ""),
+    )
+    assert engine._examine(exercise, lambda x: x + x).state == "correct"
+    answer = engine._examine(exercise, lambda x: 2 * x if x.device.type == "cpu" else torch.zeros(3).double())
+    assert "expected a tensor on meta, got one on cpu" in str(answer)
+
+
+def test_the_mistake_that_explains_everything_wins():
+    """A reader who treats one case apart still gets the hint; one with an error more gets none that is wrong."""
+
+    def half_mended(log):
+        return right(log) if len(log) == 5 else log["purchase"].mean()
+
+    def two_errors(log):
+        return log["purchase"].mean() if len(log) == 5 else 1 - right(log)
+
+    (by_rows,) = (m for m in find(RATE).mistakes if m.what == "purchases over rows")
+    assert by_rows.hint in str(check(RATE, half_mended))
+    assert "hint " not in str(check(RATE, two_errors)).replace('hint("', "")
+
+
+# --- answers ----------------------------------------------------------------------------------------------------
+
+FOUR = {
+    "not attempted": lambda log: ...,
+    "correct": right,
+    "not yet": lambda log: 0.5,
+    "raised": lambda log: 1 / 0,
+}
+
+
+@pytest.mark.parametrize("state", FOUR)
+def test_an_answer_reads_as_plain_text_and_needs_no_colour(state):
+    answer = check(RATE, FOUR[state])
+    assert answer.state == state
+    first = str(answer).splitlines()[0]
+    assert first == f"{engine.MARKS[state]} {answer.headline}"
+    assert (state if state != "raised" else "your code raised ZeroDivisionError") in first
+    assert "\x1b" not in str(answer) and "\t" not in str(answer)
+    page = answer._repr_html_()
+    assert "color" not in page and "background" not in page
+    bare = html.unescape(re.sub(r"<[^>]+>", " ", page))
+    for part in (answer.headline, *(text for line in answer.lines for text in line)):
+        assert part in bare
+
+
+def test_output_that_looks_like_html_is_shown_as_text():
+    page = check(RATE, lambda log: "<script>alert(1)</script>")._repr_html_()
+    assert "<script>" not in page and "&lt;script&gt;" in page
+
+
+def test_four_marks_differ():
+    assert len({engine.MARKS[state] for state in FOUR}) == 4
+
+
+@pytest.mark.parametrize("fn", [FOUR["not attempted"], FOUR["not yet"], FOUR["raised"], spins])
+def test_strict_raises(fn, monkeypatch):
+    monkeypatch.setattr(engine, "SECONDS", 0.2)
+    with pytest.raises(AssertionError, match=r"00\.conversion_rate"):
+        check(RATE, fn, strict=True)
+    monkeypatch.setenv("MTL_STRICT", "1")
+    with pytest.raises(AssertionError, match=r"00\.conversion_rate"):
+        check(RATE, fn)
+    with pytest.raises(AssertionError, match=r"00\.conversion_rate"):
+        use(RATE, fn)
+    assert check(RATE, right, strict=True).state == "correct"
+
+
+def test_use_gives_yours_or_the_solution(capsys):
+    assert use(RATE, right) is right
+    assert capsys.readouterr().out == ""
+    assert use(RATE, FOUR["not attempted"]) is find(RATE).reference
+    assert "is not written yet" in capsys.readouterr().out
+    assert use(RATE, FOUR["not yet"]) is find(RATE).reference
+    assert "does not pass" in capsys.readouterr().out
+    with pytest.raises(KeyError, match="no exercise '00.nothing'.*00.conversion_rate"):
+        use("00.nothing", right)
+
+
+@pytest.mark.parametrize("call", [lambda id: check(id, right), hint, solution])
+@pytest.mark.parametrize("id", ["00.nothing", "conversion_rate", "", "77.x", None])
+def test_an_unknown_exercise_is_answered_in_words(call, id):
+    assert "There is no exercise" in str(call(id))
+
+
+@pytest.mark.parametrize("level", [0, 4, "two", None])
+def test_hints_have_three_levels(level):
+    assert "levels 1, 2 and 3" in str(hint(RATE, level))
+
+
+# --- progress ---------------------------------------------------------------------------------------------------
+
+
+def test_progress_is_kept_and_can_be_reset(own_progress):
+    assert progress().headline.startswith(f"0 of {len(EXERCISES)} ")
+    check(RATE, FOUR["not yet"])
+    assert not own_progress.exists()
+    check(RATE, right)
+    use("00.mixed_loss", find("00.mixed_loss").reference)
+    assert list(json.loads(own_progress.read_text(encoding="utf-8"))["passed"]) == [RATE]
+    assert "✓ conversion_rate" in str(progress()) and "○ mixed_loss" in str(progress())
+    check(RATE, FOUR["raised"])
+    assert "✓ conversion_rate" in str(progress()), "what was passed once stays passed"
+    assert [path.name for path in own_progress.parent.iterdir()] == [own_progress.name]
+    reset_progress()
+    assert progress().headline.startswith("0 of")
+
+
+@pytest.mark.parametrize("content", [b"", b"{not json", b"[]", b'{"passed": 3}', b"\xff\xfe\x00", b"null"])
+def test_a_damaged_file_is_not_fatal(own_progress, content):
+    own_progress.parent.mkdir()
+    own_progress.write_bytes(content)
+    assert "cannot be read" in str(progress())
+    assert check(RATE, right).state == "correct"
+    assert "cannot be read" not in str(progress())
+    assert "✓ conversion_rate" in str(progress())
+
+
+def test_a_folder_that_cannot_be_written_is_not_fatal(tmp_path, monkeypatch):
+    blocked = tmp_path / "a file"
+    blocked.write_text("")
+    monkeypatch.setenv("MTL_PROGRESS", str(blocked / "progress.json"))
+    assert check(RATE, right).state == "correct"
+    assert progress().headline.startswith("0 of")
+    reset_progress()
+
+
+@pytest.mark.parametrize(
+    ("platform", "variable", "expected"),
+    [
+        ("linux", "XDG_STATE_HOME", "{}/mtl-for-recommenders/progress.json"),
+        ("win32", "LOCALAPPDATA", "{}/mtl-for-recommenders/progress.json"),
+        ("darwin", "HOME", "{}/Library/Application Support/mtl-for-recommenders/progress.json"),
+    ],
+)
+def test_the_file_lies_in_the_readers_state_folder(platform, variable, expected, tmp_path, monkeypatch):
+    monkeypatch.delenv("MTL_PROGRESS")
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setenv(variable, str(tmp_path))
+    assert progress_file().as_posix() == expected.format(tmp_path.as_posix())
+
+
+# --- the listing and the glossary -------------------------------------------------------------------------------
+
+
+def test_the_listing_shows_every_mistake_with_its_hint():
+    done = subprocess.run(
+        [sys.executable, "-m", "mtl_helpers.check"], cwd=ROOT, capture_output=True, text=True, encoding="utf-8",
+        env={**os.environ, "PYTHONIOENCODING": "utf-8"}, check=True,
+    )  # fmt: skip
+    assert "DOES NOT BRING UP" not in done.stdout
+    for exercise in EXERCISES.values():
+        assert f"{exercise.id}(" in done.stdout
+        for mistake in exercise.mistakes:
+            assert mistake.hint in done.stdout
+
+
+def test_a_mistake_that_is_none_is_found_by_the_listing(monkeypatch):
+    none = Mistake("right after all", right, "A hint that never comes.")
+    broken = Exercise(RATE, "", right, find(RATE).cases, (none,), ("", "", ""))
+    monkeypatch.setattr(engine, "all_exercises", lambda: {RATE: broken})
+    assert any("DOES NOT BRING UP" in line for line in check_module.listing())
+
+
+GLOSSARY = (ROOT / "notebooks" / "glossary.md").read_text(encoding="utf-8")
+ENTRY = re.compile(r"\| (.+?) \| (.+?) \| (.+?) \| \[(\d\d)\]\((\w+)\.ipynb\): (.+?) \|")
+
+
+def section_of(name: str, heading: str) -> str:
+    """The text under a heading of a notebook, down to the next one of its level."""
+    text = SOURCES[name].read_text(encoding="utf-8")
+    found = re.search(rf"^# (##+) {re.escape(heading)}$", text, re.MULTILINE)
+    assert found, f"{name} has no heading {heading!r}"
+    end = re.search(r"^# ## " if found[1] == "##" else r"^# ##", text[found.end() :], re.MULTILINE)
+    return heading + text[found.end() :][: end.start() if end else None]
+
+
+def test_the_glossary_is_a_table_of_entries():
+    rows = [line for line in GLOSSARY.splitlines() if line.startswith("|")][2:]
+    assert len(rows) > 30
+    assert all(ENTRY.fullmatch(row) for row in rows), [row for row in rows if not ENTRY.fullmatch(row)]
+    terms = [ENTRY.fullmatch(row)[1] for row in rows]
+    assert len(set(terms)) == len(terms)
+    assert all(re.search(r"[\u4e00-\u9fff]", ENTRY.fullmatch(row)[2]) for row in rows)
+
+
+@pytest.mark.parametrize("entry", ENTRY.findall(GLOSSARY), ids=lambda entry: entry[0])
+def test_a_term_is_taught_where_the_glossary_says(entry):
+    term, _, _, number, name, heading = entry
+    assert name.startswith(number) and (ROOT / "notebooks" / f"{name}.ipynb").is_file()
+    said = " ".join(re.sub(r"^#", " ", section_of(name, heading), flags=re.MULTILINE).lower().split())
+    assert term.partition(" (")[0].lower() in said
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_notebook_links_to_the_glossary(name):
+    assert "](glossary.md)" in SOURCES[name].read_text(encoding="utf-8")
