@@ -764,14 +764,15 @@ def _kind_of(
     if pd.api.types.is_timedelta64_dtype(values.dtype):
         return "number", "a duration, in days"
     unique = distinct == n_known and n_known >= 20
+    nearly = distinct >= 0.95 * n_known and n_known >= 20  # a log written twice repeats its keys
     if _is_number(values):
         numbers = _numbers(values)
         known = numbers[np.isfinite(numbers)]
         whole = len(known) > 0 and bool((known % 1 == 0).all())
         if whole and _looks_like_epoch(values, name):
             return "date", "a time stamp"
-        if whole and unique and (_CODE_NAME.search(name) or np.ptp(known) == len(known) - 1):
-            return "drop", "another number in every row, as a row number has"
+        if whole and ((nearly and _CODE_NAME.search(name)) or (unique and np.ptp(known) == len(known) - 1)):
+            return "drop", "another number in (nearly) every row, as a row number has"
         if whole and _CODE_NAME.search(name):
             return "category", "whole numbers, and the name says id or code"
         return "number", ""
@@ -802,8 +803,8 @@ def _kind_of(
     spaced = float(np.average([" " in text for text in names], weights=counts))
     if distinct > 0.5 * n_known and n_known >= 20 and length > 20 and spaced > 0.5:
         return "text", "long and different in most rows"
-    if unique:
-        return "drop", "another value in every row"
+    if nearly:
+        return "drop", "another value in (nearly) every row"
     if 0 < texts < distinct:
         return "category", "text and other values mixed, all taken as text"
     return "category", ""

@@ -1,0 +1,173 @@
+"""Exercises of notebook 07: a statistic that does not leak, a paired interval, how many seeds."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mtl_helpers.exercises import Case, Exercise, Mistake
+
+__all__ = ["EXERCISES"]
+
+
+def rate_of_others(ids, labels):
+    # Sums and counts per id, brought back to the rows …
+    _, codes = np.unique(ids, return_inverse=True)
+    total, count = np.bincount(codes, labels)[codes], np.bincount(codes)[codes]
+    # … without the row itself: its own label is what is to be predicted.
+    overall = (labels.sum() - labels) / (len(labels) - 1)
+    # An id seen once has no others; the rate of all other rows stands in.
+    return np.where(count > 1, (total - labels) / np.maximum(count - 1, 1), overall)
+
+
+def logs(rng):
+    for n, k in ((6, 2), (20, 5), (30, 12)):
+        yield rng.integers(0, k, n), (rng.random(n) < 0.4).astype(float)
+    yield Case((np.array([3, 3, 8]), np.array([1.0, 0.0, 1.0])), "one id is seen only once")
+    yield Case((np.arange(5), np.array([1.0, 0.0, 1.0, 1.0, 0.0])), "every id is seen only once")
+
+
+def paired_interval(a, b, quantile):
+    # One difference per seed: what both runs of a seed share cancels.
+    gap = a - b
+    # Standard error of a mean: the sample deviation over the root of the number of seeds.
+    half = quantile * gap.std(ddof=1) / np.sqrt(len(gap))
+    return np.array([gap.mean() - half, gap.mean() + half])
+
+
+def runs(rng):
+    for n in (3, 5, 10):
+        luck = rng.normal(0.75, 0.03, n)
+        yield luck + rng.normal(0.004, 0.002, n), luck + rng.normal(0, 0.002, n), 2.5
+    yield Case((np.array([0.7, 0.8]), np.array([0.6, 0.9]), 12.7), "there are two seeds only")
+
+
+def seeds_needed(sd, gap):
+    # The mean of n differences scatters by sd / sqrt(n). To see `gap` in 80 % of attempts at the 5 % level it has to
+    # be 1.96 + 0.84 = 2.8 times as large as that.
+    return int(np.ceil((2.8 * sd / gap) ** 2))
+
+
+def spreads(rng):
+    for _ in range(4):
+        yield float(rng.uniform(0.0005, 0.004)), float(rng.uniform(0.0006, 0.002))
+    yield Case((0.004, 0.001), "four times the difference in one run")
+
+
+EXERCISES = (
+    Exercise(
+        "07.rate_of_others",
+        "a statistic without its own label",
+        rate_of_others,
+        logs,
+        mistakes=(
+            Mistake(
+                "the row itself is in it",
+                lambda ids, labels: np.array([labels[ids == i].mean() for i in ids]),
+                "Your rate contains the label of the row it is given to: a leak. Leave that row out.",
+            ),
+            Mistake(
+                "zero for a lonely row",
+                lambda ids, labels: np.array(
+                    [
+                        (labels[ids == i].sum() - y) / max((ids == i).sum() - 1, 1)
+                        for i, y in zip(ids, labels, strict=True)
+                    ]
+                ),
+                "An id seen once has no others. Zero would be a guess; give it the rate of all other rows.",
+            ),
+            Mistake(
+                "divided by all",
+                lambda ids, labels: np.where(
+                    np.array([(ids == i).sum() for i in ids]) > 1,
+                    np.array(
+                        [
+                            (labels[ids == i].sum() - y) / (ids == i).sum()
+                            for i, y in zip(ids, labels, strict=True)
+                        ]
+                    ),
+                    (labels.sum() - labels) / (len(labels) - 1),
+                ),
+                "You left the row out of the sum but not out of the count.",
+            ),
+            Mistake(
+                "one rate for all",
+                lambda ids, labels: (labels.sum() - labels) / (len(labels) - 1),
+                "That is the rate of all other rows. Take the rows of the same id where there are any.",
+            ),
+        ),
+        hints=(
+            "What would a row's own label do in its feature, at test time, when the label is not known yet?",
+            "Per id, sum and count: `np.bincount` over `np.unique(..., return_inverse=True)`; subtract the row.",
+            "`(total - labels) / (count - 1)` where count > 1, else `(labels.sum() - labels) / (len(labels) - 1)`.",
+        ),
+    ),
+    Exercise(
+        "07.paired_interval",
+        "an interval for a difference of pairs",
+        paired_interval,
+        runs,
+        mistakes=(
+            Mistake(
+                "not paired",
+                lambda a, b, quantile: (
+                    a.mean()
+                    - b.mean()
+                    + np.array([-1, 1]) * quantile * np.sqrt((a.var(ddof=1) + b.var(ddof=1)) / len(a))
+                ),
+                "You add the two variances, as for runs that share nothing. Take one difference per seed first.",
+            ),
+            Mistake(
+                "deviation of one run",
+                lambda a, b, quantile: (a - b).mean() + np.array([-1, 1]) * quantile * (a - b).std(ddof=1),
+                "That is how far one run scatters. The mean of n of them scatters less, by the root of n.",
+            ),
+            Mistake(
+                "divided by n",
+                lambda a, b, quantile: (
+                    (a - b).mean() + np.array([-1, 1]) * quantile * (a - b).std() / np.sqrt(len(a))
+                ),
+                "NumPy's std divides by n unless told: with few seeds use ddof=1.",
+            ),
+            Mistake(
+                "the wrong way round",
+                lambda a, b, quantile: (
+                    (b - a).mean() + np.array([-1, 1]) * quantile * (b - a).std(ddof=1) / np.sqrt(len(a))
+                ),
+                "The sign is turned: a − b is asked for.",
+            ),
+        ),
+        hints=(
+            "The two runs of a seed share their luck. Which number per seed is free of it?",
+            "Mean of the differences, plus and minus quantile times their standard error.",
+            "`gap = a - b`; half = `quantile * gap.std(ddof=1) / np.sqrt(len(gap))`.",
+        ),
+    ),
+    Exercise(
+        "07.seeds_needed",
+        "how many seeds to see a difference",
+        seeds_needed,
+        spreads,
+        mistakes=(
+            Mistake(
+                "not squared",
+                lambda sd, gap: int(np.ceil(2.8 * sd / gap)),
+                "The error falls with the root of n, so n grows with the square of the ratio.",
+            ),
+            Mistake(
+                "rounded down",
+                lambda sd, gap: int((2.8 * sd / gap) ** 2),
+                "One seed too few: round up.",
+            ),
+            Mistake(
+                "significance only",
+                lambda sd, gap: int(np.ceil((1.96 * sd / gap) ** 2)),
+                "With 1.96 alone the interval excludes zero in one attempt out of two. Add 0.84 for 80 %.",
+            ),
+        ),
+        hints=(
+            "How far does the mean of n differences scatter, if one scatters by sd?",
+            "2.8 times sd / sqrt(n) must be at most the difference: solve for n, and round up.",
+            "`int(np.ceil((2.8 * sd / gap) ** 2))`.",
+        ),
+    ),
+)
