@@ -35,7 +35,26 @@ MOST_PRINTED = 400  # characters of what the code printed that are kept
 
 
 class TimeUp(SystemExit):
-    """Raised inside code that took too long. No Exception, so that ``except Exception`` does not catch it."""
+    """Raised inside code that took too long. No Exception, so that ``except Exception`` does not catch it.
+
+    ``except BaseException`` and a bare ``except`` do catch it. So when it is made, in the thread that it stops, it has
+    Python call ``_again`` before the next line of the code, which is then the handler's first, outside of its ``try``.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        frame = sys._getframe(1)
+        while frame is not None:
+            if frame.f_code.co_filename != __file__:
+                frame.f_trace = _again
+            frame = frame.f_back
+        sys.settrace(_again)
+
+
+def _again(frame: Any, event: str, argument: Any) -> None:
+    """A trace function that stops the code at its next line; functions called from there are left in peace."""
+    if event == "line":
+        raise TimeUp
 
 
 @dataclass
@@ -182,8 +201,9 @@ def _all_cases(
             torch.manual_seed(90_001 + number)
             random.seed(90_001 + number)
             np.random.seed(90_001 + number)
-            result.outcomes.append(_call(fn, case, untouched, exercise))
-            if result.outcomes[-1].raw is ...:
+            outcome = _call(fn, case, untouched, exercise)
+            result.outcomes.append(outcome)
+            if outcome.raw is ...:
                 return
 
 
@@ -250,22 +270,14 @@ def _where(thread: threading.Thread) -> str:
 
 
 def _stop(thread: threading.Thread) -> bool:
-    """Has TimeUp raised in a thread until it ends. Says whether it did.
-
-    Code in ``try: ... except BaseException`` swallows it, but not on the way from the handler back into the ``try``.
-    Threads that take turns very often let us hit that moment.
-    """
-    deadline, interval = time.monotonic() + GRACE, sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        while thread.is_alive() and time.monotonic() < deadline:
-            with contextlib.suppress(AttributeError):  # not every Python has this call
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                    ctypes.c_ulong(thread.ident or 0), ctypes.py_object(TimeUp)
-                )
-            thread.join(1e-4)
-    finally:
-        sys.setswitchinterval(interval)
+    """Has TimeUp raised in a thread until it ends, for at most GRACE seconds. Says whether it ended."""
+    deadline = time.monotonic() + GRACE
+    while thread.is_alive() and time.monotonic() < deadline:
+        with contextlib.suppress(AttributeError):  # not every Python has this call
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                ctypes.c_ulong(thread.ident or 0), ctypes.py_object(TimeUp)
+            )
+        thread.join(0.05)
     return not thread.is_alive()
 
 

@@ -130,7 +130,7 @@ def code_cells(exercise: Exercise) -> list[str]:
 
 def stub_of(exercise: Exercise) -> Callable:
     (cell,) = (cell for cell in code_cells(exercise) if f"def {exercise.name}(" in cell)
-    namespace = {"np": np, "torch": torch, "pd": pd}
+    namespace = {"np": np, "torch": torch, "pd": pd, "check": lambda id, fn: None}
     exec(cell[cell.index(f"def {exercise.name}(") :], namespace)
     return namespace[exercise.name]
 
