@@ -44,9 +44,8 @@ class TimeUp(SystemExit):
     def __init__(self) -> None:
         super().__init__()
         frame = sys._getframe(1)
-        while frame is not None:
-            if frame.f_code.co_filename != __file__:
-                frame.f_trace = _again
+        while frame is not None and frame.f_code.co_filename != __file__:
+            frame.f_trace = _again
             frame = frame.f_back
         sys.settrace(_again)
 
@@ -228,6 +227,7 @@ def run(
     def work() -> None:
         with contextlib.suppress(TimeUp):
             _all_cases(fn, exercise, seeds, device, result)
+        sys.settrace(None)
 
     with (
         kept_random_state(),
