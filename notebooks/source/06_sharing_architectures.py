@@ -91,7 +91,7 @@ ax.set(xlabel="parameters above the embedding", ylim=(len(who) - 0.5, -0.5))
 most = who[names].sum(axis=1).div(who[list(colors)].sum(axis=1)).idxmax()
 ax.set_title(f"Owned by one task or shared: {most} gives tasks the largest part of their own")
 ax.grid(axis="y", visible=False)
-ax.legend(ncols=4, loc="lower right", frameon=True)
+ax.legend(ncols=2, loc="upper right", frameon=True)
 display(fig)
 least = who[names].sum(axis=1).div(who[list(colors)].sum(axis=1)).idxmin()
 print(
@@ -162,16 +162,7 @@ for e in range(4):
     experts.append(h)
 gate = mmoe.gates["click"](x).softmax(-1)
 mixed = sum(gate[:, e : e + 1] * experts[e] for e in range(4))
-print(
-    "gate",
-    tuple(gate.shape),
-    "· experts",
-    len(experts),
-    "×",
-    tuple(experts[0].shape),
-    "→",
-    tuple(mixed.shape),
-)
+print(f"gate {tuple(gate.shape)} · {len(experts)} experts {tuple(experts[0].shape)} → {tuple(mixed.shape)}")
 same = torch.allclose(mmoe.towers["click"](mixed), mmoe(batch.numeric, batch.categorical)["click"], atol=1e-5)
 print("equal:", same)
 
@@ -237,6 +228,7 @@ def upside_down(model):
     return int((p["purchase"] > p["click"]).sum())
 
 
+# %%
 trained, counts = {}, {}
 for label in ("shared-bottom", "ESMM"):
     torch.manual_seed(0)
@@ -342,27 +334,28 @@ def against(a, b, p):
 # %%
 fig = plots.figure(10, 3.8)
 left, right = fig.subplots(1, 2)
-for shift, kind in enumerate(kinds):
-    means = [mean_interval(table.loc[p, kind]).mean for p in levels]
-    left.plot(levels, means, label=kind, **LOOK[kind])
-    if kind != "shared-bottom":
-        gaps = [against(kind, "shared-bottom", p) for p in levels]
-        at = [p + 0.012 * (shift - 2) for p in levels]
-        right.vlines(at, [g.low for g in gaps], [g.high for g in gaps], color=LOOK[kind]["color"], lw=2)
-        right.plot(at, [g.mean for g in gaps], **(LOOK[kind] | {"linestyle": "none"}), label=kind)
+for kind in kinds:
+    left.plot(levels, [table.loc[p, kind].mean() for p in levels], label=kind, **LOOK[kind])
+for shift, kind in enumerate(["separate", "MMoE", "CGC"]):
+    gaps, at = [against(kind, "shared-bottom", p) for p in levels], [p + 0.015 * (shift - 1) for p in levels]
+    right.vlines(at, [g.low for g in gaps], [g.high for g in gaps], color=LOOK[kind]["color"], lw=2)
+    right.plot(at, [g.mean for g in gaps], **(LOOK[kind] | {"linestyle": "none"}))
 right.axhline(0, color="#222222", lw=1)
-left.set(
-    xlabel="correlation of the tasks", ylabel="test error / label variance", title="Means over the seeds"
-)
-right.set(xlabel="correlation of the tasks", ylabel="difference to shared-bottom", title="Intervals at 95 %")
-left.legend(frameon=True)
+left.set(xlabel="correlation of the tasks", ylabel="test error / label variance", ylim=(0, None))
+right.set(xlabel="correlation of the tasks", ylabel="difference to shared-bottom")
+left.set_title(f"Lowest mean at p = 0: {table.loc[levels[0], kinds].mean().idxmin()}")
+right.set_title("Paired differences, intervals at 95 %")
+left.legend(frameon=True, ncols=2, loc="lower left")
 display(fig)
+
+# %%
 for kind in ("MMoE", "CGC", "separate"):
     found = {p: against(kind, "shared-bottom", p) for p in levels}
     better = [f"{p:g}" for p, g in found.items() if g.high < 0]
     worse = [f"{p:g}" for p, g in found.items() if g.low > 0]
     print(f"{kind}: below the shared bottom's error at p = {', '.join(better) or 'none'};", end=" ")
     print(f"above it at {', '.join(worse) or 'none'}; a tie elsewhere.")
+print(f"{3 * len(levels)} intervals at 95 %: about one would exclude zero by chance alone.")
 
 # %% [markdown]
 # That compares models at one $p$. The paper's claim is about the *slope*: how much does a model lose between
@@ -446,12 +439,8 @@ def gate_map(p, n_experts, seed):
     return found
 
 
-print(
-    "gate map",
-    gate_map(0.5, 4, 0).shape,
-    "· a task's row sums to",
-    np.nansum(gate_map(0.5, 4, 0)[0, 0]).round(2),
-)
+first_row = gate_map(0.5, 4, 0)[0, 0]
+print("gate map", gate_map(0.5, 4, 0).shape, "· a task's row sums to", np.nansum(first_row).round(2))
 
 # %%
 fig = plots.figure(11, 3.4)
@@ -465,11 +454,11 @@ for panel, task in zip(maps, ("first", "second"), strict=True):
     panel.grid(visible=False)
 maps[0].set_ylabel("quarter of the rows by w₁ᵀx")
 fig.colorbar(images[1], ax=maps, label="mean gate", fraction=0.05)
+ax.set(xlabel="correlation", ylabel="distance of the gates", xlim=(-0.05, 1.05), ylim=(0, 1))
+ax.set_title("How far tasks differ")
 dots = ax.plot([], [], "o", color="#0072B2", alpha=0.35, animated=True)[0]
 line = ax.plot([], [], "-", color="#0072B2", animated=True)[0]
 here = ax.plot([], [], "o", color="#D55E00", ms=10, mfc="none", mew=2, animated=True)[0]
-ax.set(xlabel="correlation", ylabel="distance of the gates", xlim=(-0.05, 1.05), ylim=(0, 1))
-ax.set_title("How far tasks differ")
 
 # %%
 from mtl_helpers.widget_kit import Explorer, choice_slider
@@ -490,9 +479,13 @@ def draw_gates(state):
     return f"The tasks' gates differ by {own:.2f} (0: alike, 1: nothing in common); most used: {alike}, {top[0]} and {top[1]}."
 
 
+# %%
 seeds = sorted(set(gates.query("n_experts == 4")["seed"]))
-knobs = [choice_slider("p", "correlation", levels), choice_slider("n", "number of experts", [2, 4, 8]),
-         choice_slider("seed", "seed", seeds)]  # fmt: skip
+knobs = [
+    choice_slider("p", "correlation", levels),
+    choice_slider("n", "number of experts", [2, 4, 8], 4),
+    choice_slider("seed", "seed", seeds),
+]
 Explorer(fig, knobs, draw_gates, title="Mean gate by task, segment and expert")
 
 # %%
@@ -653,6 +646,10 @@ print(f"{len(scores)} shops; parameters", shops.groupby("model", sort=False)["pa
 print(
     "learning rates chosen:", shops.groupby("lr")["model"].count().div(2 * len(names)).astype(int).to_dict()
 )
+low = shops["lr"].min()
+share = (shops["lr"] == low).mean()
+print(f"The lowest of the grid, {low:g}, was best in {share:.0%} of the runs", end=" ")
+print("(at the edge: a lower one might do better still)." if share > 0.3 else "(not at the edge).")
 print("made by: python tests/benchmarks/architecture_comparison.py")
 
 # %%
