@@ -53,7 +53,7 @@ KUAIRAND_PLAY_TASK = Task("play_time", "regression", label="log_play")
 """For how long did it run? log(1 + seconds), cut off at the video's length.
 
 A video that ran to its end says only "at least this long": what the user would have watched of a longer one is
-*censored*. ``finished`` marks those rows, about 16 % of them.
+*censored*. ``finished`` marks those rows, about one in seven.
 """
 
 KUAIRAND_NUMERIC = (
