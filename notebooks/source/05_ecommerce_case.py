@@ -12,7 +12,7 @@
 # **Promise.** You will take a shop's raw log to a ranked list, steer it like the owner, and say in euros and with
 # an interval what each decision did.
 #
-# {{colab_badge}} · about two hours to read, two minutes to run on a CPU or a GPU · builds on
+# {{colab_badge}} · [glossary](glossary.md) · about two hours to read, two minutes to run on a CPU or a GPU · builds on
 # [04_weighting_strategies](04_weighting_strategies.ipynb)
 
 # %% [markdown]
@@ -1269,7 +1269,7 @@ check("05.undo_downsampling", undo_downsampling)
 # contradiction?
 #
 # <details><summary>Answer</summary>No. AUC reads the order; a sum or a product with price reads the size. Undo the
-# down-sampling first.</details>
+# down-sampling first: section six prints what that mends.</details>
 #
 # **3.** ESMM trains on all impressions, so its conversion is unbiased. True?
 #
