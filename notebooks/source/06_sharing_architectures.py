@@ -12,7 +12,7 @@
 # **Promise.** You will build five well-known ways to share layers, by hand, see what their gates decide, and
 # learn what it takes to say that one is better than another.
 #
-# {{colab_badge}} · about ninety minutes to read, one and a half minutes to run on a CPU or a GPU · builds on
+# {{colab_badge}} · [glossary](glossary.md) · about ninety minutes to read, one and a half minutes to run on a CPU or a GPU · builds on
 # [02_shared_bottom](02_shared_bottom.ipynb) and [04_weighting_strategies](04_weighting_strategies.ipynb)
 
 # %% [markdown]
@@ -756,12 +756,12 @@ check("06.load_term", load_term)
 # **2.** MMoE with four experts beats a shared bottom that has one expert's layers. Did the gates help?
 #
 # <details><summary>Answer</summary>You cannot tell: it has more parameters. Match them first, then tune both
-# equally.</details>
+# equally, as section five does.</details>
 #
 # **3.** ESMM's purchase tower is trained on all impressions. Does its conversion estimate inherit the bias of
 # "clicked rows only"?
 #
-# <details><summary>Answer</summary>That is what it avoids: both of its losses, click and purchase, are defined on
+# <details><summary>Answer</summary>That is what it avoids (section four): both of its losses are defined on
 # every impression. The conditional comes out as a quotient, and is only as good as the two.</details>
 
 # %% [markdown]

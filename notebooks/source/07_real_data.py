@@ -12,7 +12,7 @@
 # **Promise.** You will see on real logs when sharing hurts, when it helps, and when it makes no difference, and take
 # a table of your own to a multi-task model in ten lines.
 #
-# {{colab_badge}} · about ninety minutes to read, one minute to run on a CPU or a GPU · builds on
+# {{colab_badge}} · [glossary](glossary.md) · about ninety minutes to read, one minute to run on a CPU or a GPU · builds on
 # [04_weighting_strategies](04_weighting_strategies.ipynb); MMoE and PLE are explained in notebook 06
 
 # %% [markdown]
@@ -738,7 +738,7 @@ check("07.seeds_needed", seeds_needed)
 #
 # **1.** Your shared model gains on one task and loses on another. A method moves the loss to a third task. Is it better?
 #
-# <details><summary>Answer</summary>It sits elsewhere on the seesaw. It is better only if no task loses, or if you said
+# <details><summary>Answer</summary>It sits elsewhere on the seesaw of section three. It is better only if no task loses, or if you said
 # beforehand what each task is worth.</details>
 #
 # **2.** Transfer helped with few labels. Will it help after a year of logging?
