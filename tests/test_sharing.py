@@ -25,6 +25,7 @@ from mtl_helpers.models import (
     count_parameters,
     match_parameters,
 )
+from mtl_helpers.serving import load_model, save_model
 from mtl_helpers.sweep import sweep
 from mtl_helpers.training import fit, load_checkpoint, predict, save_checkpoint, training_steps
 from mtl_helpers.weighting import (
@@ -184,6 +185,15 @@ class TestEveryArchitecture:
         path = save_checkpoint(tmp_path / "model.pt", model)
         again = type(model)(model.schema, model.tasks, **model.settings)
         load_checkpoint(path, again)
+        before, after = predict(model, SPLITS.test), predict(again, SPLITS.test)
+        assert all(torch.equal(before[name], after[name]) for name in before)
+
+    @each
+    def test_saved_for_serving_and_loaded_again(self, label, tmp_path):
+        model = build(label).eval()
+        folder = save_model(tmp_path / "model", model, SPLITS.encoder)
+        again, _ = load_model(folder)
+        assert type(again) is type(model) and again.settings == model.settings
         before, after = predict(model, SPLITS.test), predict(again, SPLITS.test)
         assert all(torch.equal(before[name], after[name]) for name in before)
 
