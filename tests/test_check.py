@@ -456,6 +456,16 @@ def test_the_mistake_that_explains_everything_wins():
     assert "hint " not in str(check(RATE, two_errors)).replace('hint("', "")
 
 
+def test_another_way_to_the_same_mistake_gets_the_same_hint():
+    """A mean over no rows is NaN as 0/0 is, with another gradient."""
+
+    def selected(logits, labels, mask):
+        return F.binary_cross_entropy_with_logits(logits[mask], labels[mask])
+
+    (empty,) = (m for m in find("02.masked_loss").mistakes if m.what == "zero divided by zero")
+    assert empty.hint in str(check("02.masked_loss", selected))
+
+
 # --- answers ----------------------------------------------------------------------------------------------------
 
 FOUR = {
