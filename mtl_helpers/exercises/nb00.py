@@ -36,7 +36,8 @@ def rows_that_fit(report, bytes_per_row):
     # Not every device says how much memory it has.
     if report.memory_gb is None:
         return 0
-    # A GB is 10**9 bytes here. The other half is for the model, its gradients and whoever else uses the device.
+    # A GB is 10**9 bytes here. The other half is for the model, its gradients and whoever else
+    # uses the device.
     return int(report.memory_gb * 10**9 / 2 // bytes_per_row)
 
 
@@ -61,7 +62,8 @@ def _gb_of_two(power, half=True):
 
 
 def mixed_loss(loss_click, loss_purchase, w):
-    # The weights 1 − w and w add up to one. Both losses stay tensors, so that autograd sees them.
+    # The weights 1 − w and w add up to one. Both losses stay tensors, so that autograd sees
+    # them.
     return (1 - w) * loss_click + w * loss_purchase
 
 

@@ -32,12 +32,14 @@ def leaking(make_features, log, rows):
     before = make_features(log)
     found = set()
     for row in rows:
-        # Suppose the label of this row had come out the other way. Work on a copy: the log stays as it is.
+        # Suppose the label of this row had come out the other way. Work on a copy: the log
+        # stays as it is.
         click = log["click"].to_numpy().copy()
         click[row] = 1 - click[row]
         after = make_features(log.assign(click=click))
-        # Rows are in the order of time, so whatever was known when this row or an earlier one was shown must not
-        # have changed. Later rows may change: for them this label is the past.
+        # Rows are in the order of time, so whatever was known when this row or an earlier one
+        # was shown must not have changed. Later rows may change: for them this label is the
+        # past.
         changed = (before.iloc[: row + 1] != after.iloc[: row + 1]).any()
         found |= set(before.columns[changed])
     return found
@@ -100,8 +102,8 @@ def _in_place(make_features, log, rows):
 
 
 def stable_log_loss(logits, labels):
-    # −log σ(z) = log(1 + e^(−z)) and −log(1 − σ(z)) = log(1 + e^z). softplus(u) is log(1 + e^u), and for a large u
-    # it returns u instead of computing e^u. For both labels at once:
+    # −log σ(z) = log(1 + e^(−z)) and −log(1 − σ(z)) = log(1 + e^z). softplus(u) is log(1 +
+    # e^u), and for a large u it returns u instead of computing e^u. For both labels at once:
     return (softplus(logits) - labels * logits).mean()
 
 

@@ -13,7 +13,8 @@ __all__ = ["EXERCISES"]
 def cross_entropy_gradient(logits, labels, mask, temperature):
     p = (logits / temperature).softmax(dim=1)
     y = one_hot(labels, logits.shape[1])
-    # p − y is the gradient with respect to logits/τ; the chain rule divides by τ, the mean by the known rows.
+    # p − y is the gradient with respect to logits/τ; the chain rule divides by τ, the mean by
+    # the known rows.
     return (p - y) * mask[:, None] / (temperature * mask.sum())
 
 
@@ -39,8 +40,9 @@ def _slope(z, y, mask, t):
 
 
 def log_sum_exp(z):
-    # The largest logit of each row, taken from all, makes the largest exponent 0: nothing can overflow, and the sum
-    # is at least 1, so that its logarithm is finite. Outside of the logarithm it is added again.
+    # The largest logit of each row, taken from all, makes the largest exponent 0: nothing can
+    # overflow, and the sum is at least 1, so that its logarithm is finite. Outside of the
+    # logarithm it is added again.
     a = z.max(dim=1, keepdim=True).values
     return a[:, 0] + (z - a).exp().sum(dim=1).log()
 

@@ -11,8 +11,8 @@ __all__ = ["EXERCISES"]
 
 
 def uncertainty_total(losses, log_variance):
-    # The first term lowers the weight of a task that is thought noisy, the second makes noise cost something.
-    # With s = log σ², e^(−s) is 1/σ² and s/2 is log σ.
+    # The first term lowers the weight of a task that is thought noisy, the second makes noise
+    # cost something. With s = log σ², e^(−s) is 1/σ² and s/2 is log σ.
     return (torch.exp(-log_variance) * losses + log_variance / 2).sum()
 
 
@@ -81,7 +81,8 @@ def _always_projected(g1, g2):
 
 
 def dominated(points):
-    # points[None] runs over the others, points[:, None] over the points that are judged: (n, n, 2) comparisons.
+    # points[None] runs over the others, points[:, None] over the points that are judged: (n,
+    # n, 2) comparisons.
     as_good = (points[None] <= points[:, None]).all(-1)
     better = (points[None] < points[:, None]).any(-1)
     return (as_good & better).any(1)

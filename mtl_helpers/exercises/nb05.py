@@ -38,7 +38,8 @@ def _recall(lists, bought, share):
 def power_fusion(probabilities, exponents):
     score = 1.0
     for task, exponent in exponents.items():
-        # An exponent of 0 gives 1, so that this task does not count; a larger one stretches its differences.
+        # An exponent of 0 gives 1, so that this task does not count; a larger one stretches
+        # its differences.
         score = score * probabilities[task] ** exponent
     return score
 
@@ -80,7 +81,8 @@ def _all_of_them(probabilities, exponents):
 
 
 def undo_downsampling(p, keep):
-    # Keeping a share of the negatives multiplies the odds p / (1 − p) by 1 / keep. Multiply them back.
+    # Keeping a share of the negatives multiplies the odds p / (1 − p) by 1 / keep. Multiply
+    # them back.
     odds = keep * p / (1 - p)
     return odds / (1 + odds)
 
