@@ -527,9 +527,9 @@ def hide_labels(dataset: MultiTaskDataset, task: str, keep: int | float, seed: i
     number = round(keep * len(known)) if isinstance(keep, float) else keep
     if not 0 <= number <= len(known):
         raise ValueError(f"keep={keep} asks for {number} labels of {task!r}; there are {len(known)}.")
-    chosen = known[
-        torch.randperm(len(known), generator=torch.Generator().manual_seed(seed))[:number].to(dataset.device)
-    ]
+    # numpy's generator: torch's would draw the very order in which fit(seed=seed) visits the rows of its first epoch
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(known)))
+    chosen = known[order[:number].to(dataset.device)]
     kept = torch.zeros_like(mask)
     kept[chosen] = True
     labels = dataset.labels | {

@@ -290,3 +290,12 @@ class TestHideLabels:
             hide_labels(toy_splits().train, "click", 10_000)
         with pytest.raises(KeyError, match="buy"):
             hide_labels(toy_splits().train, "buy", 1)
+
+
+def test_kept_labels_are_spread_over_the_first_epoch_whatever_the_seed():
+    train = toy_splits(1000).train
+    for seed in range(5):
+        kept = hide_labels(train, "click", 100, seed=seed)
+        batches = kept.batches(100, generator=torch.Generator().manual_seed(seed))
+        counts = [int(batch.masks["click"].sum()) for batch in batches]
+        assert max(counts) < 40, "the order of the labels and that of the batches must not be one draw"
