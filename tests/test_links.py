@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from pathlib import Path
 
 import jupytext
+import nbformat
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,3 +64,14 @@ def test_planted_faults_are_found():
         "tests/nothing.py",
         "tests/gone.py",
     ]
+
+
+def test_the_readme_shows_the_dashboard_as_notebook_05_stores_it():
+    """Built anew, the notebook has a new picture: copy it to notebooks/results/05_dashboard.png."""
+    notebook = nbformat.read(ROOT / "notebooks" / "05_ecommerce_case.ipynb", as_version=4)
+    (cell,) = [
+        cell for cell in notebook.cells if cell.cell_type == "code" and "shop_dashboard(" in cell.source
+    ]
+    stored = [output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})]
+    kept = base64.b64encode((ROOT / "notebooks" / "results" / "05_dashboard.png").read_bytes()).decode()
+    assert [picture.replace("\n", "") for picture in stored] == [kept]

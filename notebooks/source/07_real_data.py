@@ -366,8 +366,8 @@ print(
 # %% [markdown]
 # ## 5 · The gift: few likes, many clicks
 #
-# Now hide most like labels and keep all clicks. It is the situation of every new button. **Predict.** At which number
-# of labels does sharing stop paying?
+# Now hide most like labels and keep all clicks. It is the situation of every new button. **Predict.** At which numbers
+# of labels will sharing pay, and where will it be a tie?
 
 # %%
 from mtl_helpers.widgets import scarcity_explorer
@@ -389,8 +389,9 @@ for labels, rows in wide.groupby(level=0):
 
 # %% [markdown]
 # Both sides were tuned anew at each budget, and stopped on the same fully labelled validation day: with few labels of
-# your own you would have a noisier stop. **What surprised you?** The same architecture, the same tasks; the number of
-# labels alone turns a gift into a cost or a tie.
+# your own you would have a noisier stop. **What surprised you?** The same architecture, the same tasks; only the
+# number of labels differs. Where labels are fewest the interval is widest: a gift is hardest to prove where it is
+# hoped for most.
 
 # %% [markdown]
 # ## 6 · Behind the average
@@ -744,9 +745,9 @@ check("07.seeds_needed", seeds_needed)
 # <details><summary>Answer</summary>It sits elsewhere on the seesaw of section three. It is better only if no task loses, or if you said
 # beforehand what each task is worth.</details>
 #
-# **2.** Transfer helped with few labels. Will it help after a year of logging?
+# **2.** Transfer helped a label that had few examples. Will it help after a year of logging?
 #
-# <details><summary>Answer</summary>Section five moves that very knob: with more labels the gain shrinks and can turn.
+# <details><summary>Answer</summary>Section five moves that very knob: with all labels there the gain is no longer seen.
 # Measure again when the budget has grown.</details>
 #
 # **3.** Eight seeds give an interval that excludes zero on the test day. Does it hold tomorrow?
@@ -757,7 +758,7 @@ check("07.seeds_needed", seeds_needed)
 # %% [markdown]
 # ## Summary
 #
-# - Same tasks, same model: sharing helped a rare label when it was scarce and hurt it when it was not.
+# - Same tasks, same model: sharing cost a rare label with all its labels there, and helped it at some smaller budgets.
 # - Methods choose a place on the seesaw. Compare with single-task models *and* tuned weights, at the same budget.
 # - On the papers' benchmark all differences are in the third decimal. A power calculation tells whether your seeds
 #   could have seen them at all.
