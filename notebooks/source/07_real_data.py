@@ -591,7 +591,8 @@ from scipy.stats import nct, t
 def power(d, s, n):
     """Chance that the 95 % t-interval of n paired differences excludes zero if the true difference is d."""
     edge, shift = t.ppf(0.975, n - 1), d * np.sqrt(n) / s
-    return float(nct.sf(edge, n - 1, shift) + nct.cdf(-edge, n - 1, shift))
+    wrong_side = np.nan_to_num(nct.cdf(-edge, n - 1, shift))  # scipy gives NaN where it is all but 0
+    return float(nct.sf(edge, n - 1, shift) + wrong_side)
 
 
 s = spread["MMoE", "income"]
