@@ -199,7 +199,7 @@ class TestEveryArchitecture:
 
     @each
     def test_learns_with_missing_labels(self, label):
-        data = hide_labels(SPLITS.train, "click", keep=40, seed=1)
+        data = hide_labels(SPLITS.train, "click", keep=0.5, seed=1)
         model = build(label)
         first = fit(model, data, epochs=12, batch_size=64, lr=5e-3, progress=False)
         for task in MIXED_TASKS:
