@@ -238,7 +238,8 @@ class CombinedGradients(Weighting):
         self.rng = np.random.default_rng(seed)
         self._shared: tuple[Tensor, ...] = ()
         self._copies: tuple[Tensor, ...] = ()
-        self._uncut: Callable[[], None] | None = None
+        self._own: dict[str, Tensor] = {}
+        self._undo: list[Callable[[], None]] = []
 
     def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Let the towers read copies of the shared representation that are cut off from the graph below."""
@@ -254,17 +255,33 @@ class CombinedGradients(Weighting):
             found = represent(numeric, categorical)
             if not torch.is_grad_enabled():
                 return found
+            self._own = {}
             self._shared = (found,) if isinstance(found, Tensor) else tuple(found)
             self._copies = tuple(part.detach().requires_grad_() for part in self._shared)
             return self._copies[0] if isinstance(found, Tensor) else self._copies
 
         model.represent = cut  # on this object alone, until end()
-        self._uncut = partial(delattr, model, "represent")
+        self._undo = [partial(delattr, model, "represent")]
+        shared = {id(p) for p in model.shared_parameters()}
+        towers = getattr(model, "towers", {})
+        if not any(id(p) in shared for name in towers for p in towers[name].parameters()):
+            # where each tower reads the representation itself, and only its task's loss reaches it, a copy for each
+            # separates the tasks in one backward pass
+            self._undo += [
+                towers[name].register_forward_pre_hook(partial(self._give_own, name)).remove
+                for name in towers
+            ]
+
+    def _give_own(self, name: str, tower: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor] | None:
+        if not torch.is_grad_enabled() or not any(inputs[0] is copy for copy in self._copies):
+            return None
+        self._own[name] = inputs[0].detach().requires_grad_()
+        return (self._own[name],)
 
     def end(self) -> None:
-        if self._uncut is not None:
-            self._uncut()
-        self._uncut, self._shared, self._copies = None, (), ()
+        for undo in self._undo:
+            undo()
+        self._undo, self._shared, self._copies, self._own = [], (), (), {}
 
     def weigh(self, gram: np.ndarray) -> np.ndarray:
         """Weights (T,) of the method for one Gramian."""
@@ -272,6 +289,9 @@ class CombinedGradients(Weighting):
 
     def backward(self, losses: Tensor, model: nn.Module) -> None:
         shared = [p for p in model.shared_parameters() if p.requires_grad]
+        if len(self._own) == self.n_tasks:
+            self._backward_once(losses, shared)
+            return
         known = {id(p) for p in shared}
         heads = [p for p in model.parameters() if p.requires_grad and id(p) not in known]
         at_copies, at_shared = [], []
@@ -303,6 +323,23 @@ class CombinedGradients(Weighting):
         for p, rows in zip(shared, zip(*at_shared, strict=True), strict=True):
             p.grad = _combined(weights, rows)
 
+    def _backward_once(self, losses: Tensor, shared: list[nn.Parameter]) -> None:
+        losses.sum().backward()  # through the towers only: each loss reaches its own tower and its own copy
+        (bottom,) = self._shared
+        slopes = [_or_zeros(self._own[task.name].grad, bottom) for task in self.tasks]
+        if self.at == "representation":
+            flow = _combined(self._weights([[slope] for slope in slopes], losses), slopes)
+            if bottom.requires_grad:
+                bottom.backward(flow)
+            return
+        rows = []
+        for slope in slopes:
+            found = torch.autograd.grad(bottom, shared, slope, retain_graph=True, allow_unused=True)
+            rows.append([_or_zeros(grad, p) for p, grad in zip(shared, found, strict=True)])
+        weights = self._weights(rows, losses)
+        for p, grads in zip(shared, zip(*rows, strict=True), strict=True):
+            p.grad = _combined(weights, grads)
+
     def _that_need(self, flows: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """The parts of the representation that depend on a parameter, and the flows into them."""
         pairs = [(part, flow) for part, flow in zip(self._shared, flows, strict=True) if part.requires_grad]
@@ -313,7 +350,7 @@ class CombinedGradients(Weighting):
         gram = sum(
             _gramian(torch.stack([part.flatten() for part in parts])) for parts in zip(*rows, strict=True)
         )
-        self.effective = torch.as_tensor(self.weigh(gram), dtype=like.dtype, device=like.device)
+        self.effective = torch.tensor(self.weigh(gram), dtype=like.dtype, device=like.device)
         return self.effective
 
 
