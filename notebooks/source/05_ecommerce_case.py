@@ -928,6 +928,7 @@ def run_test(n, seed, arms=arms, chance=chance):
     return outcome
 
 
+# %%
 def interval(outcome):
     """Difference new − old with its 95 % interval (Welch), for both outcomes: (2,), (2,)."""
     gap = outcome["new"].mean(0) - outcome["old"].mean(0)
