@@ -761,8 +761,9 @@ check("06.load_term", load_term)
 # **3.** ESMM's purchase tower is trained on all impressions. Does its conversion estimate inherit the bias of
 # "clicked rows only"?
 #
-# <details><summary>Answer</summary>That is what it avoids (section four): both of its losses are defined on
-# every impression. The conditional comes out as a quotient, and is only as good as the two.</details>
+# <details><summary>Answer</summary>Its losses do not (section four): both are defined on every impression. Its
+# conversion may: it is p(buy) / p(click), and what it says of rows nobody clicks no label corrects. Notebook 05, section
+# five, measures it against the truth.</details>
 
 # %% [markdown]
 # ## Summary
