@@ -513,9 +513,10 @@ class PLE(_Sharing):
         """One level. Takes the features, or a mixture per task and the shared one; returns the next mixtures."""
         experts = self._run_experts(level, inputs)
         n, shared = self.settings["n_specific"], self.settings["n_shared"]
+        *own, common = experts.split([n] * len(self.tasks) + [shared]) if n else (experts,)
         mixtures = []
         for i, gate in enumerate(level.gates.values()):
-            seen = (experts[i * n : (i + 1) * n], experts[-shared:]) if n else (experts,)
+            seen = (own[i], common) if n else (common,)
             mixtures.append(_mix(self._open(gate, inputs[i % len(inputs)]), *seen))
         if level.shared_gate is not None:
             mixtures.append(_mix(self._open(level.shared_gate, inputs[-1]), experts))

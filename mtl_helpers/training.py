@@ -137,7 +137,8 @@ def _steps(
 
     for epoch in range(1, epochs + 1):
         for number, batch in enumerate(train.batches(batch_size, generator=generator), start=1):
-            model.train()
+            if not model.training:  # somebody may have evaluated between two steps
+                model.train()
             losses = losses_of(batch)
             for name, value in zip(names, losses.tolist(), strict=True):
                 if not math.isfinite(value):

@@ -100,9 +100,16 @@ class Fixed(Weighting):
         self.weights = weights
 
     def forward(self, losses: Tensor) -> Tensor:
+        return (losses * self._vector(losses)).sum()
+
+    def backward(self, losses: Tensor, model: nn.Module) -> None:
+        self.effective = self._vector(losses.detach())  # ∂L/∂Lᵢ = wᵢ: no pass through the sum is needed
+        losses.backward(self.effective)
+
+    def _vector(self, losses: Tensor) -> Tensor:
         if self.weights is None:
-            return losses.sum()
-        return (losses * losses.new_tensor([self.weights[task.name] for task in self.tasks])).sum()
+            return torch.ones_like(losses)
+        return losses.new_tensor([self.weights[task.name] for task in self.tasks])
 
 
 # ------------------------------------------------------------------------------------------------- from data

@@ -1,6 +1,6 @@
 """Training speed beside two other libraries and a plain PyTorch loop: same model size, data, batch, optimiser, threads.
 
-    python tests/benchmarks/peers.py [--rounds 7] [--rows 50000] [--threads 1] [--memory]
+    python tests/benchmarks/peers.py [--rounds 7] [--rows 50000] [--threads 1] [--memory] [--figure FILE.png]
 
 Installs torch-rechub and deepctr-torch (peers-requirements.txt) into a folder of their own at first, beside the torch
 that is here. Each round trains every contestant for one epoch, in an order that turns; a ratio is taken within a round,
@@ -8,15 +8,18 @@ and its median and range over the rounds are printed. CPU seconds of the process
 does other work too; wall seconds stand beside them. On a quiet machine the two agree.
 
 What is equal: embeddings of 8, experts (or bottom) 64-32, towers 16, Adam at 1e-3, batches of 1024, two binary tasks,
-the sum of their mean losses. What is not: torch-rechub has BatchNorm in every layer, gates and towers included, and
-cannot be told otherwise; both have one table for each column; deepctr-torch sums losses over rows (Adam does not care)
-and has gates without bias. "as shipped" is a library's own loader and loop; "fed" is its model and loss with ready
-tensors: the rows of a batch are gathered and passed in the form it wants. deepctr-torch's weights start at N(0, 0.05²)
-here; its default, N(0, 1e-4²), hardly learns within these epochs.
+the sum of their mean losses; the weights that ours, the plain loop and deepctr-torch start from, and the batches they
+are fed. What is not: torch-rechub has BatchNorm in every layer, gates and towers included, and cannot be told
+otherwise; both have one table for each column; deepctr-torch sums losses over rows (Adam hardly cares) and has gates
+without bias. "as shipped" is a library's own loader and loop; "fed" is its model and loss with ready tensors: the rows
+of a batch are gathered and passed in the form it wants.
 
 Tried, and what it gave on one thread: a gate's mixture as a batched product of 1024 tiny matrices was up to twice as
 slow as multiply-and-sum where experts × width stays small; concatenating a task's own and the shared experts before
-mixing cost a copy; making each expert's rows contiguous, or expanding the input over the experts, gained nothing.
+mixing cost a copy; making each expert's rows contiguous, expanding the input over the experts, or running one expert
+after the other gained nothing. What did gain: PLE takes its experts' outputs apart once, since every slice's gradient
+is a tensor of zeros as large as all experts (2 %); fixed weights go into the backward pass as they are, without a pass
+through their sum (2 %); ``model.train()`` is called when it is needed, not at every step (1 %).
 """
 
 from __future__ import annotations
@@ -154,16 +157,22 @@ class Plain(nn.Module):
                     layer.bias.copy_(bias[i])
 
 
+def started(kind: str, schema: Schema) -> Plain:
+    """The plain model with the weights that ours starts from."""
+    torch.manual_seed(0)
+    model = Plain(kind)
+    torch.manual_seed(0)
+    model.start_as(OURS[kind](schema))
+    return model
+
+
 def copy(to: nn.Module, source: nn.Module) -> None:
     for ours, theirs in zip(to.parameters(), source.parameters(), strict=True):
         ours.copy_(theirs)
 
 
 def plain(kind: str, data: MultiTaskDataset, schema: Schema, loader: bool = False) -> Epoch:
-    torch.manual_seed(0)
-    model, generator = Plain(kind), torch.Generator().manual_seed(0)
-    torch.manual_seed(0)
-    model.start_as(OURS[kind](schema))
+    model, generator = started(kind, schema), torch.Generator().manual_seed(0)
     optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
     tensors = (data.numeric, data.categorical, *data.labels.values())
 
@@ -252,6 +261,26 @@ class Fed:
         return self.start()
 
 
+def start_deepctr_as(model: nn.Module, other: Plain, schema: Schema) -> None:
+    """Copy the weights of the plain model; only its gates' biases have no place to go."""
+    theirs = dict(model.named_parameters())
+    layers = ("bottom_dnn", "expert_dnn", "specific_experts", "shared_experts")
+    experts = [value for name, value in theirs.items() if name.startswith(layers)]
+    gates = [theirs[name] for name in theirs if name.startswith(("gate_dnn", "specific_gate_dnn"))]
+    with torch.no_grad():
+        for i, name in enumerate(schema.categorical):
+            theirs[f"embedding_dict.{name}.weight"].copy_(other.table.weight[i * CARDINALITY :][:CARDINALITY])
+        for mine, value in zip(experts, other.experts.parameters(), strict=True):
+            mine.copy_(value)
+        for mine, gate in zip(gates, other.gates, strict=True):
+            mine.copy_(gate.weight)
+        for i, tower in enumerate(other.towers):
+            names = ("tower_dnn.{}.linears.0.weight", "tower_dnn.{}.linears.0.bias")
+            names += ("tower_dnn_final_layer.{}.weight", "out.{}.bias")
+            for name, value in zip(names, tower.parameters(), strict=True):
+                theirs[name.format(i)].copy_(value)
+
+
 def deepctr(kind: str, data: MultiTaskDataset, schema: Schema, fed: bool = False) -> Epoch:
     from deepctr_torch.inputs import DenseFeat, SparseFeat
     from deepctr_torch.models import multitask
@@ -262,7 +291,6 @@ def deepctr(kind: str, data: MultiTaskDataset, schema: Schema, fed: bool = False
         "tower_dnn_hidden_units": TOWER,
         "l2_reg_embedding": 0.0,
         "l2_reg_linear": 0.0,
-        "init_std": 0.05,
         "seed": 0,
         "task_names": [task.name for task in TASKS],
     }
@@ -276,6 +304,7 @@ def deepctr(kind: str, data: MultiTaskDataset, schema: Schema, fed: bool = False
         model = multitask.PLE(
             columns, num_levels=1, expert_dnn_hidden_units=WIDTHS, gate_dnn_hidden_units=(), **common
         )
+    start_deepctr_as(model, started(kind, schema), schema)
     optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
     model.compile(optimizer, loss=["binary_crossentropy"] * 2)
     labels = torch.stack(list(data.labels.values()), dim=1)
@@ -327,8 +356,11 @@ def quiet(work: Callable[[], object]) -> object:
 # ------------------------------------------------------------------------------------------------- measuring
 
 
-def race(kind: str, data: MultiTaskDataset, schema: Schema, rounds: int) -> None:
-    """Train all contestants epoch by epoch, in turn; print speed, ratios and loss curves."""
+Race = tuple[dict[str, list[float]], dict[str, list[float]]]
+
+
+def race(kind: str, data: MultiTaskDataset, schema: Schema, rounds: int) -> Race:
+    """Train all contestants epoch by epoch, in turn; print and return ratios of processor time and loss curves."""
     epochs = {name: quiet(lambda make=make: make(kind, data, schema)) for name, make in CONTESTANTS.items()}
     cpu: dict[str, list[float]] = {name: [] for name in epochs}
     wall: dict[str, list[float]] = {name: [] for name in epochs}
@@ -343,9 +375,12 @@ def race(kind: str, data: MultiTaskDataset, schema: Schema, rounds: int) -> None
     print(f"\n### {kind}\n")
     print("| contestant | parameters | rows per CPU s | range | rows per wall s | CPU time ÷ ours | range |")
     print("|---|---|---|---|---|---|---|")
+    ratios = {
+        name: [s / mine for s, mine in zip(seconds[1:], cpu["ours"][1:], strict=True)]
+        for name, seconds in cpu.items()
+    }
     for name, epoch in epochs.items():
-        speed = [len(data) / s for s in cpu[name][1:]]
-        ratio = [s / mine for s, mine in zip(cpu[name][1:], cpu["ours"][1:], strict=True)]
+        speed, ratio = [len(data) / s for s in cpu[name][1:]], ratios[name]
         real = statistics.median(len(data) / s for s in wall[name][1:])
         print(
             f"| {name} | {count_parameters(epoch.model):,} | {statistics.median(speed):,.0f} | "
@@ -358,6 +393,44 @@ def race(kind: str, data: MultiTaskDataset, schema: Schema, rounds: int) -> None
     for name, curve in curves.items():
         gap = max(abs(a - b) for a, b in zip(curve, curves["ours"], strict=True))
         print(f"| {name} | " + " | ".join(f"{value:.4f}" for value in curve) + f" | {gap:.1e} |")
+    return ratios, curves
+
+
+def draw(races: dict[str, Race], path: str) -> None:
+    """Above, processor time as a multiple of ours (median and range); below, the losses epoch by epoch."""
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    sns.set_theme(style="whitegrid")
+    colours = dict(zip(CONTESTANTS, sns.color_palette("colorblind"), strict=False))
+    figure, axes = plt.subplots(2, len(races), figsize=(11, 6.2), layout="constrained", squeeze=False)
+    for (above, below), (kind, (ratios, curves)) in zip(axes.T, races.items(), strict=True):
+        for place, (name, ratio) in enumerate(ratios.items()):
+            middle = statistics.median(ratio)
+            above.barh(place, middle, color=colours[name])
+            above.plot([min(ratio), max(ratio)], [place, place], color="0.25", lw=1.5)
+            above.annotate(
+                f"{middle:.2f}",
+                (max(ratio), place),
+                (4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=9,
+            )
+            below.plot(
+                range(1, len(curves[name]) + 1),
+                curves[name],
+                color=colours[name],
+                lw=3 if name == "ours" else 1.5,
+                ls="-" if name in ("ours", "torch-rechub, fed", "deepctr-torch, fed") else "--",
+            )
+        above.set(title=kind, xlabel="processor time ÷ ours", xlim=(0, None), yticks=range(len(ratios)))
+        above.set_yticklabels(ratios if above is axes[0, 0] else [])
+        above.invert_yaxis()
+        above.margins(x=0.15)
+        below.set(xlabel="epoch", ylabel="training loss, sum of both tasks" if above is axes[0, 0] else "")
+    sns.despine(figure)
+    figure.savefig(path, dpi=110)
 
 
 def peak_memory(rows: int, threads: int) -> None:
@@ -436,6 +509,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--memory", action="store_true", help="measure peak memory too (Linux)")
+    parser.add_argument("--figure", help="a picture of ratios and loss curves")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     sys.path.insert(0, str(install()))
@@ -450,8 +524,9 @@ def main() -> None:
         f"batches of {BATCH}, {options.threads} thread(s), {options.rounds} rounds, torch {torch.__version__}, "
         f"numpy {np.__version__}, Python {platform.python_version()}, load {os.getloadavg()[0]:.1f} at the start."
     )
-    for kind in options.kinds:
-        race(kind, data, schema, options.rounds)
+    races = {kind: race(kind, data, schema, options.rounds) for kind in options.kinds}
+    if options.figure:
+        draw(races, options.figure)
     print(f"\nload {os.getloadavg()[0]:.1f} at the end.")
     if options.memory:
         peak_memory(options.rows, options.threads)
