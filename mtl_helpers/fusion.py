@@ -22,7 +22,8 @@ class LearnedFusion(nn.Module):
 
     score = σ(b + Σ wᵢ φᵢ(pᵢ)) with wᵢ = softplus(vᵢ) > 0, where φ is the log-odds of a probability or the log of a
     value above 0 such as a price. It is a logistic regression whose weights cannot be negative. With logs alone it
-    ranks as ``Fusion(weights, kind="power")``: Π pᵢ^wᵢ = exp(Σ wᵢ log pᵢ).
+    ranks as ``Fusion(weights, kind="power")``: Π pᵢ^wᵢ = exp(Σ wᵢ log pᵢ). It computes in float64 on the CPU, wherever
+    its inputs lie.
 
     Parameters
     ----------
@@ -56,7 +57,7 @@ class LearnedFusion(nn.Module):
             raise ValueError(f"LearnedFusion needs {', '.join(missing)}; got {', '.join(predictions)}.")
         columns = []
         for name, kind in self.inputs.items():
-            values = torch.as_tensor(predictions[name])
+            values = torch.as_tensor(predictions[name]).cpu()
             if not (torch.isfinite(values).all() and bool((values >= 0).all())):
                 raise ValueError(f"Input {name!r} holds negative, infinite or NaN values.")
             if kind == "log_odds":
@@ -65,16 +66,18 @@ class LearnedFusion(nn.Module):
                 columns.append(torch.logit(values.double(), SMALLEST))
             else:
                 columns.append(values.double().clamp(min=SMALLEST).log())
-        return (torch.stack(columns, dim=-1) - self.shift) / self.scale
+        return (torch.stack(columns, dim=-1) - self.shift.cpu()) / self.scale.cpu()
 
     def forward(self, predictions: Mapping[str, Tensor]) -> Tensor:
         """``{name: (n,)}`` → probability of the target (n,); a weighted fit shifts it, not the order."""
-        return torch.sigmoid(self._inputs(predictions) @ F.softplus(self.raw).double() + self.bias)
+        return torch.sigmoid(
+            self._inputs(predictions) @ F.softplus(self.raw.cpu()).double() + self.bias.cpu()
+        )
 
     @property
     def weights(self) -> dict[str, float]:
         """``{name: wᵢ}``, the exponents: how much the score's log-odds rise with a unit of φᵢ."""
-        found = (F.softplus(self.raw.detach()).double() / self.scale).tolist()
+        found = (F.softplus(self.raw.detach().cpu()).double() / self.scale.cpu()).tolist()
         return dict(zip(self.names, found, strict=True))
 
     def fit(
@@ -97,7 +100,7 @@ class LearnedFusion(nn.Module):
 
         Raises ValueError for anything else. The same input gives the same weights.
         """
-        y = torch.as_tensor(target).double()
+        y = torch.as_tensor(target).cpu().double()
         columns = {name: torch.as_tensor(predictions[name]) for name in self.names if name in predictions}
         lengths = {name: tuple(column.shape) for name, column in columns.items()}
         if y.ndim != 1 or any(shape != y.shape for shape in lengths.values()):
@@ -108,7 +111,7 @@ class LearnedFusion(nn.Module):
             raise ValueError(
                 f"The target has {int(y.sum())} ones in {len(y)} rows: both classes are needed to fit a fusion."
             )
-        w = torch.ones_like(y) if sample_weight is None else torch.as_tensor(sample_weight).double()
+        w = torch.ones_like(y) if sample_weight is None else torch.as_tensor(sample_weight).cpu().double()
         if w.shape != y.shape or not (torch.isfinite(w).all() and bool((w >= 0).all())) or not w.sum():
             raise ValueError(
                 "sample_weight needs a finite number, 0 or more, for each row, and not all may be 0."
@@ -116,20 +119,20 @@ class LearnedFusion(nn.Module):
         for weighted in (w[y == 1].sum(), w[y == 0].sum()):
             if not weighted:
                 raise ValueError("All rows of one class have weight 0: both classes are needed.")
-        device = self.raw.device
-        y, w = y.to(device), (w / w.sum()).to(device)
-        columns = {name: column.to(device) for name, column in columns.items()}
+        w = w / w.sum()
         with torch.no_grad():
-            self.shift, self.scale = torch.zeros_like(self.shift), torch.ones_like(self.scale)
+            self.shift.zero_()
+            self.scale.fill_(1.0)
             x = self._inputs(columns)
             shift, spread = x.mean(0), x.std(0)
             # a constant input carries nothing: it keeps its scale and the penalty takes its weight down
             scale = torch.where(spread > 1e-9, spread, 1.0)
-            self.shift, self.scale = shift.to(self.shift.dtype), scale.to(self.scale.dtype)
-            x = (x - self.shift) / self.scale
+            self.shift.copy_(shift)
+            self.scale.copy_(scale)
+            x = (x - self.shift.cpu()) / self.scale.cpu()
             self.raw.fill_(0.5413)
             self.bias.copy_(torch.logit((y * w).sum()))
-        v, b = (p.detach().double().requires_grad_() for p in (self.raw, self.bias))
+        v, b = (p.detach().cpu().double().requires_grad_() for p in (self.raw, self.bias))
         optimizer = torch.optim.LBFGS(
             [v, b], max_iter=steps, line_search_fn="strong_wolfe", tolerance_grad=1e-9, tolerance_change=1e-12
         )

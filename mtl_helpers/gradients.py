@@ -205,7 +205,7 @@ def _method(method: str | Callable[[np.ndarray], np.ndarray]) -> Callable[[np.nd
 
 
 def _gramian(jacobian: Tensor) -> np.ndarray:
-    return (jacobian @ jacobian.T).double().cpu().numpy()
+    return (jacobian @ jacobian.T).cpu().double().numpy()  # on the way, not every device has float64
 
 
 class CombinedGradients(Weighting):

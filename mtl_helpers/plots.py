@@ -9,15 +9,16 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from io import BytesIO
+from typing import TYPE_CHECKING
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from .metrics import Interval, mean_interval
 from .training import History
+
+if TYPE_CHECKING:  # matplotlib is imported when a figure is made
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = [
     "MODEL_STYLES",
@@ -74,6 +75,8 @@ STYLE = {
 
 def use_course_style() -> None:
     """Set the course's matplotlib style, and make a Figure show as a picture wherever IPython runs."""
+    import matplotlib
+
     matplotlib.rcParams.update(STYLE)
     try:
         from IPython import get_ipython
@@ -81,11 +84,16 @@ def use_course_style() -> None:
         return
     shell = get_ipython()
     if shell is not None:
-        shell.display_formatter.formatters["image/png"].for_type(Figure, figure_png)
+        shell.display_formatter.formatters["image/png"].for_type_by_name(
+            "matplotlib.figure", "Figure", figure_png
+        )
 
 
 def figure(width: float = 9.0, height: float = 3.6) -> Figure:
     """An empty figure (inches) that lays itself out; add axes with ``figure().subplots(rows, columns)``."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     made = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(made)
     return made

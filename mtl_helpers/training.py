@@ -107,8 +107,10 @@ def training_steps(
     """Train, yielding a :class:`Step` after each optimiser step.
 
     ``weights`` is read at every step, so changing the dictionary changes the training from the next step on.
-    Raises :class:`TrainingDiverged` before a loss that is not finite can spoil the model.
+    Raises :class:`TrainingDiverged` before a loss that is not finite can spoil the model, ValueError when model and data
+    lie on different devices.
     """
+    _check_place(model, train)
     strategy = weights if isinstance(weights, Weighting) else Fixed(model.tasks, weights)
     strategy.to(train.device).begin(model, optimizer)
     try:
@@ -201,6 +203,11 @@ def fit(
                 f"fit needs rows with labels for {', '.join(names)}; got {len(part)} rows with labels for "
                 f"{', '.join(part.labels)}."
             )
+    if valid is not None and valid.device != train.device:
+        raise ValueError(
+            f"The training data are on {train.device}, the validation data on {valid.device}: move one of them, "
+            f"say by valid.to({str(train.device)!r})."
+        )
     for what, value in (("epochs", epochs), ("batch_size", batch_size), ("patience", patience)):
         if value < 1:
             raise ValueError(f"{what} is {value}: expected 1 or more.")
@@ -307,8 +314,19 @@ class _BestWeights:
             self.model.load_state_dict(self.state)
 
 
+def _check_place(model: nn.Module, data: MultiTaskDataset) -> None:
+    for parameter in model.parameters():
+        if parameter.device != data.device:
+            raise ValueError(
+                f"The model is on {parameter.device}, the data on {data.device}: move one of them, "
+                f"say by model.to({str(data.device)!r})."
+            )
+        return
+
+
 @torch.no_grad()
 def _logits(model: nn.Module, data: MultiTaskDataset, batch_size: int) -> dict[str, Tensor]:
+    _check_place(model, data)
     was_training = model.training
     model.eval()
     try:
@@ -331,6 +349,8 @@ def predict(model: nn.Module, data: MultiTaskDataset, batch_size: int = 8192) ->
     -------
     ``{task: tensor}``: probabilities (n,) of a binary task, (n, n_classes) of a multiclass task, values (n,) of a
     regression task.
+
+    Raises ValueError when model and data lie on different devices.
     """
     logits = _logits(model, data, batch_size)
     return {task.name: _to_prediction(task, logits[task.name]).cpu() for task in model.tasks}

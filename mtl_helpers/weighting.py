@@ -128,6 +128,7 @@ def constant_losses(data: MultiTaskDataset) -> dict[str, float]:
             labels = labels[data.masks[task.name]]
         if not len(labels):
             raise ValueError(f"Task {task.name!r} has not one label: nothing to weight it by.")
+        labels = labels.cpu()  # not every device has float64
         if task.kind == "regression":
             found[task.name] = labels.double().var(unbiased=False).item()
         else:
@@ -155,7 +156,9 @@ def rarity_weights(data: MultiTaskDataset, power: float = 0.5) -> dict[str, floa
         labels = data.labels[task.name]
         if task.name in data.masks:
             labels = labels[data.masks[task.name]]
-        rates[task.name] = labels.double().mean().item() if task.kind == "binary" and len(labels) else 1.0
+        rates[task.name] = (
+            labels.cpu().double().mean().item() if task.kind == "binary" and len(labels) else 1.0
+        )
         if rates[task.name] <= 0:
             raise ValueError(f"Task {task.name!r} has no positive label: its rarity is not defined.")
     return _normalised({name: rate**-power for name, rate in rates.items()})
@@ -333,6 +336,11 @@ class FAMO(Weighting):
         self.w = nn.Parameter(torch.zeros(self.n_tasks), requires_grad=False)
         self.optimizer = torch.optim.Adam([self.w], lr=lr, weight_decay=weight_decay)
         self._before: Tensor | None = None
+
+    def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer.param_groups[0]["params"] = [
+            self.w
+        ]  # moved to a device, w may have become another object
 
     def forward(self, losses: Tensor) -> Tensor:
         self._before = losses.detach().clamp(min=1e-8)

@@ -115,6 +115,15 @@ def test_importing_the_package_brings_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
+def test_modules_without_figures_import_only_torch_and_pandas():
+    names = "data, fusion, gradients, losses, metrics, models, plots, ranking, serving, shop, sweep, training"
+    heavy = {"matplotlib", "seaborn", "sklearn", "scipy", "IPython", "ipywidgets", "safetensors"}
+    code = f"import torch, pandas, sys; before = set(sys.modules); from mtl_helpers import {names}; "
+    code += f"print(sorted({heavy} & (set(sys.modules) - before)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 @pytest.mark.parametrize(
     "command",
     [

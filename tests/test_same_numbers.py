@@ -17,10 +17,11 @@ import pytest
 import torch
 from helpers import MIXED_TASKS, toy_splits
 
-from mtl_helpers import gradients, shop, weighting
+from mtl_helpers import ecommerce, gradients, ranking, shop, weighting
+from mtl_helpers.correlated import correlated_tasks
 from mtl_helpers.data import hide_labels, prepare
 from mtl_helpers.metrics import accuracy, paired_difference
-from mtl_helpers.models import SharedBottom, SingleTask
+from mtl_helpers.models import MMoE, SharedBottom, SingleTask
 from mtl_helpers.seeds import seed_everything
 from mtl_helpers.training import evaluate, fit, predict
 
@@ -154,3 +155,55 @@ def test_three_fresh_seeds_leave_random_weights_no_better_than_equal_ones(fresh_
             values.append([found[name]["auc"] for name in ("click", "purchase")])
         gains.append(np.subtract(*values))
     assert np.mean(gains, axis=0).min() < 0.01
+
+
+@pytest.mark.slow
+def test_ranking_by_price_earns_more_and_sells_less(fresh_shops):
+    """Notebook 05."""
+    gains = []
+    for seed, (log, _) in zip(FRESH, fresh_shops, strict=True):
+        frames = ecommerce.case_frames(log)
+        items = ecommerce.item_table(log, frames["train"])
+        data = ecommerce.case_data(frames, len(items))
+        torch.manual_seed(seed)
+        model = ecommerce.case_model(data, items, data.tasks[:2])
+        fit(model, data.train, data.valid, seed=seed, **SETTINGS)
+        users = frames["test"].drop_duplicates("user_id").head(200)
+        p = ecommerce.score_candidates(model, data, users, items)["purchase"]
+        truth = ecommerce.true_values(shop.make_world(log.config), users, items)["purchase"]
+        price, factors = items["price"].to_numpy(), 1 / np.sqrt(np.arange(1, 11))
+        lists = [ranking.top_k(scores, 10) for scores in (p * price, p)]
+        gains.append(
+            [
+                np.subtract(*(ranking.expected_revenue(each, truth, worth, factors).mean() for each in lists))
+                for worth in (price, np.ones_like(price))
+            ]
+        )
+    euros, purchases = np.mean(gains, axis=0)
+    assert euros > 100 and purchases < -5
+
+
+@pytest.mark.slow
+def test_gates_part_when_tasks_have_nothing_in_common():
+    """Notebook 06: mean distance of the two tasks' gates, between 0 and 1."""
+    distances = {}
+    for correlation in (0.0, 1.0):
+        for seed in FRESH:
+            data = correlated_tasks(correlation, seed)
+            torch.manual_seed(seed)
+            model = MMoE(data.schema, data.tasks, 1, n_experts=4, expert=(32,), tower=(8,))
+            fit(
+                model,
+                data.train,
+                data.valid,
+                epochs=30,
+                batch_size=256,
+                lr=1e-2,
+                patience=5,
+                seed=seed,
+                progress=False,
+            )
+            with torch.no_grad():
+                first, second = model.eval().expert_use(data.test.numeric, data.test.categorical).values()
+            distances.setdefault(correlation, []).append((first - second).abs().sum(-1).mean().item() / 2)
+    assert paired_difference(distances[0.0], distances[1.0]).mean > 0.1

@@ -711,8 +711,15 @@ import mtl_helpers
 from mtl_helpers.metrics import mean_interval, paired_difference
 
 folder = Path(mtl_helpers.__file__).parents[1] / "notebooks" / "results"
-runs = {data: pd.read_csv(folder / f"04_strategies_{data}.csv") for data in ("shop", "kuairand")}
-tuned = {data: pd.read_csv(folder / f"04_tuned_{data}.csv").set_index("task")["weight"] for data in runs}
+
+
+def stored(name):
+    """A stored table; its first line names the command that made it."""
+    return pd.read_csv(folder / f"04_{name}.csv", comment="#")
+
+
+runs = {data: stored(f"strategies_{data}") for data in ("shop", "kuairand")}
+tuned = {data: stored(f"tuned_{data}").set_index("task")["weight"] for data in runs}
 for data, table in runs.items():
     print(f"{data}: {table['strategy'].nunique()} strategies × {table['seed'].nunique()} seeds,", end=" ")
     print("tuned fixed weights", tuned[data].to_dict())
@@ -797,7 +804,7 @@ def mean_ranks(data):
     return pd.Series({name: f"{gap.mean:.1f} [{gap.low:.1f}, {gap.high:.1f}]" for name, gap in found.items()})
 
 
-cost = pd.read_csv(folder / "04_cost.csv").set_index("strategy")["ratio"]
+cost = stored("cost").set_index("strategy")["ratio"]
 board = pd.DataFrame({data: mean_ranks(data) for data in runs}).join(cost.rename("cost of a step"))
 board.sort_values("shop", key=lambda column: column.str.split().str[0].astype(float))
 

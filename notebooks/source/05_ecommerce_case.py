@@ -308,9 +308,8 @@ print("A vector for each user is soon learned by heart.")
 # %%
 wanted = data.train.masks["next_item"].nonzero().squeeze(-1)[:256]
 rows = data.train.take(wanted)
-share = torch.tensor(
-    (items["clicks"] + 0.5).to_numpy() / (items["clicks"] + 0.5).sum(), device=device
-).float()
+clicks = torch.tensor(items["clicks"].to_numpy(), dtype=torch.float32, device=device) + 0.5
+share = clicks / clicks.sum()
 drawn = torch.multinomial(share, 50, replacement=True)
 with torch.no_grad():
     u, v = model.user_vectors(rows.numeric, rows.categorical), model.item_vectors()

@@ -253,12 +253,13 @@ print("ESMM cannot break it, not even untrained.")
 
 # %%
 esmm = trained["ESMM"]
-inside = {name: value.double() for name, value in esmm.conditional(batch.numeric, batch.categorical).items()}
+inside = esmm.conditional(batch.numeric, batch.categorical)
+inside = {name: value.cpu().double() for name, value in inside.items()}
 a, b = inside["click"], inside["purchase"]
 product = a.sigmoid() * b.sigmoid()
 by_hand = torch.log(product / (1 - product))
 stable = -torch.logsumexp(torch.stack([-a, -b, -(a + b)]), dim=0)
-package = esmm(batch.numeric, batch.categorical)["purchase"].double()
+package = esmm(batch.numeric, batch.categorical)["purchase"].cpu().double()
 print("equal:", torch.allclose(by_hand, stable), torch.allclose(stable, package, atol=1e-5))
 far = torch.tensor([60.0])
 print("at a = b = 60: naive", torch.log(far.sigmoid() ** 2 / (1 - far.sigmoid() ** 2)).item(), end=", ")
@@ -308,7 +309,7 @@ import mtl_helpers
 from mtl_helpers.metrics import mean_interval, paired_difference
 
 folder = Path(mtl_helpers.__file__).parents[1] / "notebooks" / "results"
-study = pd.read_csv(folder / "06_correlation.csv")
+study = pd.read_csv(folder / "06_correlation.csv", comment="#")
 errors = study.query("metric == 'error'")
 kinds = ["separate", "shared-bottom", "MMoE", "CGC"]
 sizes = study.query("metric == 'parameters'").groupby("model")["value"].first()
@@ -383,7 +384,7 @@ print(f"Shared bottom loses {extra.mean:+.3f} [{extra.low:+.3f}, {extra.high:+.3
 # Is the table what you would get? Run a slice of it.
 
 # %%
-rates = pd.read_csv(folder / "06_correlation_tuned.csv").set_index("model")["lr"]
+rates = pd.read_csv(folder / "06_correlation_tuned.csv", comment="#").set_index("model")["lr"]
 
 
 def trained_pair(p, build, lr, epochs=5 if FAST else 80, weights=None, seed=0):
@@ -424,7 +425,7 @@ print(f"MMoE, p = 0, seed 0: now {now:.4f}, stored {stored:.4f}", "(FAST: too fe
 # %%
 import numpy as np
 
-gates = pd.read_csv(folder / "06_gates.csv")
+gates = pd.read_csv(folder / "06_gates.csv", comment="#")
 distance = study.query("metric == 'gate_distance'").copy()
 distance["n_experts"] = distance["model"].map({"MMoE": 8, "MMoE, 4 experts": 4, "MMoE, 2 experts": 2})
 
@@ -637,7 +638,7 @@ for label, build in {"shared-bottom": lambda: like, **matched}.items():
 # **Predict.** How many of the seven beat the shared bottom on *every* task?
 
 # %%
-shops = pd.read_csv(folder / "06_shop.csv")
+shops = pd.read_csv(folder / "06_shop.csv", comment="#")
 scores = shops.query("metric != 'loss'").pivot(index="seed", columns=["model", "task"], values="value")
 order = list(dict.fromkeys(shops["model"]))
 others = [model for model in order if model != "shared-bottom"]

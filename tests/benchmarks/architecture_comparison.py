@@ -118,7 +118,9 @@ def main() -> None:
                 for metric in ("loss", "auc" if "auc" in values else "accuracy")
             ]
         print(f"seed {seed} done", flush=True)
-        pd.DataFrame(rows).to_csv(options.out / "06_shop.csv", index=False)
+        command = f"# python tests/benchmarks/architecture_comparison.py --seeds {options.seeds}\n"
+        table = pd.DataFrame(rows).to_csv(index=False)
+        (options.out / "06_shop.csv").write_text(command + table, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -165,14 +165,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("notebooks/results"))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
+
+    def write(name: str, table: pd.DataFrame) -> None:
+        command = f"# python tests/benchmarks/correlation_study.py --seeds {options.seeds}\n"
+        (options.out / f"06_{name}.csv").write_text(command + table.to_csv(index=False), encoding="utf-8")
+
     rates = tune()
-    pd.DataFrame({"model": list(rates), "lr": list(rates.values())}).to_csv(
-        options.out / "06_correlation_tuned.csv", index=False
-    )
+    write("correlation_tuned", pd.DataFrame({"model": list(rates), "lr": list(rates.values())}))
     columns = ["correlation", "n_experts", "seed", "task", "segment", "expert", "gate"]
     for table, gates in study(options.seeds, rates):
-        table.to_csv(options.out / "06_correlation.csv", index=False)
-        gates[columns].to_csv(options.out / "06_gates.csv", index=False)
+        write("correlation", table)
+        write("gates", gates[columns])
     errors = table.query("metric == 'error'").groupby(["model", "correlation"])["value"]
     print(errors.mean().unstack().round(4).to_string())
 

@@ -22,7 +22,8 @@ IMPORTS = """
 import time, torch, pandas
 start = time.perf_counter()
 import mtl_helpers
-from mtl_helpers import data, gradients, losses, metrics, models, plots, shop, sweep, training, weighting
+from mtl_helpers import data, fusion, gradients, losses, metrics, models, plots, ranking, serving, shop
+from mtl_helpers import sweep, training, weighting
 print(time.perf_counter() - start)
 """
 

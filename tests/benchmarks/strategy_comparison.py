@@ -212,17 +212,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", nargs="+", choices=("shop", "kuairand"), default=["shop", "kuairand"])
+    parser.add_argument("--data", nargs="*", choices=("shop", "kuairand"), default=["shop", "kuairand"])
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--out", type=Path, default=Path("notebooks/results"))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
+
+    def write(name: str, table: pd.DataFrame) -> None:
+        command = "# python tests/benchmarks/strategy_comparison.py\n"
+        (options.out / f"04_{name}.csv").write_text(command + table.to_csv(index=False), encoding="utf-8")
+
     for name in options.data:
         table, tuned = compare(name, shop if name == "shop" else KuaiRand(), options.seeds)
-        table.to_csv(options.out / f"04_strategies_{name}.csv", index=False)
+        write(f"strategies_{name}", table)
         weights = pd.DataFrame({"data": name, "task": list(tuned), "weight": list(tuned.values())})
-        weights.to_csv(options.out / f"04_tuned_{name}.csv", index=False)
-    cost(shop(TUNING_SEED)).to_csv(options.out / "04_cost.csv", index=False)
+        write(f"tuned_{name}", weights)
+    write("cost", cost(shop(TUNING_SEED)))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,250 @@
+"""Training, weighting, sweeps and serving on a pretended GPU: they run there, and give the CPU's numbers.
+
+What a real GPU adds, its own rounding and its speed, cannot be seen this way.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from fake_device import Elsewhere, FakeDevice
+from helpers import MIXED_TASKS, toy_splits
+
+from mtl_helpers import ecommerce, gradients, models, shop, weighting
+from mtl_helpers.data import hide_labels
+from mtl_helpers.fusion import LearnedFusion
+from mtl_helpers.live import LiveTraining
+from mtl_helpers.metrics import batched_auc
+from mtl_helpers.models import PLE, CrossStitch, MMoE, SharedBottom, SingleTask
+from mtl_helpers.sweep import simplex_grid, sweep
+from mtl_helpers.training import evaluate, fit, load_checkpoint, predict, save_checkpoint, training_steps
+
+KINDS = ("cuda", "mps")
+SPLITS = toy_splits(300)
+kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def make(seed: int = 0, of=SharedBottom, tasks=MIXED_TASKS, **settings):
+    torch.manual_seed(seed)
+    return of(SPLITS.schema, tasks, embedding_dim=3, tower=(4,), **settings)
+
+
+def numbers(model: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().cpu().flatten() for p in model.parameters()])
+
+
+def parts(place: str) -> tuple:
+    return SPLITS.train.to(place), SPLITS.valid.to(place)
+
+
+def both(kind: str, work):
+    """``work(place)`` on the CPU and on the pretended device."""
+    here = work("cpu")
+    with FakeDevice(kind):
+        return here, work(kind)
+
+
+# ------------------------------------------------------------------------------------------------- the fake itself
+
+
+@kind
+def test_the_fake_refuses_what_a_gpu_refuses(kind):
+    here = torch.ones(3)
+    with FakeDevice(kind):
+        there = torch.ones(3, device=kind)
+        assert there.device == torch.device(kind, 0) and (there + 1).device == there.device
+        assert (there + torch.tensor(2.0)).tolist() == [3.0, 3.0, 3.0]  # a scalar may come from the host
+        for wrong in (lambda: there + here, lambda: torch.cat([there, here]), lambda: here[there.long()]):
+            with pytest.raises(RuntimeError, match="same device"):
+                wrong()
+        with pytest.raises(TypeError, match="can't convert"):
+            there.numpy()
+        assert torch.equal(there.cpu(), here) and there[torch.tensor([0, 2])].shape == (2,)
+
+
+def test_only_cuda_has_float64():
+    with FakeDevice("mps"), pytest.raises(TypeError, match="float64"):
+        torch.ones(3, device="mps").double()
+    with FakeDevice("cuda"):
+        assert torch.ones(3, device="cuda").double().dtype == torch.float64
+
+
+def test_the_fake_counts_what_comes_back():
+    with FakeDevice("cuda") as device:
+        there = torch.ones(3, device="cuda")
+        assert device.transfers == 0
+        assert there.sum().item() == 3.0 and there.tolist() == [1.0] * 3 and there.cpu().shape == (3,)
+        assert device.transfers == 3
+
+
+# ------------------------------------------------------------------------------------------------- training
+
+MODELS = {
+    "shared bottom": (SharedBottom, {"bottom": (8, 6)}),
+    "cross-stitch": (CrossStitch, {"column": (8, 6)}),
+    "MMoE": (MMoE, {"n_experts": 3, "expert": (8, 6), "expert_dropout": 0.2}),
+    "PLE": (PLE, {"expert": (8, 6), "levels": 2}),
+    "ESMM": (models.ESMM, {"bottom": (8, 6), "chain": ("click",)}),
+    "AITM": (models.AITM, {"column": (8, 6)}),
+}
+
+
+@kind
+@pytest.mark.parametrize("label", MODELS)
+def test_every_model_trains_there_to_the_same_numbers(kind, label, tmp_path):
+    of, settings = MODELS[label]
+
+    def work(place):
+        train, valid = parts(place)
+        model = make(of=of, dropout=0.1, **settings)
+        torch.manual_seed(1)
+        history = fit(model, train, valid, epochs=2, batch_size=64, progress=False)
+        assert isinstance(next(model.parameters()), Elsewhere) == (place != "cpu")
+        said = predict(model, valid)
+        assert not any(isinstance(values, Elsewhere) for values in said.values())
+        save_checkpoint(tmp_path / place, model, place=place)
+        assert load_checkpoint(tmp_path / place, model) == {"place": place}
+        return numbers(model), history.frame(), said
+
+    (one, first, said), (two, second, again) = both(kind, work)
+    assert torch.equal(one, two)
+    assert first.equals(second)
+    assert all(torch.equal(said[name], again[name]) for name in said)
+    moved = make(of=of, dropout=0.1, **settings)
+    load_checkpoint(tmp_path / kind, moved)  # a model trained on a GPU opens where there is none
+    assert torch.equal(numbers(moved), one)
+
+
+STRATEGIES = {
+    "fixed": lambda: {"click": 1.0, "kind": 0.5, "dwell": 2.0},
+    "entropy": lambda: weighting.entropy_weights(SPLITS.train),
+    "UW": lambda: weighting.UncertaintyWeighting(MIXED_TASKS),
+    "DWA": lambda: weighting.DWA(MIXED_TASKS),
+    "GradNorm": lambda: weighting.GradNorm(MIXED_TASKS),
+    "RLW": lambda: weighting.RandomWeighting(MIXED_TASKS),
+    "GLS": lambda: weighting.GLS(MIXED_TASKS),
+    "STCH": lambda: weighting.STCH(MIXED_TASKS),
+    "IMTL-L": lambda: weighting.IMTLL(MIXED_TASKS),
+    "FAMO": lambda: weighting.FAMO(MIXED_TASKS),
+    "validation gap": lambda: weighting.ValidationGap(MIXED_TASKS, {"click": 0.6, "kind": 1.0, "dwell": 2.0}),
+} | {name: (lambda name=name: gradients.CombinedGradients(MIXED_TASKS, name)) for name in gradients.METHODS}
+
+
+@kind
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_every_strategy_trains_there_to_the_same_numbers(kind, name):
+    def work(place):
+        train, valid = parts(place)
+        model, strategy = make(bottom=(8, 6)), STRATEGIES[name]()
+        fit(model, train, valid, epochs=2, batch_size=64, weights=strategy, progress=False)
+        return numbers(model), getattr(strategy, "current", dict)()
+
+    (one, weights), (two, same) = both(kind, work)
+    assert torch.equal(one, two)
+    assert weights == same
+
+
+def test_a_step_waits_for_the_gpu_once():
+    """The losses are looked at, since they may be NaN; nothing else comes back to the host."""
+    with FakeDevice("cuda") as device:
+        train, _ = parts("cuda")
+        model = make(bottom=(8, 6)).to("cuda")
+        optimizer = torch.optim.Adam(model.parameters())
+        before = device.transfers
+        steps = sum(1 for _ in training_steps(model, train, optimizer, batch_size=64))
+        assert steps == 4 and device.transfers - before == steps
+
+
+# ------------------------------------------------------------------------------------------------- beside training
+
+
+@kind
+@pytest.mark.parametrize("engine", ["batched", "vmap"])
+def test_a_sweep_runs_there(kind, engine):
+    def work(place):
+        train, valid = parts(place)
+        result = sweep(
+            lambda: SharedBottom(SPLITS.schema, MIXED_TASKS, bottom=(8, 6)),
+            train,
+            valid,
+            weightings=simplex_grid(["click", "kind", "dwell"], 4),
+            seeds=(0, 1),
+            epochs=2,
+            batch_size=64,
+            engine=engine,
+            progress=False,
+        )
+        return result.records.sort_values(list(result.records.columns[:4])).reset_index(drop=True)
+
+    here, there = both(kind, work)
+    assert len(here) == len(there) and np.allclose(here["value"], there["value"], rtol=1e-5, atol=1e-6)
+
+
+@kind
+def test_labels_weights_and_fusion_work_there(kind):
+    said = {"click": torch.rand(50), "purchase": torch.rand(50)}
+    bought = (torch.rand(50) < 0.3).float()
+
+    def work(place):
+        train, _ = parts(place)
+        hidden = hide_labels(train, "click", 20, seed=1)
+        fusion, there = LearnedFusion(list(said)).to(place), {name: p.to(place) for name, p in said.items()}
+        scores = fusion.fit(there, bought.to(place))(there).detach()
+        tensors = hidden.masks["click"].cpu(), hidden.take([3, 1]).numeric.cpu(), scores.cpu()
+        return tensors, (fusion.weights, weighting.entropy_weights(train), weighting.rarity_weights(train))
+
+    (tensors, values), (others, same) = both(kind, work)
+    assert all(torch.equal(one, two) for one, two in zip(tensors, others, strict=True))
+    assert values == same
+
+
+def test_auc_of_many_models_works_there():
+    scores, labels = torch.rand(2, 50), (torch.rand(50) < 0.3).float()
+    one, two = both("cuda", lambda place: batched_auc(scores.to(place), labels.to(place)).cpu())
+    assert torch.equal(one, two)
+
+
+@kind
+def test_live_training_runs_there(kind):
+    def work(place):
+        train, valid = parts(place)
+        live = LiveTraining(make(bottom=(8, 6)), train, valid, preview_steps=6, batch_size=64)
+        live.set(click=0.9)
+        live.run_steps(3)
+        return numbers(live.model)
+
+    one, two = both(kind, work)
+    assert torch.equal(one, two)
+
+
+@kind
+def test_the_case_scores_its_catalogue_there(kind):
+    config = shop.ShopConfig(n_users=40, n_items=30, n_impressions=3_000, seed=3)
+    log = shop.simulate(config)
+    frames = ecommerce.case_frames(log)
+    items = ecommerce.item_table(log, frames["train"])
+
+    def work(place):
+        data = ecommerce.case_data(frames, config.n_items, place)
+        torch.manual_seed(0)
+        model = ecommerce.case_model(data, items)
+        fit(model, data.train, data.valid, epochs=1, progress=False)
+        return ecommerce.score_candidates(model, data, frames["test"].head(3), items)
+
+    one, two = both(kind, work)
+    assert one.keys() == two.keys()
+    for name in one:
+        assert np.array_equal(one[name], two[name])
+
+
+def test_one_task_alone():
+    def work(place):
+        train, valid = parts(place)
+        torch.manual_seed(0)
+        model = SingleTask(SPLITS.schema, MIXED_TASKS[0], hidden=(8,))
+        fit(model, train, valid, epochs=1, monitor="click.auc", progress=False)
+        return evaluate(model, valid)
+
+    one, two = both("cuda", work)
+    assert one == two
