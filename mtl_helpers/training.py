@@ -107,8 +107,8 @@ def training_steps(
     """Train, yielding a :class:`Step` after each optimiser step.
 
     ``weights`` is read at every step, so changing the dictionary changes the training from the next step on.
-    Raises :class:`TrainingDiverged` before a loss that is not finite can spoil the model, ValueError when model and data
-    lie on different devices.
+    Raises :class:`TrainingDiverged` before a loss that is not finite can spoil the model, ValueError when model and
+    data lie on different devices.
     """
     _check_place(model, train)
     strategy = weights if isinstance(weights, Weighting) else Fixed(model.tasks, weights)
