@@ -43,6 +43,7 @@ from mtl_helpers import (
     serving,
     shop,
     sweep,
+    tabular,
     training,
     weighting,
     widgets,
@@ -415,6 +416,29 @@ def nan_feature(_):
     return train(train=spoilt)
 
 
+bad(
+    "devices",
+    "a model here, data there",
+    ValueError,
+    "model is on cpu.*data on meta.*model.to",
+    lambda _: training.predict(model(), splits().test.to("meta")),
+)
+bad(
+    "devices",
+    "training here, validation there",
+    ValueError,
+    "training data are on cpu.*validation data on meta",
+    lambda _: train(valid=splits().valid.to("meta")),
+)
+bad(
+    "devices",
+    "the loop alone, with data there",
+    ValueError,
+    "model is on cpu.*data on meta",
+    lambda _: next(
+        training.training_steps(model(), splits().train.to("meta"), torch.optim.SGD([torch.ones(1)]))
+    ),
+)
 bad("training", "NaN among the features", training.TrainingDiverged, "click", nan_feature)
 
 # --- strategies -------------------------------------------------------------------------------------------------
@@ -620,6 +644,111 @@ bad(
     tar_with("KuaiRand-Pure/readme.txt"),
 )
 
+
+def no_answer(folder: Path):
+    return kuairand.load_kuairand("http://127.0.0.1:9/part.tar.gz", cache=folder, progress=False)
+
+
+def half_a_download(folder: Path) -> None:
+    (folder / ".gitignore").write_text("*\n")
+    target = kuairand._source().cached("http://127.0.0.1:9/part.tar.gz", folder)
+    target.with_name(target.name + ".part").write_bytes(b"the first half")
+    target.with_name(target.name + ".lock").touch()
+
+
+bad(
+    "archive",
+    "an interrupted download, and the network is gone",
+    kuairand.KuaiRandUnavailable,
+    "14 bytes are kept",
+    no_answer,
+    half_a_download,
+)
+
+# --- a table of the reader's own --------------------------------------------------------------------------------
+
+
+def own_table(**columns) -> pd.DataFrame:
+    """Sixty rows with a yes or no, a price and names as they are found in the wild."""
+    rng = np.random.default_rng(0)
+    names = ['=HYPERLINK("http://x")', "<img src=x onerror=alert(1)>", "plain"]
+    table = {
+        "when": pd.date_range("2024-01-01", periods=60, freq="h"),
+        "brand": rng.choice(names, 60),
+        "price": rng.random(60),
+        "bought": rng.integers(0, 2, 60),
+    }
+    return pd.DataFrame(table | columns)
+
+
+def own(labels="bought", table: Callable[[], pd.DataFrame] = own_table, **options):
+    return lambda _: tabular.TabularLog.from_frame(table(), labels=labels, **options)
+
+
+def own_file(name: str):
+    return lambda folder: tabular.TabularLog.from_file(folder / name, labels=["bought"])
+
+
+bad("own table", "a label that is no column", KeyError, "'paid'.*when, brand", own(["paid"]))
+bad("own table", "no label", ValueError, "labels is empty", own([]))
+bad("own table", "no rows", ValueError, "no rows", own(table=lambda: own_table().head(0)))
+bad("own table", "one class", ValueError, "'bought'.*every row", own(table=lambda: own_table(bought=1)))
+bad("own table", "a date as label", ValueError, "'when' holds dates", own(["when"]))
+bad(
+    "own table",
+    "spreadsheet formulas as numbers",
+    ValueError,
+    "'sum' is to be a number but holds '=1.1'",
+    own({"sum": "regression"}, lambda: own_table(sum=["=1+1", "=1+2"] * 30)),
+)
+bad(
+    "own table",
+    "infinite labels",
+    ValueError,
+    "'spent' holds infinite",
+    own(["spent"], lambda: own_table(spent=[0.5, math.inf] * 30)),
+)
+bad(
+    "own table",
+    "the label in other words",
+    tabular.LabelLeak,
+    "'receipt' alone gives label 'bought' away.*ignore",
+    own(table=lambda: own_table(receipt=own_table()["bought"].map({0: "none", 1: "printed"}))),
+)
+bad("own table", "an unknown kind", ValueError, "'ordinal'", own({"bought": "ordinal"}))
+bad("own table", "no file", FileNotFoundError, "log.csv", own_file("log.csv"))
+bad(
+    "own table",
+    "an empty file",
+    ValueError,
+    "log.csv",
+    own_file("log.csv"),
+    lambda f: (f / "log.csv").touch(),
+)
+bad(
+    "own table",
+    "a picture called csv",
+    ValueError,
+    "log.csv cannot be read",
+    own_file("log.csv"),
+    lambda f: (f / "log.csv").write_bytes(bytes(range(128, 256)) * 9),
+)
+bad(
+    "own table",
+    "a workbook",
+    ValueError,
+    "log.xlsx.*expected .csv",
+    own_file("log.xlsx"),
+    lambda f: (f / "log.xlsx").touch(),
+)
+bad(
+    "own table",
+    "a split by a column that was not named",
+    ValueError,
+    "by='user'.*user=",
+    lambda _: own()(_).split(by="user"),
+)
+
 # --- checkpoints and sweeps -------------------------------------------------------------------------------------
 
 
@@ -675,6 +804,23 @@ bad(
 )
 bad("checkpoint", "the disk is full", OSError, "No space", full_disk, saved)
 bad("checkpoint", "the disk is full, first time", OSError, "No space", full_disk)
+
+
+def unwritable(folder: Path, save: Do):
+    """As for a reader who may not write there; root may write anywhere."""
+    refuse = PermissionError(errno.EACCES, "Permission denied", str(folder))
+    with mock.patch("tempfile.mkstemp", side_effect=refuse), mock.patch("os.mkdir", side_effect=refuse):
+        return save(folder)
+
+
+bad(
+    "checkpoint",
+    "a folder that nobody may write to",
+    PermissionError,
+    "Permission denied.*box|Permission denied.*tmp",
+    lambda f: unwritable(f, saved),
+    saved,
+)
 
 
 def run_sweep(**arguments):

@@ -59,3 +59,31 @@ def test_no_module_unpickles():
             assert keywords.get("allow_pickle") != "True", path
             if called == "torch.load":
                 assert keywords.get("weights_only") == "True", path
+
+
+def test_nothing_listens_and_nothing_knows_pickle():
+    """Neither the package nor a notebook imports a server, a socket or a format that can carry code."""
+    unwanted = {
+        "socket",
+        "socketserver",
+        "http.server",
+        "xmlrpc",
+        "wsgiref",
+        "pickle",
+        "marshal",
+        "shelve",
+        "dill",
+    }
+    unwanted |= {"joblib", "cloudpickle"}
+    texts = [*(ROOT / "mtl_helpers").rglob("*.py"), *(ROOT / "notebooks" / "source").glob("[0-9]*.py")]
+    assert len(texts) > 30
+    for path in texts:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
+            else:
+                continue
+            found = {name for name in names if name in unwanted or name.partition(".")[0] in unwanted}
+            assert not found, f"{path.name} imports {found}"
