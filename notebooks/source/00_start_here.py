@@ -12,7 +12,7 @@
 # **Promise.** When you leave this page you know where your code runs, you have moved your first task weight,
 # and you know the shop that the whole course works with.
 #
-# {{colab_badge}} · [glossary](glossary.md) · about 25 minutes to read, under one minute to run on a CPU or a GPU · builds on nothing but PyTorch
+# {{colab_badge}} · [glossary](glossary.md) · about 25 minutes to read, under one minute to run on two CPU cores (no GPU needed) · builds on nothing but PyTorch
 
 # %% [markdown]
 # ## What multi-task learning is for a recommender

@@ -6,7 +6,7 @@
 #
 # {{colab_badge}} · [glossary](glossary.md)
 #
-# About ninety minutes to read, one to two minutes to run on a CPU; the models are small, so a GPU is no must ·
+# About ninety minutes to read, about 90 seconds to run on two CPU cores (no GPU needed) ·
 # builds on `00_start_here`
 
 # %% [markdown]

@@ -12,7 +12,7 @@
 # **Promise.** You will see on real logs when sharing hurts, when it helps, and when it makes no difference, and take
 # a table of your own to a multi-task model in ten lines.
 #
-# {{colab_badge}} · [glossary](glossary.md) · about ninety minutes to read, one minute to run on a CPU or a GPU · builds on
+# {{colab_badge}} · [glossary](glossary.md) · about ninety minutes to read, under one minute to run on two CPU cores (no GPU needed) · builds on
 # [04_weighting_strategies](04_weighting_strategies.ipynb); MMoE and PLE are explained in notebook 06
 
 # %% [markdown]
