@@ -5,12 +5,17 @@ What a real GPU adds, its own rounding and its speed, cannot be seen this way.
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
+import nbformat
 import numpy as np
 import pytest
 import torch
 from fake_device import Elsewhere, FakeDevice
 from helpers import MIXED_TASKS, toy_splits
 
+from execute import execute
 from mtl_helpers import ecommerce, gradients, models, shop, weighting
 from mtl_helpers.data import hide_labels
 from mtl_helpers.fusion import LearnedFusion
@@ -21,6 +26,7 @@ from mtl_helpers.sweep import simplex_grid, sweep
 from mtl_helpers.training import evaluate, fit, load_checkpoint, predict, save_checkpoint, training_steps
 
 KINDS = ("cuda", "mps")
+NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("[0-9]*.ipynb"))
 SPLITS = toy_splits(300)
 kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -248,3 +254,30 @@ def test_one_task_alone():
 
     one, two = both("cuda", work)
     assert one == two
+
+
+# ------------------------------------------------------------------------------------------------- the notebooks
+
+PRETEND = f"""
+import sys
+
+import torch
+
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from fake_device import FakeDevice
+
+FakeDevice("mps").__enter__()
+torch.backends.mps.is_available = lambda: True
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs_there(path):
+    """On Apple's GPU, which is the stricter one: it has no float64."""
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(PRETEND))
+    env = {name: value for name, value in os.environ.items() if name != "MTL_DEVICE"}
+    execute(notebook, path.parent, env | {"FAST": "1", "MTL_BUILD": "1", "OMP_WAIT_POLICY": "PASSIVE"})
+    said = [out.text for cell in notebook.cells[:6] for out in cell.get("outputs", []) if "text" in out]
+    assert any("· mps (" in text for text in said)
