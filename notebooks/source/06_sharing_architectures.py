@@ -352,10 +352,15 @@ display(fig)
 # %%
 for kind in ("MMoE", "CGC", "separate"):
     found = {p: against(kind, "shared-bottom", p) for p in levels}
-    better = [f"{p:g}" for p, g in found.items() if g.high < 0]
-    worse = [f"{p:g}" for p, g in found.items() if g.low > 0]
-    print(f"{kind}: below the shared bottom's error at p = {', '.join(better) or 'none'};", end=" ")
-    print(f"above it at {', '.join(worse) or 'none'}; a tie elsewhere.")
+    sides = {
+        "below": [f"{p:g}" for p, g in found.items() if g.high < 0],
+        "above": [f"{p:g}" for p, g in found.items() if g.low > 0],
+    }
+    said = [f"{side} the shared bottom's error at p = {', '.join(ps)}" for side, ps in sides.items() if ps]
+    print(
+        f"{kind}:",
+        "; ".join([*said, "a tie elsewhere"]) if said else "a tie with the shared bottom at every p",
+    )
 print(f"{3 * len(levels)} intervals at 95 %: about one would exclude zero by chance alone.")
 
 # %% [markdown]
