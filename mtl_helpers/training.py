@@ -12,6 +12,7 @@ import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -132,7 +133,7 @@ def _steps(
     names = [task.name for task in model.tasks]
 
     def losses_of(batch: Batch) -> Tensor:
-        with torch.autocast(train.device.type, torch.bfloat16, enabled=bf16):
+        with torch.autocast(train.device.type, torch.bfloat16) if bf16 else nullcontext():
             logits = model(batch.numeric, batch.categorical)
         losses = task_losses(model.tasks, {name: value.float() for name, value in logits.items()}, batch)
         return torch.stack([losses[name] for name in names])

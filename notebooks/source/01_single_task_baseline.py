@@ -1394,5 +1394,5 @@ check("01.stable_log_loss", stable_log_loss)
 #   ACM Transactions on Knowledge Discovery from Data 6, 2012.
 # - J. W. Tukey, *Exploratory Data Analysis*, Addison-Wesley 1977, on quartiles and fences.
 #
-# **Next:** `02_shared_bottom`. One body, several heads: how tasks share what they learn, when it helps, and when it
+# **Next:** [02_shared_bottom](02_shared_bottom.ipynb): how tasks share what they learn, when it helps, and when it
 # hurts.

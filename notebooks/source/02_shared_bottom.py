@@ -538,7 +538,7 @@ print("One model, one shop: an illustration.")
 
 # %% [markdown]
 # The exponents are a business decision made *after* training. They are not the task weights, which act *during*
-# training. Notebook 05 (planned) makes them sliders, with money on the other axis.
+# training. Notebook 05 makes them sliders, with money on the other axis.
 
 # %% [markdown]
 # ## 5 · Does sharing win?

@@ -713,13 +713,13 @@ from mtl_helpers.metrics import mean_interval, paired_difference
 folder = Path(mtl_helpers.__file__).parents[1] / "notebooks" / "results"
 
 
-def stored(name):
+def results(name):
     """A stored table; its first line names the command that made it."""
     return pd.read_csv(folder / f"04_{name}.csv", comment="#")
 
 
-runs = {data: stored(f"strategies_{data}") for data in ("shop", "kuairand")}
-tuned = {data: stored(f"tuned_{data}").set_index("task")["weight"] for data in runs}
+runs = {data: results(f"strategies_{data}") for data in ("shop", "kuairand")}
+tuned = {data: results(f"tuned_{data}").set_index("task")["weight"] for data in runs}
 for data, table in runs.items():
     print(f"{data}: {table['strategy'].nunique()} strategies × {table['seed'].nunique()} seeds,", end=" ")
     print("tuned fixed weights", tuned[data].to_dict())
@@ -804,7 +804,7 @@ def mean_ranks(data):
     return pd.Series({name: f"{gap.mean:.1f} [{gap.low:.1f}, {gap.high:.1f}]" for name, gap in found.items()})
 
 
-cost = stored("cost").set_index("strategy")["ratio"]
+cost = results("cost").set_index("strategy")["ratio"]
 board = pd.DataFrame({data: mean_ranks(data) for data in runs}).join(cost.rename("cost of a step"))
 board.sort_values("shop", key=lambda column: column.str.split().str[0].astype(float))
 
@@ -1019,4 +1019,4 @@ for bend in (-1, 0, 1):  # losses that fall and rise together, are unrelated, or
 # C. Doersch, A. Zisserman, *Multi-task Self-Supervised Visual Learning*, ICCV 2017. On weighting, read Kendall
 # et al. for the idea and Xin et al. for the doubt.
 #
-# **Next:** the e-commerce case (planned): three tasks, one ranked list, and money.
+# **Next:** [05_ecommerce_case](05_ecommerce_case.ipynb), three tasks, one ranked list, and money.

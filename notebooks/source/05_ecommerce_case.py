@@ -1316,4 +1316,4 @@ if FAST:
 #   Framework*, RecSys 2019.
 # - M. Sundararajan, A. Taly, Q. Yan, *Axiomatic Attribution for Deep Networks*, ICML 2017, section 3.
 #
-# **Next:** sharing architectures (06): who shares what, and gates you can read.
+# **Next:** [06_sharing_architectures](06_sharing_architectures.ipynb): who shares what, and gates you can read.

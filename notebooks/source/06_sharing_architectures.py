@@ -794,4 +794,4 @@ check("06.load_term", load_term)
 # - N. Shazeer et al., *Outrageously Large Neural Networks*, ICLR 2017, section 4 (the load term).
 # - Z. Zhao et al., *Recommending What Video to Watch Next*, RecSys 2019 (dropout of experts).
 #
-# **Next:** 07, real data: the seesaw, and transfer when labels are scarce.
+# **Next:** [07_real_data](07_real_data.ipynb): the seesaw, and transfer when labels are scarce.
