@@ -4,11 +4,17 @@
 tensors work on a machine without a GPU, and fail where a real one would fail: CPU and GPU tensors in one operation,
 ``.numpy()`` on the device, float64 on ``mps``. Numbers are those of the CPU, bit for bit. ``transfers`` counts what
 came back to the host, each of which makes a real GPU wait.
+
+``python tests/fake_device.py [NOTEBOOK …] [--kind cuda mps]`` runs notebooks on it with FAST=1, by default all of them.
 """
 
 from __future__ import annotations
 
-from types import TracebackType
+import argparse
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace, TracebackType
 from typing import Any
 from unittest import mock
 
@@ -172,3 +178,61 @@ class FakeDevice(TorchDispatchMode):
             return Elsewhere(leaf, self.place) if known is None else known
 
         return tree_map(wrap, result)
+
+
+# ------------------------------------------------------------------------------------------------- notebooks
+
+HEAD = f"""
+import sys
+
+sys.path.insert(0, {str(Path(__file__).resolve().parent)!r})
+from fake_device import become
+
+become({{kind!r}})
+"""
+
+
+def become(kind: str) -> None:
+    """Make this process, a notebook's kernel, one that has such a GPU, for good."""
+    FakeDevice(kind).__enter__()
+    if kind == "cuda":
+        card = SimpleNamespace(name="pretended GPU", total_memory=16 * 10**9)
+        torch.cuda.is_available = lambda: True
+        torch.cuda.get_device_properties = lambda device=None: card
+        torch.cuda.get_device_capability = lambda device=None: (7, 5)
+    else:
+        torch.backends.mps.is_available = lambda: True
+
+
+def run_notebook(path: Path, kind: str) -> None:
+    """Run a built notebook with FAST=1 on the pretended GPU; raises where a cell fails or the CPU was chosen."""
+    import nbformat
+
+    from execute import execute
+
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(HEAD.format(kind=kind)))
+    env = {name: value for name, value in os.environ.items() if name != "MTL_DEVICE"}
+    execute(notebook, path.parent, env | {"FAST": "1", "MTL_BUILD": "1", "OMP_WAIT_POLICY": "PASSIVE"})
+    said = [out.text for cell in notebook.cells[:6] for out in cell.get("outputs", []) if "text" in out]
+    if not any(f"· {kind} (" in text for text in said):
+        raise AssertionError(f"{path.name} did not take the {kind} device: {said}")
+
+
+def main() -> None:
+    root = Path(__file__).resolve().parents[1]
+    sys.path.insert(0, str(root / "notebooks" / "source"))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "notebooks", nargs="*", type=Path, default=sorted((root / "notebooks").glob("[0-9]*.ipynb"))
+    )
+    parser.add_argument("--kind", nargs="+", choices=("cuda", "mps"), default=["cuda", "mps"])
+    options = parser.parse_args()
+    for path in options.notebooks:
+        for kind in options.kind:
+            run_notebook(path, kind)
+            print(f"{path.stem}: runs on {kind}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

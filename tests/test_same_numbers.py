@@ -56,8 +56,8 @@ def test_training_twice_in_one_process_is_bitwise_equal(strategy):
     assert not torch.equal(first, trained(strategy, seed=4))
 
 
-# Test losses of click, kind and dwell after five epochs. torch 2.6, 2.13 and 2.14 with numpy 2.0 and 2.4 gave these digits
-# and the same ones after them; other processors may round otherwise.
+# Test losses of click, kind and dwell after five epochs. torch 2.6, 2.13 and 2.14 with numpy 2.0 and 2.4 gave these
+# digits and the same ones after them; other processors may round otherwise.
 ELSEWHERE = {
     "fixed": (0.675651, 1.133595, 0.792996),
     "UW": (0.676013, 1.131199, 0.795865),
