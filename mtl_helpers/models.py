@@ -256,7 +256,7 @@ def _mix(gates: Tensor, *experts: Tensor) -> Tensor:
 class _Sharing(nn.Module):
     """What the models of several tasks have in common: tasks, schema, settings, the feature layer and the towers."""
 
-    def __init__(self, schema: Schema, tasks: Sequence[Task], settings: Mapping[str, object]) -> None:
+    def __init__(self, schema: Schema, tasks: Sequence[Task], **settings: object) -> None:
         super().__init__()
         self.tasks, self.schema = check_tasks(tasks), schema
         self.settings = {
@@ -299,15 +299,7 @@ class CrossStitch(_Sharing):
         dropout: float = 0.0,
     ) -> None:
         super().__init__(
-            schema,
-            tasks,
-            {
-                "embedding_dim": embedding_dim,
-                "column": column,
-                "tower": tower,
-                "keep": keep,
-                "dropout": dropout,
-            },
+            schema, tasks, embedding_dim=embedding_dim, column=column, tower=tower, keep=keep, dropout=dropout
         )
         _check_widths("CrossStitch", "column", column)
         n, width = len(self.tasks), self.features.n_out
@@ -365,14 +357,12 @@ class MMoE(_Sharing):
         super().__init__(
             schema,
             tasks,
-            {
-                "embedding_dim": embedding_dim,
-                "n_experts": n_experts,
-                "expert": expert,
-                "tower": tower,
-                "dropout": dropout,
-                "expert_dropout": expert_dropout,
-            },
+            embedding_dim=embedding_dim,
+            n_experts=n_experts,
+            expert=expert,
+            tower=tower,
+            dropout=dropout,
+            expert_dropout=expert_dropout,
         )
         _check_widths("MMoE", "expert", expert)
         _check_share("expert_dropout", expert_dropout)
@@ -473,16 +463,14 @@ class PLE(_Sharing):
         super().__init__(
             schema,
             tasks,
-            {
-                "embedding_dim": embedding_dim,
-                "n_specific": n_specific,
-                "n_shared": n_shared,
-                "expert": expert,
-                "levels": levels,
-                "tower": tower,
-                "dropout": dropout,
-                "expert_dropout": expert_dropout,
-            },
+            embedding_dim=embedding_dim,
+            n_specific=n_specific,
+            n_shared=n_shared,
+            expert=expert,
+            levels=levels,
+            tower=tower,
+            dropout=dropout,
+            expert_dropout=expert_dropout,
         )
         _check_widths("PLE", "expert", expert)
         _check_share("expert_dropout", expert_dropout)
@@ -607,13 +595,11 @@ class ESMM(_Sharing):
         super().__init__(
             schema,
             tasks,
-            {
-                "embedding_dim": embedding_dim,
-                "chain": chain,
-                "bottom": bottom,
-                "tower": tower,
-                "dropout": dropout,
-            },
+            embedding_dim=embedding_dim,
+            chain=chain,
+            bottom=bottom,
+            tower=tower,
+            dropout=dropout,
         )
         self.chain = _check_chain(self.tasks, chain)
         kinds = {task.name: task.kind for task in self.tasks}
@@ -700,13 +686,11 @@ class AITM(_Sharing):
         super().__init__(
             schema,
             tasks,
-            {
-                "embedding_dim": embedding_dim,
-                "chain": chain,
-                "column": column,
-                "tower": tower,
-                "dropout": dropout,
-            },
+            embedding_dim=embedding_dim,
+            chain=chain,
+            column=column,
+            tower=tower,
+            dropout=dropout,
         )
         _check_widths("AITM", "column", column)
         self.chain = _check_chain(self.tasks, chain)
