@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import os
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from queue import Empty
 from unittest import mock
 
 import nbformat
@@ -17,6 +19,7 @@ import pytest
 from PIL import Image
 
 import build
+from execute import look_again
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -397,3 +400,27 @@ def test_the_check_finds_missing_stray_and_broken_notebooks(tree):
     assert "no valid notebook" in quick(tree, "--check")[1]
     path.unlink()
     assert "has not been built yet" in quick(tree, "--check")[1]
+
+
+class DeafChannel:
+    """Has a message, but wakes nobody: whoever waits hears of it when asking again."""
+
+    def __init__(self) -> None:
+        self.asked: list[float] = []
+
+    async def get_msg(self, timeout: float) -> str:
+        self.asked.append(timeout)
+        if len(self.asked) == 1:
+            raise Empty
+        return "reply"
+
+
+def test_a_reply_that_woke_nobody_is_found_when_looking_again():
+    channel = DeafChannel()
+    look_again(channel)
+    assert asyncio.run(channel.get_msg(timeout=600)) == "reply"
+    assert channel.asked[0] == 5.0  # not the whole ten minutes
+    deaf = DeafChannel()
+    look_again(deaf)
+    with pytest.raises(Empty):
+        asyncio.run(deaf.get_msg(timeout=0))

@@ -14,6 +14,9 @@ import re
 import sys
 import tempfile
 from pathlib import Path
+from queue import Empty
+from time import monotonic
+from typing import Any
 
 import nbformat
 import zmq
@@ -21,6 +24,7 @@ from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from nbclient.util import ensure_async
 
 __all__ = ["CellFailed", "execute"]
 
@@ -34,6 +38,27 @@ class CellFailed(Exception):
     def __init__(self, index: int, source: str, error: str):
         super().__init__(f"cell {index + 1} failed:\n{source}\n\n{error}")
         self.index, self.source, self.error = index, source, error
+
+
+def look_again(channel: Any, seconds: float = 5.0) -> None:
+    """Make a channel's ``get_msg`` look anew every few seconds.
+
+    nbclient sends on the channel on which it waits when a cell shows an Output widget, and a reply that comes in that
+    moment does not wake it (its issue 312): without this the cell would seem to run until its time is up.
+    """
+    ask = channel.get_msg
+
+    async def get_msg(timeout: float | None = None) -> Any:
+        end = None if timeout is None else monotonic() + timeout
+        while True:
+            left = seconds if end is None else max(0.0, min(seconds, end - monotonic()))
+            try:
+                return await ensure_async(ask(timeout=left))
+            except Empty:
+                if end is not None and monotonic() >= end:
+                    raise
+
+    channel.get_msg = get_msg
 
 
 def execute(
@@ -75,6 +100,7 @@ def execute(
         timeout=timeout,
         record_timing=False,
         resources={"metadata": {"path": str(cwd)}},
+        on_notebook_start=lambda notebook: look_again(client.kc.shell_channel),
         on_cell_start=lambda cell, cell_index: running.update(index=cell_index),
     )
     try:
