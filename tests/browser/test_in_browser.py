@@ -36,9 +36,9 @@ def test_every_slider_moves_its_picture_by_keyboard_and_mouse(open_book, path):
                     assert wait_until(lambda i=image, a=alt: i.get_attribute("alt") != a), (
                         f"{where}: nothing moved"
                     )
-                    if (
-                        role == "slider"
-                    ):  # what a menu changes need not show: some methods ignore some options
+                    # what a menu changes need not show: some methods ignore some options
+                    if role == "slider" and not wait_for_change(demo, before, timeout=5):
+                        press(book.page, controls.nth(at))  # short runs know few models: on to the other end
                         assert wait_for_change(demo, before), f"{where}: the picture stayed"
                     if press is not by_keyboard:  # one step may be less than what a reading rounds to
                         assert wait_until(lambda d=demo, s=said: reading(d) != s), (
