@@ -691,7 +691,8 @@ print("helper agrees:", np.allclose(by_hand, helper))
 print("AUC unchanged:", np.isclose(metrics.auc(labels, q), metrics.auc(labels, helper)))
 
 # %% [markdown]
-# A later notebook goes deeper. Here the lesson is: what changes the base rate must be undone before fusion.
+# The article also names GANs and attention; neither is tried here. The lesson holds for any treatment: what changes
+# the base rate must be undone before fusion.
 #
 # ## 7 · Position bias
 #
