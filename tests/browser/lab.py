@@ -300,6 +300,6 @@ def wait_until(condition: Callable[[], bool], timeout: float = 15) -> bool:
     return False
 
 
-def wait_for_change(demo, before: str, timeout: float = 15) -> bool:
+def wait_for_change(demo, before: str) -> bool:
     """True once the picture is another one."""
-    return wait_until(lambda: picture(demo) != before, timeout)
+    return wait_until(lambda: picture(demo) != before)
