@@ -75,9 +75,9 @@ from typing import Any
 
 from torch import Tensor
 
-from mtl_helpers import trial
 from mtl_helpers.exercises import Case, Exercise, Mistake, all_exercises, find
-from mtl_helpers.trial import Outcome, Run
+from mtl_helpers.exercises import compare as trial
+from mtl_helpers.exercises.compare import Outcome, Run
 
 __all__ = ["Answer", "check", "hint", "progress", "progress_file", "reset_progress", "solution", "use"]
 
@@ -247,7 +247,7 @@ def _seed_from(fn: Callable[..., Any]) -> int:
 
 def _accelerators() -> list[Any]:
     """The GPU, if there is one: what works on the CPU must work there."""
-    from mtl_helpers.device import get_device
+    from mtl_helpers.notebook import get_device
 
     device = get_device()
     return [] if device.type == "cpu" else [device]
@@ -273,7 +273,7 @@ def _first_fault(
     advice = ("hint", mistake.hint) if mistake else ("next", f'hint("{exercise.id}")')
     lines = [("input", _input(exercise, case))]
     if own.error is not None:
-        from mtl_helpers.widget_kit import explain
+        from mtl_helpers.widgets.explorer import explain
 
         said = explain(own.error)
         state, headline = "raised", f"your code raised {type(own.error).__name__} · {exercise.id}"

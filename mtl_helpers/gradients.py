@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .data import Task
-from .weighting import Weighting
+from mtl_helpers.data.tables import Task
+from mtl_helpers.weighting import Weighting
 
 __all__ = [
     "METHODS",

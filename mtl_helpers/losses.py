@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .data import Batch, Task
+from mtl_helpers.data.tables import Batch, Task
 
 __all__ = ["check_weights", "task_loss", "task_losses", "weighted_sum"]
 

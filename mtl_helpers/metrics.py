@@ -16,8 +16,6 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from .data import Task
-
 __all__ = [
     "Interval",
     "accuracy",
@@ -32,7 +30,6 @@ __all__ = [
     "paired_difference",
     "precision_recall",
     "reliability_curve",
-    "task_metrics",
 ]
 
 
@@ -246,30 +243,6 @@ def correct_downsampling(probabilities: ArrayLike, rate: float) -> np.ndarray:
             "Probabilities must lie in [0, 1]; some are NaN or outside. Logits? Use sigmoid first."
         )
     return q / (q + (1 - q) / rate)
-
-
-def task_metrics(
-    task: Task, predictions: ArrayLike, labels: ArrayLike, mask: ArrayLike | None = None
-) -> dict[str, float]:
-    """The metrics the course reports for one task, over labelled rows.
-
-    Binary: ``auc``, ``accuracy`` (threshold 0.5). Multiclass: ``accuracy``. Regression: ``rmse``.
-
-    Parameters
-    ----------
-    predictions : probabilities (n,) or (n, n_classes), or values (n,). mask : True where the label is known.
-    """
-    values, y = np.asarray(predictions), np.asarray(labels)
-    if mask is not None:
-        known = np.asarray(mask, dtype=bool)
-        values, y = values[known], y[known]
-    if task.kind == "binary":
-        return {"auc": auc(y, values), "accuracy": accuracy(y, values)}
-    if not len(y):
-        return {"accuracy" if task.kind == "multiclass" else "rmse": float("nan")}
-    if task.kind == "multiclass":
-        return {"accuracy": float(np.mean(values.argmax(-1) == y))}
-    return {"rmse": float(np.sqrt(np.mean((values - y) ** 2)))}
 
 
 # ------------------------------------------------------------------------------------------------- intervals

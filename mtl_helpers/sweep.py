@@ -30,11 +30,12 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from .data import Batch, MultiTaskDataset, Task
-from .losses import check_weights, task_loss, task_losses
-from .metrics import batched_auc
-from .models import FeatureLayer, SharedBottom, SingleTask
-from .training import LOWER_IS_BETTER, predict
+from mtl_helpers.data.tables import Batch, MultiTaskDataset, Task
+from mtl_helpers.losses import check_weights, task_loss, task_losses
+from mtl_helpers.metrics import batched_auc
+from mtl_helpers.models.layers import FeatureLayer
+from mtl_helpers.models.sharing import SharedBottom, SingleTask
+from mtl_helpers.training import LOWER_IS_BETTER, predict
 
 __all__ = ["Sweep", "hypervolume", "load_sweep", "pareto_mask", "simplex_grid", "sweep"]
 

@@ -21,10 +21,10 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from .data import Batch, MultiTaskDataset, Task
-from .losses import check_weights, task_loss, task_losses
-from .metrics import task_metrics
-from .weighting import Fixed, Weighting
+from mtl_helpers.data.tables import Batch, MultiTaskDataset, Task
+from mtl_helpers.losses import check_weights, task_loss, task_losses
+from mtl_helpers.metrics import accuracy, auc
+from mtl_helpers.weighting import Fixed, Weighting
 
 __all__ = [
     "History",
@@ -34,6 +34,7 @@ __all__ = [
     "fit",
     "load_checkpoint",
     "predict",
+    "task_metrics",
     "save_checkpoint",
     "training_steps",
 ]
@@ -355,6 +356,30 @@ def predict(model: nn.Module, data: MultiTaskDataset, batch_size: int = 8192) ->
     """
     logits = _logits(model, data, batch_size)
     return {task.name: _to_prediction(task, logits[task.name]).cpu() for task in model.tasks}
+
+
+def task_metrics(
+    task: Task, predictions: object, labels: object, mask: object | None = None
+) -> dict[str, float]:
+    """The metrics the course reports for one task, over labelled rows.
+
+    Binary: ``auc``, ``accuracy`` (threshold 0.5). Multiclass: ``accuracy``. Regression: ``rmse``.
+
+    Parameters
+    ----------
+    predictions : probabilities (n,) or (n, n_classes), or values (n,). mask : True where the label is known.
+    """
+    values, y = np.asarray(predictions), np.asarray(labels)
+    if mask is not None:
+        known = np.asarray(mask, dtype=bool)
+        values, y = values[known], y[known]
+    if task.kind == "binary":
+        return {"auc": auc(y, values), "accuracy": accuracy(y, values)}
+    if not len(y):
+        return {"accuracy" if task.kind == "multiclass" else "rmse": float("nan")}
+    if task.kind == "multiclass":
+        return {"accuracy": float(np.mean(values.argmax(-1) == y))}
+    return {"rmse": float(np.sqrt(np.mean((values - y) ** 2)))}
 
 
 def evaluate(model: nn.Module, data: MultiTaskDataset, batch_size: int = 8192) -> dict[str, dict[str, float]]:

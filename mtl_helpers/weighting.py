@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from .data import MultiTaskDataset, Task, check_tasks
-from .losses import check_weights
+from mtl_helpers.data.tables import MultiTaskDataset, Task, check_tasks
+from mtl_helpers.losses import check_weights
 
 __all__ = [
     "DWA",

@@ -30,25 +30,10 @@ if __name__ == "__main__":
 
 from helpers import MIXED_TASKS, toy_frame, toy_splits
 
-from mtl_helpers import (
-    census,
-    data,
-    fusion,
-    gradients,
-    kuairand,
-    losses,
-    metrics,
-    models,
-    ranking,
-    serving,
-    shop,
-    sweep,
-    tabular,
-    training,
-    weighting,
-    widgets,
-)
-from mtl_helpers.data import FeatureEncoder, MultiTaskDataset, Schema, Task
+from mtl_helpers import data, gradients, losses, metrics, models, ranking, sweep, training, weighting, widgets
+from mtl_helpers.data import FeatureEncoder, MultiTaskDataset, Schema, Task, census, kuairand, shop, tabular
+from mtl_helpers.models import fusion
+from mtl_helpers.models import saving as serving
 
 Do = Callable[[Path], object]
 SCHEMA = Schema(("x", "z"), {"user_id": 5, "item": 3})

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mtl_helpers import census
-from mtl_helpers.census import (
+from mtl_helpers.data import census, check_leaks, prepare
+from mtl_helpers.data.census import (
     CENSUS_CATEGORICAL,
     CENSUS_NUMERIC,
     CENSUS_TASKS,
@@ -22,7 +22,6 @@ from mtl_helpers.census import (
     load_census,
     split_census,
 )
-from mtl_helpers.data import check_leaks, prepare
 
 
 def line(age=30, marital="Never married", hispanic="All other", gains=0, income="- 50000.", weight=1000.5):

@@ -27,9 +27,9 @@ import torch.nn.functional as F
 import build
 from execute import execute
 from mtl_helpers import check as check_module
-from mtl_helpers import trial
 from mtl_helpers.check import check, hint, progress, progress_file, reset_progress, solution, use
 from mtl_helpers.exercises import Exercise, Mistake, all_exercises, find
+from mtl_helpers.exercises import compare as trial
 from mtl_helpers.gradients import combine
 from mtl_helpers.metrics import correct_downsampling, precision_recall
 from mtl_helpers.sweep import pareto_mask

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from mtl_helpers.correlated import correlated_tasks, sinusoidal
+from mtl_helpers.data.correlated import correlated_tasks, sinusoidal
 
 
 @pytest.mark.parametrize("p", [0.0, 0.3, 0.9, 1.0])

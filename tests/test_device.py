@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from mtl_helpers import device as device_module
-from mtl_helpers.device import DeviceReport, device_report, get_device
-from mtl_helpers.seeds import seed_everything
+from mtl_helpers import notebook as device_module
+from mtl_helpers.notebook import DeviceReport, device_report, get_device, seed_everything
 
 REAL_ONES = torch.ones
 

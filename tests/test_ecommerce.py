@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 import torch
 
-from mtl_helpers.ecommerce import (
+from mtl_helpers.data.shop import CATEGORIES, ShopConfig, make_world, simulate
+from mtl_helpers.models.case import (
     PAST,
     CaseModel,
     candidates,
@@ -18,7 +19,6 @@ from mtl_helpers.ecommerce import (
     score_candidates,
     true_values,
 )
-from mtl_helpers.shop import CATEGORIES, ShopConfig, make_world, simulate
 from mtl_helpers.sweep import sweep
 from mtl_helpers.training import fit, predict
 

@@ -14,15 +14,16 @@ import torch
 from fake_device import Elsewhere, FakeDevice, run_notebook
 from helpers import MIXED_TASKS, toy_splits
 
-from mtl_helpers import ecommerce, gradients, models, shop, weighting
-from mtl_helpers.data import hide_labels
-from mtl_helpers.fusion import LearnedFusion
-from mtl_helpers.live import LiveTraining
+from mtl_helpers import gradients, models, weighting
+from mtl_helpers.data import hide_labels, shop
 from mtl_helpers.metrics import batched_auc
 from mtl_helpers.models import PLE, CrossStitch, Fusion, MMoE, SharedBottom, SingleTask
-from mtl_helpers.serving import Recommender, load_model, save_model
+from mtl_helpers.models import case as ecommerce
+from mtl_helpers.models.fusion import LearnedFusion
+from mtl_helpers.models.saving import Recommender, load_model, save_model
 from mtl_helpers.sweep import simplex_grid, sweep
 from mtl_helpers.training import evaluate, fit, load_checkpoint, predict, save_checkpoint, training_steps
+from mtl_helpers.widgets.live import LiveTraining
 
 KINDS = ("cuda", "mps")
 ROOT = Path(__file__).resolve().parents[1]

@@ -7,9 +7,9 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from mtl_helpers.fusion import LearnedFusion
 from mtl_helpers.metrics import auc
 from mtl_helpers.models import Fusion
+from mtl_helpers.models.fusion import LearnedFusion
 
 
 def draw(n: int = 20_000, weights=(1.0, 0.5, 0.8), seed: int = 0):

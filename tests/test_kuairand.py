@@ -17,10 +17,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mtl_helpers import kuairand
-from mtl_helpers.data import check_leaks, prepare
-from mtl_helpers.download import cache_folder
-from mtl_helpers.kuairand import (
+from mtl_helpers.data import check_leaks, kuairand, prepare
+from mtl_helpers.data.download import cache_folder
+from mtl_helpers.data.kuairand import (
     KUAIRAND_CATEGORICAL,
     KUAIRAND_NUMERIC,
     KUAIRAND_OUTCOMES,

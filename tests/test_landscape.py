@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mtl_helpers.gradients import METHODS
-from mtl_helpers.landscape import (
+from mtl_helpers.widgets.landscape import (
     FRONT,
     STARTS,
     WALKERS,

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from mtl_helpers import loss_demos
 from mtl_helpers.gradients import METHODS
+from mtl_helpers.widgets import formulas as loss_demos
 
 A = np.array([[[1.0, 0.0], [0.0, 4.0]], [[3.0, 1.5], [1.5, 1.5]]])
 C = np.array([[-1.5, -0.5], [1.5, 1.0]])

@@ -21,8 +21,8 @@ from mtl_helpers.metrics import (
     paired_difference,
     precision_recall,
     reliability_curve,
-    task_metrics,
 )
+from mtl_helpers.training import task_metrics
 
 
 def draw(n: int = 400, seed: int = 0, ties: bool = True):

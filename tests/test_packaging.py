@@ -116,7 +116,7 @@ def test_importing_the_package_brings_nothing_heavy():
 
 
 def test_modules_without_figures_import_only_torch_and_pandas():
-    names = "data, fusion, gradients, losses, metrics, models, plots, ranking, serving, shop, sweep, training"
+    names = "data, gradients, losses, metrics, models, ranking, sweep, training"
     heavy = {"matplotlib", "seaborn", "sklearn", "scipy", "IPython", "ipywidgets", "safetensors"}
     code = f"import torch, pandas, sys; before = set(sys.modules); from mtl_helpers import {names}; "
     code += f"print(sorted({heavy} & (set(sys.modules) - before)))"
@@ -138,7 +138,7 @@ def test_the_readme_says_both_commands(command):
 def test_every_variable_that_the_code_reads_is_in_the_readme():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     read = set()
-    for path in [*(ROOT / "mtl_helpers").glob("*.py"), *(ROOT / "notebooks" / "source").glob("*.py")]:
+    for path in [*(ROOT / "mtl_helpers").rglob("*.py"), *(ROOT / "notebooks" / "source").glob("*.py")]:
         text = path.read_text(encoding="utf-8")
         read |= set(re.findall(r"""environ(?:\.get\(|\[)["']((?:MTL_\w+|FAST))""", text))
     assert {"FAST", "MTL_DEVICE", "MTL_REPO_URL"} <= read

@@ -6,8 +6,15 @@ import pytest
 from helpers import toy_splits
 
 from mtl_helpers.models import SharedBottom
-from mtl_helpers.plots import figure, figure_png, interval_dots, learning_curves, paired_dots, task_style
 from mtl_helpers.training import fit
+from mtl_helpers.widgets.figures import (
+    figure,
+    figure_png,
+    interval_dots,
+    learning_curves,
+    paired_dots,
+    task_style,
+)
 
 
 @pytest.fixture(scope="module")

@@ -17,12 +17,13 @@ import pytest
 import torch
 from helpers import MIXED_TASKS, toy_splits
 
-from mtl_helpers import ecommerce, gradients, ranking, shop, weighting
-from mtl_helpers.correlated import correlated_tasks
-from mtl_helpers.data import hide_labels, prepare
+from mtl_helpers import gradients, ranking, weighting
+from mtl_helpers.data import hide_labels, prepare, shop
+from mtl_helpers.data.correlated import correlated_tasks
 from mtl_helpers.metrics import accuracy, paired_difference
 from mtl_helpers.models import MMoE, SharedBottom, SingleTask
-from mtl_helpers.seeds import seed_everything
+from mtl_helpers.models import case as ecommerce
+from mtl_helpers.notebook import seed_everything
 from mtl_helpers.training import evaluate, fit, predict
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -10,12 +10,12 @@ import pytest
 import torch
 from helpers import MIXED_TASKS, toy_frame, toy_splits
 
-from mtl_helpers import serving
 from mtl_helpers.data import FeatureEncoder, Schema, Task
-from mtl_helpers.fusion import LearnedFusion
 from mtl_helpers.models import Fusion, SharedBottom, SingleTask
+from mtl_helpers.models import saving as serving
+from mtl_helpers.models.fusion import LearnedFusion
+from mtl_helpers.models.saving import Recommender, load_model, model_classes, save_model
 from mtl_helpers.ranking import mmr, top_k
-from mtl_helpers.serving import Recommender, load_model, model_classes, save_model
 from mtl_helpers.training import predict
 
 TWO = (Task("click"), Task("purchase"))
@@ -63,7 +63,7 @@ def test_every_model_comes_back_with_the_same_scores(splits, tmp_path, name):
 
 
 def case_model():
-    ecommerce = pytest.importorskip("mtl_helpers.ecommerce")
+    ecommerce = pytest.importorskip("mtl_helpers.models.case")
     schema = Schema(ecommerce.CASE_NUMERIC, dict.fromkeys(ecommerce.CASE_CATEGORICAL, 7))
     torch.manual_seed(0)
     model = ecommerce.CaseModel(schema, ecommerce.case_tasks(5), n_items=5)

@@ -25,7 +25,7 @@ from mtl_helpers.models import (
     count_parameters,
     match_parameters,
 )
-from mtl_helpers.serving import load_model, save_model
+from mtl_helpers.models.saving import load_model, save_model
 from mtl_helpers.sweep import sweep
 from mtl_helpers.training import fit, load_checkpoint, predict, save_checkpoint, training_steps
 from mtl_helpers.weighting import (

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mtl_helpers import shop as shop_module
 from mtl_helpers.data import Task, check_leaks, prepare
-from mtl_helpers.shop import (
+from mtl_helpers.data import shop as shop_module
+from mtl_helpers.data.shop import (
     CATEGORIES,
     CHANNELS,
     PRIOR_CTR,

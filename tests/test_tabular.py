@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mtl_helpers.data.tabular import LabelLeak, TabularLog
 from mtl_helpers.models import SharedBottom
-from mtl_helpers.tabular import LabelLeak, TabularLog
 from mtl_helpers.training import evaluate, fit, predict
 
 N = 400

@@ -25,12 +25,9 @@ sys.path.insert(0, str(BROWSER))
 
 import widget_demos as demos  # noqa: E402
 
-from mtl_helpers.live import gradient_shares  # noqa: E402
 from mtl_helpers.losses import task_losses  # noqa: E402
 from mtl_helpers.models import SharedBottom  # noqa: E402
 from mtl_helpers.training import TrainingDiverged, training_steps  # noqa: E402
-from mtl_helpers.widget_kit import WIDGET_VIEW, Stage, encode_png, undefined  # noqa: E402
-from mtl_helpers.widget_weights import Simplex  # noqa: E402
 from mtl_helpers.widgets import (  # noqa: E402
     Explorer,
     choice_slider,
@@ -42,6 +39,9 @@ from mtl_helpers.widgets import (  # noqa: E402
     toggle,
     weight_explorer,
 )
+from mtl_helpers.widgets.explorer import WIDGET_VIEW, Stage, encode_png, undefined  # noqa: E402
+from mtl_helpers.widgets.live import gradient_shares  # noqa: E402
+from mtl_helpers.widgets.weights import Simplex  # noqa: E402
 
 
 def small(update=None, controls=None, **options) -> Explorer:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pandas as pd
 import torch
 
-from mtl_helpers.device import DeviceReport
 from mtl_helpers.exercises import Case, Exercise, Mistake
+from mtl_helpers.notebook import DeviceReport
 
 __all__ = ["EXERCISES"]
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from mtl_helpers.data import Schema, Task
+from mtl_helpers.data.tables import Schema, Task
 from mtl_helpers.exercises import Case, Exercise, Mistake
-from mtl_helpers.models import SharedBottom, Tower, count_parameters
+from mtl_helpers.models.layers import Tower, count_parameters
+from mtl_helpers.models.sharing import SharedBottom
 
 __all__ = ["EXERCISES"]
 

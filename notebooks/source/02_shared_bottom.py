@@ -36,12 +36,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mtl_helpers import plots, shop
-from mtl_helpers.data import hide_labels, prepare
+from mtl_helpers.data import hide_labels, prepare, shop
+from mtl_helpers.data.shop import CATEGORIES, SHOP_CATEGORICAL, SHOP_NUMERIC, SHOP_TASKS, ShopConfig
 from mtl_helpers.metrics import accuracy, auc, mean_interval, paired_difference
 from mtl_helpers.models import Fusion, SharedBottom, SingleTask, count_parameters
-from mtl_helpers.shop import CATEGORIES, SHOP_CATEGORICAL, SHOP_NUMERIC, SHOP_TASKS, ShopConfig
 from mtl_helpers.training import evaluate, fit, predict
+from mtl_helpers.widgets import figures as plots
 
 torch.set_num_threads(1)  # models this small need no more, and more threads stumble on a busy machine
 
@@ -419,7 +419,7 @@ print("Share of the sum:", {name: f"{found['loss'] / total:.0%}" for name, found
 # shared layers: whose gradient moves them?
 
 # %%
-from mtl_helpers.live import gradient_shares
+from mtl_helpers.widgets.live import gradient_shares
 
 probe = next(data.train.batches(1024, generator=torch.Generator().manual_seed(1)))
 for label, plan in plans.items():
@@ -900,7 +900,7 @@ live
 # say so and go on.
 
 # %%
-from mtl_helpers import kuairand
+from mtl_helpers.data import kuairand
 
 VIDEO_TASKS, days = kuairand.KUAIRAND_TASKS, None
 if kuairand.kuairand_available():

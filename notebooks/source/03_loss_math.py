@@ -37,13 +37,15 @@ import torch.nn.functional as F
 from IPython.display import display
 from torch import nn
 
-from mtl_helpers import gradients, loss_demos, losses, plots, shop
-from mtl_helpers.data import MultiTaskDataset, Schema, Task, prepare
+from mtl_helpers import gradients, losses
+from mtl_helpers.data import MultiTaskDataset, Schema, Task, prepare, shop
 from mtl_helpers.metrics import mean_interval, paired_difference
 from mtl_helpers.models import SharedBottom, count_parameters
-from mtl_helpers.seeds import seed_everything
+from mtl_helpers.notebook import seed_everything
 from mtl_helpers.training import evaluate, fit, predict, training_steps
 from mtl_helpers.weighting import constant_losses
+from mtl_helpers.widgets import figures as plots
+from mtl_helpers.widgets import formulas as loss_demos
 
 # %% [markdown]
 # ## Recap: one bottom, several towers

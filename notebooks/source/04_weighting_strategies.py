@@ -37,10 +37,17 @@ import numpy as np
 import pandas as pd
 from IPython.display import display
 
-from mtl_helpers import plots
 from mtl_helpers.data import prepare
-from mtl_helpers.shop import SHOP_CATEGORICAL, SHOP_NUMERIC, SHOP_TASKS, load_shop, shop_frame, shop_splits
+from mtl_helpers.data.shop import (
+    SHOP_CATEGORICAL,
+    SHOP_NUMERIC,
+    SHOP_TASKS,
+    load_shop,
+    shop_frame,
+    shop_splits,
+)
 from mtl_helpers.weighting import constant_losses
+from mtl_helpers.widgets import figures as plots
 
 frames = shop_splits(shop_frame(load_shop()))
 splits = prepare(frames, SHOP_TASKS, SHOP_NUMERIC, SHOP_CATEGORICAL, device=device)
@@ -303,7 +310,7 @@ traces = {name: watch(make(splits.tasks)) for name, make in ADAPTIVE.items()}
 print({name: trace.shape for name, trace in traces.items()})
 
 # %%
-from mtl_helpers.widget_kit import Explorer, dropdown, slider
+from mtl_helpers.widgets.explorer import Explorer, dropdown, slider
 
 fig = plots.figure(9, 3.4)
 ax = fig.subplots()
@@ -362,7 +369,7 @@ ends.round(2)
 # | UPGrad (Quinton, Rey 2024) | the mean of gradients projected so that no task is harmed |
 
 # %%
-from mtl_helpers.loss_demos import two_gradients_explorer
+from mtl_helpers.widgets.formulas import two_gradients_explorer
 
 two_gradients_explorer(["sum", "PCGrad", "MGDA", "CAGrad", "Nash-MTL"])
 
@@ -511,7 +518,7 @@ for at in ("representation", "parameters"):
 # **Predict.** Which starts lead the plain mean to the front?
 
 # %%
-from mtl_helpers.landscape import FRONT, STARTS, WALKERS, descend, plane_losses
+from mtl_helpers.widgets.landscape import FRONT, STARTS, WALKERS, descend, plane_losses
 
 scales = (1.0,) if FAST else (1.0, 0.1)
 walk = 10_000 if FAST else 100_000
@@ -604,7 +611,7 @@ Explorer(fig, knobs, draw_walk, title="Walks over two losses")
 # **Predict.** Set the weight of `next_category` to zero. Which curves react, and how fast?
 
 # %%
-from mtl_helpers.live import live_training
+from mtl_helpers.widgets.live import live_training
 
 live = live_training(build(), splits.train, splits.valid, lr=1e-3)
 live
@@ -671,7 +678,7 @@ purchase_weights = [round(float(w), 3) for w in pair.weightings["purchase"]]
 
 
 # %%
-from mtl_helpers.widget_kit import choice_slider
+from mtl_helpers.widgets.explorer import choice_slider
 
 
 def draw_front(state):

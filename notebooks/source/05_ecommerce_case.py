@@ -39,12 +39,14 @@ from IPython.display import display
 from torch import nn
 
 import mtl_helpers
-from mtl_helpers import ecommerce, metrics, plots, ranking
+from mtl_helpers import metrics, ranking
 from mtl_helpers.data import MultiTaskDataset, Task, prepare
+from mtl_helpers.data.shop import CATEGORIES, load_shop, make_world, shop_frame
 from mtl_helpers.metrics import mean_interval, paired_difference
 from mtl_helpers.models import Fusion, SharedBottom, mlp
-from mtl_helpers.shop import CATEGORIES, load_shop, make_world, shop_frame
+from mtl_helpers.models import case as ecommerce
 from mtl_helpers.training import evaluate, fit, predict
+from mtl_helpers.widgets import figures as plots
 
 # %% [markdown]
 # ## Recap: somebody has to choose the weights
@@ -489,7 +491,7 @@ board[["EUR", "purchases", "NDCG", "catalogue", "categories"]].round(3)
 # A small fusion can also *learn* its exponents, on validation rows:
 
 # %%
-from mtl_helpers.fusion import LearnedFusion
+from mtl_helpers.models.fusion import LearnedFusion
 
 valid = predict(model, data.valid)
 columns = {name: valid[name] for name in ("click", "purchase")}
@@ -1056,7 +1058,7 @@ for side, at in (("for", -1), ("against", 0)):
 # %%
 import tempfile
 
-from mtl_helpers.serving import Recommender, load_model, save_model
+from mtl_helpers.models.saving import Recommender, load_model, save_model
 
 shelf = Path(tempfile.mkdtemp()) / "shop_model"
 save_model(shelf, model, data.encoder)

@@ -35,9 +35,16 @@
 # %%
 from IPython.display import display
 
-from mtl_helpers import plots
 from mtl_helpers.data import prepare
-from mtl_helpers.shop import SHOP_CATEGORICAL, SHOP_NUMERIC, SHOP_TASKS, load_shop, shop_frame, shop_splits
+from mtl_helpers.data.shop import (
+    SHOP_CATEGORICAL,
+    SHOP_NUMERIC,
+    SHOP_TASKS,
+    load_shop,
+    shop_frame,
+    shop_splits,
+)
+from mtl_helpers.widgets import figures as plots
 
 frames = shop_splits(shop_frame(load_shop()))
 splits = prepare(frames, SHOP_TASKS, SHOP_NUMERIC, SHOP_CATEGORICAL, device=device)
@@ -289,7 +296,7 @@ print("equal:", torch.allclose(aitm.towers["purchase"](z), logits["purchase"], a
 # is a wavy line along its own: $y_k = w_k^\top x + \sum_i \sin(i\, w_k^\top x + \beta_i) + \varepsilon$.
 
 # %%
-from mtl_helpers.correlated import correlated_tasks
+from mtl_helpers.data.correlated import correlated_tasks
 
 pair = correlated_tasks(correlation=0.5, seed=0)
 w1, w2 = pair.directions
@@ -467,7 +474,7 @@ line = ax.plot([], [], "-", color="#0072B2", animated=True)[0]
 here = ax.plot([], [], "o", color="#D55E00", ms=10, mfc="none", mew=2, animated=True)[0]
 
 # %%
-from mtl_helpers.widget_kit import Explorer, choice_slider
+from mtl_helpers.widgets.explorer import Explorer, choice_slider
 
 
 def draw_gates(state):

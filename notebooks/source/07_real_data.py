@@ -41,11 +41,11 @@ import pandas as pd
 from IPython.display import display
 
 import mtl_helpers
-from mtl_helpers import census, kuairand, plots
-from mtl_helpers.data import check_leaks, prepare
+from mtl_helpers.data import census, check_leaks, kuairand, prepare
 from mtl_helpers.metrics import auc, mean_interval, paired_difference
 from mtl_helpers.models import PLE, SharedBottom, SingleTask
 from mtl_helpers.training import evaluate, fit
+from mtl_helpers.widgets import figures as plots
 
 torch.set_num_threads(1)  # models this small need no more, and more threads stumble on a busy machine
 
@@ -574,7 +574,7 @@ else:
 # the five per cent level, you need about $n = (2.8\,s/d)^2$.
 
 # %%
-from mtl_helpers.widget_kit import Explorer, slider
+from mtl_helpers.widgets.explorer import Explorer, slider
 
 spread = {
     (model, task): (np.subtract(*against(ours, model, task))).std(ddof=1)
@@ -641,7 +641,7 @@ Explorer(fig, knobs, draw_power, title="Power of a comparison by seeds")
 # has a column that is known only after the click.
 
 # %%
-from mtl_helpers.tabular import LabelLeak, TabularLog
+from mtl_helpers.data.tabular import LabelLeak, TabularLog
 
 raw = pd.read_csv(folder.parents[1] / "datasets" / "shop" / "impressions.csv.gz")
 roles = {"labels": ["click", "purchase"], "user": "user_id", "item": "item_id", "time": "timestamp"}

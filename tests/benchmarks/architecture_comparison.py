@@ -24,6 +24,15 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mtl_helpers.data import Splits, prepare
+from mtl_helpers.data.shop import (
+    SHOP_CATEGORICAL,
+    SHOP_NUMERIC,
+    SHOP_TASKS,
+    ShopConfig,
+    shop_frame,
+    shop_splits,
+    simulate,
+)
 from mtl_helpers.models import (
     AITM,
     ESMM,
@@ -34,15 +43,6 @@ from mtl_helpers.models import (
     SingleTask,
     count_parameters,
     match_parameters,
-)
-from mtl_helpers.shop import (
-    SHOP_CATEGORICAL,
-    SHOP_NUMERIC,
-    SHOP_TASKS,
-    ShopConfig,
-    shop_frame,
-    shop_splits,
-    simulate,
 )
 from mtl_helpers.training import evaluate, fit
 from mtl_helpers.weighting import constant_losses

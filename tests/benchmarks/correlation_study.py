@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from mtl_helpers.correlated import CorrelatedTasks, correlated_tasks
+from mtl_helpers.data.correlated import CorrelatedTasks, correlated_tasks
 from mtl_helpers.models import PLE, MMoE, SharedBottom, SingleTask, count_parameters, match_parameters
 from mtl_helpers.training import evaluate, fit
 

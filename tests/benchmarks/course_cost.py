@@ -22,7 +22,11 @@ IMPORTS = """
 import time, torch, pandas
 start = time.perf_counter()
 import mtl_helpers
-from mtl_helpers import data, fusion, gradients, losses, metrics, models, plots, ranking, serving, shop
+from mtl_helpers import data, gradients, losses, metrics, models, ranking
+from mtl_helpers.models import fusion
+from mtl_helpers.widgets import figures as plots
+from mtl_helpers.models import saving as serving
+from mtl_helpers.data import shop
 from mtl_helpers import sweep, training, weighting
 print(time.perf_counter() - start)
 """

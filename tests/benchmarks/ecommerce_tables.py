@@ -25,7 +25,10 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mtl_helpers.data import MultiTaskDataset, Task
-from mtl_helpers.ecommerce import (
+from mtl_helpers.data.shop import ShopConfig, make_world, simulate
+from mtl_helpers.losses import task_losses
+from mtl_helpers.metrics import auc, calibration_error, correct_downsampling, log_loss
+from mtl_helpers.models.case import (
     case_data,
     case_frames,
     case_model,
@@ -33,11 +36,8 @@ from mtl_helpers.ecommerce import (
     score_candidates,
     true_values,
 )
-from mtl_helpers.fusion import LearnedFusion
-from mtl_helpers.losses import task_losses
-from mtl_helpers.metrics import auc, calibration_error, correct_downsampling, log_loss
+from mtl_helpers.models.fusion import LearnedFusion
 from mtl_helpers.ranking import catalogue_coverage, expected_revenue, exposure, gini, recall_at_k, top_k
-from mtl_helpers.shop import ShopConfig, make_world, simulate
 from mtl_helpers.sweep import simplex_grid, sweep
 from mtl_helpers.training import evaluate, fit, predict
 

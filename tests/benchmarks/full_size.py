@@ -22,15 +22,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mtl_helpers.data import prepare
-from mtl_helpers.kuairand import (
+from mtl_helpers.data.kuairand import (
     KUAIRAND_PLAY_TASK,
     KUAIRAND_TASKS,
     KUAIRAND_WIDE_CATEGORICAL,
     KUAIRAND_WIDE_NUMERIC,
     load_kuairand,
 )
+from mtl_helpers.data.tabular import TabularLog
 from mtl_helpers.models import PLE, SharedBottom
-from mtl_helpers.tabular import TabularLog
 from mtl_helpers.training import fit
 
 FULL_ROWS = 1_436_609

@@ -33,7 +33,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mtl_helpers.data import MultiTaskDataset, Splits, Task, hide_labels, prepare
-from mtl_helpers.kuairand import (
+from mtl_helpers.data.kuairand import (
     KUAIRAND_CATEGORICAL,
     KUAIRAND_NUMERIC,
     KUAIRAND_TASKS,
@@ -44,7 +44,7 @@ from mtl_helpers.kuairand import (
 )
 from mtl_helpers.metrics import mean_interval, paired_difference
 from mtl_helpers.models import SharedBottom, SingleTask
-from mtl_helpers.seeds import seed_everything
+from mtl_helpers.notebook import seed_everything
 from mtl_helpers.training import evaluate, fit
 
 GRID = [(lr, decay) for lr in (1e-3, 3e-3) for decay in (1e-4, 3e-4, 1e-3)]

@@ -7,7 +7,7 @@
     python tests/benchmarks/real_data_tables.py census    # Census-Income
 
 Each writes ``notebooks/results/07_<name>.csv``: one row for each run, task and metric; its first line is the command.
-``MTL_KUAIRAND`` and ``MTL_CENSUS`` name the data (see ``mtl_helpers.kuairand`` and ``mtl_helpers.census``).
+``MTL_KUAIRAND`` and ``MTL_CENSUS`` name the data (see ``mtl_helpers.data.kuairand`` and ``mtl_helpers.data.census``).
 
 What is kept equal: embeddings of 8, layers of 64 and 32 units (an expert has them too), towers of 16, batches of 1,024,
 20 epochs at most, patience 3. Every contestant is tuned with the same number of trials on one tuning draw that is not
@@ -35,10 +35,15 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from kuairand_auc import labelled_rows
 
-from mtl_helpers.census import CENSUS_CATEGORICAL, CENSUS_NUMERIC, CENSUS_TASKS, load_census, split_census
 from mtl_helpers.data import MultiTaskDataset, Splits, Task, hide_labels, prepare
-from mtl_helpers.gradients import CombinedGradients
-from mtl_helpers.kuairand import (
+from mtl_helpers.data.census import (
+    CENSUS_CATEGORICAL,
+    CENSUS_NUMERIC,
+    CENSUS_TASKS,
+    load_census,
+    split_census,
+)
+from mtl_helpers.data.kuairand import (
     KUAIRAND_PLAY_TASK,
     KUAIRAND_TASKS,
     KUAIRAND_WIDE_CATEGORICAL,
@@ -46,9 +51,10 @@ from mtl_helpers.kuairand import (
     load_kuairand,
     split_by_date,
 )
+from mtl_helpers.gradients import CombinedGradients
 from mtl_helpers.metrics import auc, calibration_error, grouped_auc, mean_interval, paired_difference
 from mtl_helpers.models import PLE, MMoE, SharedBottom, SingleTask, count_parameters
-from mtl_helpers.seeds import seed_everything
+from mtl_helpers.notebook import seed_everything
 from mtl_helpers.training import evaluate, fit, predict
 from mtl_helpers.weighting import (
     DWA,

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from mtl_helpers.data import FeatureEncoder, Task
 from mtl_helpers.models import Fusion, SharedBottom
-from mtl_helpers.serving import Recommender, load_model, save_model
+from mtl_helpers.models.saving import Recommender, load_model, save_model
 
 TASKS = (Task("click"), Task("purchase"), Task("next_category", "multiclass", 8))
 USER_COLUMNS, ITEM_COLUMNS = ("age", "signup_days", "user_past_ctr"), ("log_price", "rating", "launched_days")

@@ -27,16 +27,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mtl_helpers.data import MultiTaskDataset, Splits, prepare
-from mtl_helpers.gradients import METHODS, CombinedGradients
-from mtl_helpers.kuairand import (
+from mtl_helpers.data.kuairand import (
     KUAIRAND_CATEGORICAL,
     KUAIRAND_NUMERIC,
     KUAIRAND_TASKS,
     load_kuairand,
     split_by_date,
 )
-from mtl_helpers.models import SharedBottom
-from mtl_helpers.shop import (
+from mtl_helpers.data.shop import (
     SHOP_CATEGORICAL,
     SHOP_NUMERIC,
     SHOP_TASKS,
@@ -45,6 +43,8 @@ from mtl_helpers.shop import (
     shop_splits,
     simulate,
 )
+from mtl_helpers.gradients import METHODS, CombinedGradients
+from mtl_helpers.models import SharedBottom
 from mtl_helpers.sweep import simplex_grid, sweep
 from mtl_helpers.training import evaluate, fit, training_steps
 from mtl_helpers.weighting import (

@@ -180,7 +180,7 @@ def with_plain_products(work: Callable[[], object]) -> None:
 
 def shop(epochs: int, batch_size: int) -> None:
     from mtl_helpers.data import prepare
-    from mtl_helpers.shop import (
+    from mtl_helpers.data.shop import (
         SHOP_CATEGORICAL,
         SHOP_NUMERIC,
         SHOP_TASKS,

@@ -20,11 +20,11 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from . import plots
-from .data import MultiTaskDataset
-from .losses import check_weights, task_losses
-from .training import Step, evaluate, training_steps
-from .widget_kit import Explorer, slider, undefined
+from mtl_helpers.data.tables import MultiTaskDataset
+from mtl_helpers.losses import check_weights, task_losses
+from mtl_helpers.training import Step, evaluate, training_steps
+from mtl_helpers.widgets import figures as plots
+from mtl_helpers.widgets.explorer import Explorer, slider, undefined
 
 __all__ = ["LiveTraining", "live_training"]
 

@@ -9,91 +9,28 @@ device. :func:`prepare` does the last two steps at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
+from mtl_helpers.data.tables import MultiTaskDataset, Schema, Task, check_tasks
+
 __all__ = [
-    "Batch",
     "FeatureEncoder",
-    "MultiTaskDataset",
-    "Schema",
     "Splits",
-    "Task",
     "check_leaks",
     "clip_outliers",
     "convert_units",
     "drop_duplicate_rows",
-    "hide_labels",
     "prepare",
     "split_by_time",
     "split_by_user",
     "tidy_text",
 ]
-
-KINDS = ("binary", "multiclass", "regression")
-
-
-@dataclass(frozen=True)
-class Task:
-    """One thing to predict.
-
-    Parameters
-    ----------
-    name : key of this task in every dictionary of logits, labels, losses and weights.
-    kind : ``"binary"`` (one logit), ``"multiclass"`` (``n_classes`` logits) or ``"regression"`` (one value).
-    n_classes : number of classes; needed for, and only for, a multiclass task.
-    label : column that holds the label; the task's name unless given.
-    """
-
-    name: str
-    kind: str = "binary"
-    n_classes: int | None = None
-    label: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(
-                f"Task {self.name!r}: kind is {self.kind!r}, expected one of {', '.join(KINDS)}."
-            )
-        if self.kind == "multiclass" and (self.n_classes is None or self.n_classes < 2):
-            raise ValueError(
-                f"Task {self.name!r} is multiclass: give n_classes of 2 or more, got {self.n_classes}."
-            )
-        if self.kind != "multiclass" and self.n_classes is not None:
-            raise ValueError(
-                f"Task {self.name!r} is {self.kind}: leave n_classes out (it came as {self.n_classes})."
-            )
-
-    @property
-    def n_outputs(self) -> int:
-        """Number of logits its tower ends in."""
-        return self.n_classes if self.kind == "multiclass" else 1
-
-    @property
-    def label_column(self) -> str:
-        return self.label or self.name
-
-
-def check_tasks(tasks: Sequence[Task]) -> tuple[Task, ...]:
-    """Return the tasks as a tuple; raise ValueError when there is none or two share a name."""
-    tasks = (tasks,) if isinstance(tasks, Task) else tuple(tasks)
-    names = [task.name for task in tasks]
-    if not names:
-        raise ValueError("No task was given: expected at least one Task.")
-    doubled = sorted({name for name in names if names.count(name) > 1})
-    if doubled:
-        raise ValueError(
-            f"Task names must differ, but {', '.join(map(repr, doubled))} stands more than once."
-        )
-    return tasks
-
-
-# ------------------------------------------------------------------------------------------------- cleaning
 
 
 def drop_duplicate_rows(frame: pd.DataFrame) -> pd.DataFrame:
@@ -131,9 +68,6 @@ def clip_outliers(values: pd.Series, k: float = 3.0, log: bool = False) -> pd.Se
     low, high = scale.quantile(0.25), scale.quantile(0.75)
     fence = scale.clip(low - k * (high - low), high + k * (high - low))
     return np.exp(fence) if log else fence
-
-
-# ------------------------------------------------------------------------------------------------- splitting
 
 
 def _check_fractions(fractions: Sequence[float]) -> tuple[float, float, float]:
@@ -227,7 +161,7 @@ def check_leaks(
 
     Returns a frame with columns ``check``, ``passed`` and ``finding``.
     """
-    from .metrics import auc
+    from mtl_helpers.metrics import auc
 
     rows: list[tuple[str, bool, str]] = []
 
@@ -268,20 +202,6 @@ def check_leaks(
                 best = (f"{column} on {task.name}", score)
     note("no feature is an outcome in disguise", faults, f"the strongest is {best[0]}, AUC {best[1]:.3f}")
     return pd.DataFrame(rows, columns=["check", "passed", "finding"])
-
-
-# ------------------------------------------------------------------------------------------------- encoding
-
-
-@dataclass(frozen=True)
-class Schema:
-    """What a model needs to know of its input: names of numeric columns, and each categorical column's cardinality.
-
-    A cardinality counts the bucket 0, which stands for unknown and missing values.
-    """
-
-    numeric: tuple[str, ...]
-    categorical: dict[str, int]
 
 
 class FeatureEncoder:
@@ -367,177 +287,6 @@ class FeatureEncoder:
                     f"Numeric feature {name!r} holds infinite values: replace them before encoding."
                 )
         return out
-
-
-# ------------------------------------------------------------------------------------------------- tensors
-
-
-@dataclass
-class Batch:
-    """Rows a model sees at once: ``numeric`` (n, D), ``categorical`` (n, C), ``labels`` and ``masks`` by task, (n,)."""
-
-    numeric: Tensor
-    categorical: Tensor
-    labels: dict[str, Tensor]
-    masks: dict[str, Tensor] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.numeric)
-
-
-@dataclass
-class MultiTaskDataset:
-    """A table as tensors on one device, with one label tensor a task.
-
-    Attributes
-    ----------
-    numeric : float32 (n, D). categorical : int64 (n, C).
-    labels : ``{task: (n,)}``, float32 for binary and regression, int64 for multiclass. A missing label is stored as 0.
-    masks : ``{task: bool (n,)}``, True where the label is known; only for tasks with missing labels.
-    tasks : the tasks, in order.
-    """
-
-    numeric: Tensor
-    categorical: Tensor
-    labels: dict[str, Tensor]
-    masks: dict[str, Tensor]
-    tasks: tuple[Task, ...]
-
-    @classmethod
-    def from_frame(
-        cls, frame: pd.DataFrame, encoder: FeatureEncoder, tasks: Sequence[Task]
-    ) -> MultiTaskDataset:
-        """Encode a frame; labels that are NaN (or negative, for multiclass) count as missing."""
-        numeric, categorical = encoder.transform(frame)
-        tasks, labels, masks = check_tasks(tasks), {}, {}
-        for task in tasks:
-            labels[task.name], known = _encode_labels(frame, task)
-            if not bool(known.all()):
-                masks[task.name] = known
-        return cls(numeric, categorical, labels, masks, tasks)
-
-    def __len__(self) -> int:
-        return len(self.numeric)
-
-    @property
-    def device(self) -> torch.device:
-        return self.numeric.device
-
-    def to(self, device: torch.device | str) -> MultiTaskDataset:
-        return self._map(lambda tensor: tensor.to(device))
-
-    def take(self, index: Tensor | Sequence[int] | slice) -> MultiTaskDataset:
-        """The rows of ``index``, in that order, as a new dataset."""
-        if not isinstance(index, slice):
-            index = torch.as_tensor(index, device=self.device)
-            index = index if index.numel() else index.long()  # an empty list comes as floats
-        return self._map(lambda tensor: tensor[index])
-
-    def select(self, tasks: Sequence[str]) -> MultiTaskDataset:
-        """The same rows with only the named tasks (the tensors are shared, not copied)."""
-        known = {task.name: task for task in self.tasks}
-        missing = [name for name in tasks if name not in known]
-        if missing:
-            raise KeyError(f"No task {', '.join(map(repr, missing))}; this dataset has {', '.join(known)}.")
-        return MultiTaskDataset(
-            self.numeric,
-            self.categorical,
-            {name: self.labels[name] for name in tasks},
-            {name: self.masks[name] for name in tasks if name in self.masks},
-            tuple(known[name] for name in tasks),
-        )
-
-    def batches(
-        self,
-        batch_size: int,
-        shuffle: bool = True,
-        generator: torch.Generator | None = None,
-        drop_last: bool = False,
-    ) -> Iterator[Batch]:
-        """Yield :class:`Batch` after batch; ``generator`` (a CPU generator) fixes the order.
-
-        No row is collated by itself: a batch is one gather per tensor, on the device the tensors lie on.
-        """
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}: expected 1 or more.")
-        n = len(self)
-        order = torch.randperm(n, generator=generator).to(self.device) if shuffle else None
-        for start in range(0, n - batch_size + 1 if drop_last else n, batch_size):
-            rows = slice(start, start + batch_size) if order is None else order[start : start + batch_size]
-            yield Batch(
-                self.numeric[rows],
-                self.categorical[rows],
-                {name: label[rows] for name, label in self.labels.items()},
-                {name: mask[rows] for name, mask in self.masks.items()},
-            )
-
-    def _map(self, change: Callable[[Tensor], Tensor]) -> MultiTaskDataset:
-        return MultiTaskDataset(
-            change(self.numeric),
-            change(self.categorical),
-            {name: change(label) for name, label in self.labels.items()},
-            {name: change(mask) for name, mask in self.masks.items()},
-            self.tasks,
-        )
-
-
-def _encode_labels(frame: pd.DataFrame, task: Task) -> tuple[Tensor, Tensor]:
-    """Label tensor (missing as 0) and the mask of known labels; ValueError when a label does not fit its task."""
-    if task.label_column not in frame:
-        raise KeyError(
-            f"Task {task.name!r} needs a column {task.label_column!r}; the table has "
-            f"{', '.join(map(str, frame.columns))}."
-        )
-    try:
-        values = frame[task.label_column].astype(float).to_numpy()
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"Labels of task {task.name!r} must be numbers: {error}.") from None
-    known = ~np.isnan(values)
-    if task.kind == "multiclass":
-        known &= values >= 0
-    seen = values[known]
-    if task.kind == "binary":
-        fits, expected = np.isin(seen, (0, 1)), "0 or 1"
-    elif task.kind == "multiclass":
-        fits, expected = (
-            (seen == np.floor(seen)) & (seen < task.n_classes),
-            f"whole numbers from 0 to {task.n_classes - 1}",
-        )
-    else:
-        fits, expected = np.isfinite(seen), "finite numbers"
-    if not fits.all():
-        raise ValueError(
-            f"Labels of {task.kind} task {task.name!r} must be {expected}; found {seen[~fits][0]:g}."
-        )
-    dtype = np.int64 if task.kind == "multiclass" else np.float32
-    return torch.from_numpy(np.where(known, values, 0).astype(dtype)), torch.from_numpy(known)
-
-
-def hide_labels(dataset: MultiTaskDataset, task: str, keep: int | float, seed: int = 0) -> MultiTaskDataset:
-    """Keep only some labels of one task, chosen at random: the knob of label scarcity.
-
-    Parameters
-    ----------
-    keep : how many labelled rows stay (a whole number) or which share of them (a float between 0 and 1).
-    """
-    if task not in dataset.labels:
-        raise KeyError(f"No task {task!r}; this dataset has {', '.join(dataset.labels)}.")
-    mask = dataset.masks.get(task, torch.ones(len(dataset), dtype=torch.bool, device=dataset.device))
-    known = mask.nonzero().squeeze(-1)
-    number = round(keep * len(known)) if isinstance(keep, float) else keep
-    if not 0 <= number <= len(known):
-        raise ValueError(f"keep={keep} asks for {number} labels of {task!r}; there are {len(known)}.")
-    # numpy's generator: torch's would draw the very order in which fit(seed=seed) visits the rows of its first epoch
-    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(known)))
-    chosen = known[order[:number].to(dataset.device)]
-    kept = torch.zeros_like(mask)
-    kept[chosen] = True
-    labels = dataset.labels | {
-        task: torch.where(kept, dataset.labels[task], torch.zeros_like(dataset.labels[task]))
-    }
-    return MultiTaskDataset(
-        dataset.numeric, dataset.categorical, labels, dataset.masks | {task: kept}, dataset.tasks
-    )
 
 
 @dataclass

@@ -263,7 +263,7 @@ def _wait(thread: threading.Thread, seconds: float, result: Run) -> None:
 
 def _where(thread: threading.Thread) -> str:
     """The reader's line at which a thread is now."""
-    from mtl_helpers.widget_kit import own_line
+    from mtl_helpers.widgets.explorer import own_line
 
     frame = sys._current_frames().get(thread.ident or 0)
     return own_line(traceback.extract_stack(frame)) if frame else ""

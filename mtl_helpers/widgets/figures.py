@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .metrics import Interval, mean_interval
-from .training import History
+from mtl_helpers.metrics import Interval, mean_interval
+from mtl_helpers.training import History
 
 if TYPE_CHECKING:  # matplotlib is imported when a figure is made
     from matplotlib.axes import Axes

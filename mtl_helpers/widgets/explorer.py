@@ -575,7 +575,7 @@ def explain(exception: BaseException) -> str:
 
 def own_line(frames: Sequence[traceback.FrameSummary]) -> str:
     """``function, line 3: code`` of the innermost of some frames that is the reader's own; empty without frames."""
-    ours = str(Path(__file__).parent)
+    ours = str(Path(__file__).parents[1])
     libraries = tuple(sysconfig.get_paths()[key] for key in ("stdlib", "purelib", "platlib"))
     own = [frame for frame in frames if not frame.filename.startswith((ours, *libraries, "<frozen"))]
     if not frames:

@@ -26,7 +26,8 @@ import pandas as pd
 import torch
 from torch import nn
 
-from .data import Splits, Task, check_tasks, prepare, split_by_time, split_by_user
+from mtl_helpers.data.features import Splits, prepare, split_by_time, split_by_user
+from mtl_helpers.data.tables import Task, check_tasks
 
 __all__ = ["ColumnGuess", "LabelLeak", "TabularLog"]
 
@@ -840,7 +841,7 @@ def _refuse_leaks(log: TabularLog, allow: set[str]) -> None:
 
 def _giveaway(task: Task, x: pd.Series, y: np.ndarray, numeric: bool) -> tuple[float, str] | None:
     """How well one feature alone predicts a label, and by which measure; None where that says nothing."""
-    from .metrics import auc
+    from mtl_helpers.metrics import auc
 
     if numeric or not isinstance(x.dtype, pd.CategoricalDtype):
         values = x.to_numpy(float)

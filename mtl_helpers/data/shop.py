@@ -8,7 +8,7 @@ tastes and qualities, :func:`simulate` the log as a shop would store it, with di
 :func:`clean_users`, :func:`clean_items` and :func:`clean_impressions`, then :func:`shop_frame` joins them and adds
 features that look at earlier sessions only, and :func:`shop_splits` cuts the result without a leak.
 
-``python -m mtl_helpers.shop [folder]`` writes the shipped files anew, to the same bytes.
+``python -m mtl_helpers.data.shop [folder]`` writes the shipped files anew, to the same bytes.
 """
 
 from __future__ import annotations
@@ -28,8 +28,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from .data import (
-    Task,
+from mtl_helpers.data.features import (
     clip_outliers,
     convert_units,
     drop_duplicate_rows,
@@ -37,6 +36,7 @@ from .data import (
     split_by_user,
     tidy_text,
 )
+from mtl_helpers.data.tables import Task
 
 __all__ = [
     "AGE_GROUPS",
@@ -95,7 +95,7 @@ SESSION_LENGTH = 5
 """Products a session shows, at positions 1 to 5."""
 START = np.datetime64("2025-03-03T00:00:00", "s")  # a Monday
 
-SHOP_FOLDER = Path(__file__).resolve().parent.parent / "datasets" / "shop"
+SHOP_FOLDER = Path(__file__).resolve().parents[2] / "datasets" / "shop"
 """Where the shipped files lie in a checkout."""
 
 PRIOR_CTR = 0.05
@@ -989,7 +989,7 @@ def bayes_auc(shop: Shop) -> dict[str, float]:
 
     Returns ``click`` and ``purchase`` over all impressions, and ``purchase_given_click`` over the clicked ones.
     """
-    from .metrics import auc
+    from mtl_helpers.metrics import auc
 
     log = shop.impressions.drop_duplicates("impression_id").merge(shop.truth, on="impression_id")
     clicked = log[log["click"] == 1]
@@ -1052,7 +1052,7 @@ def _channel_codes(channel) -> np.ndarray:
 
 def _main(arguments: Sequence[str]) -> None:
     if len(arguments) > 1 or any(argument.startswith("-") for argument in arguments):
-        raise SystemExit("Usage: python -m mtl_helpers.shop [folder]")
+        raise SystemExit("Usage: python -m mtl_helpers.data.shop [folder]")
     paths = write_shop(ShopConfig(), arguments[0] if arguments else SHOP_FOLDER)
     shop = load_shop(paths[0].parent)
     log = shop.impressions.drop_duplicates()

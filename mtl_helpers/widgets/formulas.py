@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from . import plots
-from .gradients import METHODS, combine
-from .widget_kit import Explorer, choice_slider, dropdown, slider
+from mtl_helpers.gradients import METHODS, combine
+from mtl_helpers.widgets import figures as plots
+from mtl_helpers.widgets.explorer import Explorer, choice_slider, dropdown, slider
 
 __all__ = [
     "combine_two",

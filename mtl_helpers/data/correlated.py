@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .data import MultiTaskDataset, Schema, Task
+from mtl_helpers.data.tables import MultiTaskDataset, Schema, Task
 
 __all__ = ["CORRELATED_TASKS", "CorrelatedTasks", "correlated_tasks", "sinusoidal"]
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .data import Task
-from .download import Source, is_url
+from mtl_helpers.data.download import Source, is_url
+from mtl_helpers.data.tables import Task
 
 __all__ = [
     "CENSUS_CATEGORICAL",

@@ -27,9 +27,8 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Transform
 from numpy.typing import ArrayLike
 
-from . import plots
-from .losses import check_weights
-from .ranking import (
+from mtl_helpers.losses import check_weights
+from mtl_helpers.ranking import (
     catalogue_coverage,
     category_coverage,
     expected_revenue,
@@ -41,9 +40,10 @@ from .ranking import (
     top_k,
     user_mean,
 )
-from .sweep import pareto_mask
-from .widget_kit import Explorer, dropdown, slider
-from .widget_weights import Simplex
+from mtl_helpers.sweep import pareto_mask
+from mtl_helpers.widgets import figures as plots
+from mtl_helpers.widgets.explorer import Explorer, dropdown, slider
+from mtl_helpers.widgets.weights import Simplex
 
 __all__ = ["Shopfront", "shop_dashboard"]
 

@@ -21,9 +21,19 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from .data import Schema, Splits, Task, check_tasks, prepare
-from .models import FeatureLayer, mlp
-from .shop import CATEGORIES, PRIOR_CTR, PRIOR_VIEWS, Shop, World, clean_items, shop_frame, shop_splits
+from mtl_helpers.data.features import Splits, prepare
+from mtl_helpers.data.shop import (
+    CATEGORIES,
+    PRIOR_CTR,
+    PRIOR_VIEWS,
+    Shop,
+    World,
+    clean_items,
+    shop_frame,
+    shop_splits,
+)
+from mtl_helpers.data.tables import Schema, Task, check_tasks
+from mtl_helpers.models.layers import FeatureLayer, mlp
 
 __all__ = [
     "CASE_CATEGORICAL",
@@ -73,7 +83,7 @@ def case_tasks(n_items: int, n_categories: int = 8) -> tuple[Task, ...]:
 def case_frames(shop: Shop, fractions: Sequence[float] = (0.7, 0.15, 0.15)) -> dict[str, pd.DataFrame]:
     """``{"train", "valid", "test"}`` of a shop, split by time, with the case's features and labels.
 
-    Beyond :func:`mtl_helpers.shop.shop_frame`: the columns ``past_<category>``, and ``next_item``, the item_id of the
+    Beyond :func:`shop_frame`: the columns ``past_<category>``, and ``next_item``, the item_id of the
     next click at a later moment. As with ``next_category``, a click that falls after its part has ended is unknown.
     Both labels are asked once a session, on its first row; elsewhere they are NaN.
     """

@@ -23,8 +23,8 @@ from typing import IO, NamedTuple
 import numpy as np
 import pandas as pd
 
-from .data import Task
-from .download import Source
+from mtl_helpers.data.download import Source
+from mtl_helpers.data.tables import Task
 
 __all__ = [
     "KUAIRAND_CATEGORICAL",

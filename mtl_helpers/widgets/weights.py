@@ -13,13 +13,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from . import plots
-from .data import Task
-from .live import MAIN_METRIC
-from .metrics import mean_interval
-from .sweep import Sweep, pareto_mask
-from .training import LOWER_IS_BETTER
-from .widget_kit import Explorer, slider, undefined
+from mtl_helpers.data.tables import Task
+from mtl_helpers.metrics import mean_interval
+from mtl_helpers.sweep import Sweep, pareto_mask
+from mtl_helpers.training import LOWER_IS_BETTER
+from mtl_helpers.widgets import figures as plots
+from mtl_helpers.widgets.explorer import Explorer, slider, undefined
+from mtl_helpers.widgets.live import MAIN_METRIC
 
 __all__ = ["Simplex", "weight_explorer"]
 

@@ -24,14 +24,21 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from .data import FeatureEncoder, Schema, Task
-from .ranking import mmr, top_k
-from .training import check_plain, check_same_tensors, plain_tensors, read_tensors, write_atomically
+from mtl_helpers.data.features import FeatureEncoder
+from mtl_helpers.data.tables import Schema, Task
+from mtl_helpers.ranking import mmr, top_k
+from mtl_helpers.training import (
+    check_plain,
+    check_same_tensors,
+    plain_tensors,
+    read_tensors,
+    write_atomically,
+)
 
 __all__ = ["Recommender", "load_model", "model_classes", "save_model"]
 
 FORMAT = "mtl_helpers model 1"
-MODULES = ("models", "ecommerce")  # whose models can be saved
+MODULES = ("sharing", "case")
 LARGEST_SETTING = 10_000_000  # of a whole number in a config; a larger one is damage or mischief
 CONFIG_KEYS = ("format", "class", "tasks", "schema", "settings", "encoder", "weights_sha256")
 

@@ -11,7 +11,41 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["LearnedFusion"]
+__all__ = ["Fusion", "LearnedFusion"]
+
+
+class Fusion(nn.Module):
+    """Fusion layer: many predictions, one ranking score.
+
+    ``kind="sum"``: s = Σ aᵢ pᵢ. ``kind="power"``: s = Π pᵢ^aᵢ, a product of probabilities when all aᵢ are 1.
+    Both rise with each prediction, because no exponent may be negative.
+
+    Parameters
+    ----------
+    weights : ``{task: aᵢ}``, 0 or more; tasks that are not named do not count.
+    """
+
+    def __init__(self, weights: Mapping[str, float], kind: str = "power") -> None:
+        super().__init__()
+        if kind not in ("power", "sum"):
+            raise ValueError(f"Fusion kind is {kind!r}, expected 'power' or 'sum'.")
+        if not weights or any(not weight >= 0 for weight in weights.values()):
+            raise ValueError(f"Fusion weights must be 0 or more, at least one task; got {dict(weights)}.")
+        self.kind, self.names = kind, tuple(weights)
+        self.register_buffer("weights", torch.tensor([float(weight) for weight in weights.values()]))
+
+    def forward(self, predictions: Mapping[str, Tensor]) -> Tensor:
+        """``{task: (n,)}`` probabilities (or values above 0) → score (n,)."""
+        missing = [name for name in self.names if name not in predictions]
+        if missing:
+            raise KeyError(
+                f"Fusion needs a prediction of {', '.join(map(repr, missing))}; got those of {', '.join(predictions)}."
+            )
+        stacked = torch.stack([predictions[name] for name in self.names], dim=-1)
+        if self.kind == "sum":
+            return stacked @ self.weights
+        return stacked.pow(self.weights).prod(dim=-1)
+
 
 INPUTS = ("log_odds", "log")
 SMALLEST = 1e-6  # probabilities are kept this far from 0 and 1

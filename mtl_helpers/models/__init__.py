@@ -1,0 +1,68 @@
+"""The models of the course: layers, who shares what, fusion, notebook 05's case, saving."""
+
+from mtl_helpers.models.case import (
+    CASE_CATEGORICAL,
+    CASE_NUMERIC,
+    ITEM_COLUMNS,
+    PAIR_COLUMNS,
+    USER_COLUMNS,
+    CaseModel,
+    candidates,
+    case_data,
+    case_frames,
+    case_model,
+    case_tasks,
+    item_table,
+    score_candidates,
+    true_values,
+)
+from mtl_helpers.models.fusion import Fusion, LearnedFusion
+from mtl_helpers.models.layers import FeatureLayer, Tower, count_parameters, mlp
+from mtl_helpers.models.saving import Recommender, load_model, model_classes, save_model
+from mtl_helpers.models.sharing import (
+    AITM,
+    ESMM,
+    PLE,
+    CrossStitch,
+    Experts,
+    MMoE,
+    SharedBottom,
+    SingleTask,
+    match_parameters,
+)
+
+__all__ = [
+    "AITM",
+    "CASE_CATEGORICAL",
+    "CASE_NUMERIC",
+    "CaseModel",
+    "CrossStitch",
+    "ESMM",
+    "Experts",
+    "FeatureLayer",
+    "Fusion",
+    "ITEM_COLUMNS",
+    "LearnedFusion",
+    "MMoE",
+    "PAIR_COLUMNS",
+    "PLE",
+    "Recommender",
+    "SharedBottom",
+    "SingleTask",
+    "Tower",
+    "USER_COLUMNS",
+    "candidates",
+    "case_data",
+    "case_frames",
+    "case_model",
+    "case_tasks",
+    "count_parameters",
+    "item_table",
+    "load_model",
+    "match_parameters",
+    "mlp",
+    "model_classes",
+    "save_model",
+    "score_candidates",
+    "true_values",
+]
