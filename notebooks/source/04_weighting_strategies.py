@@ -730,7 +730,7 @@ tuned = {data: results(f"tuned_{data}").set_index("task")["weight"] for data in 
 for data, table in runs.items():
     print(f"{data}: {table['strategy'].nunique()} strategies × {table['seed'].nunique()} seeds,", end=" ")
     print("tuned fixed weights", tuned[data].to_dict())
-print("made by: python tests/benchmarks/strategy_comparison.py")
+print("made by: python notebooks/studies/nb04_strategies.py")
 
 # %% [markdown]
 # **Predict.** How many of the strategies beat tuned fixed weights on *every* task of the shop?

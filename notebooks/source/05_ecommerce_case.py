@@ -253,7 +253,7 @@ pd.DataFrame(evaluate(model, data.valid)).T.round(3)
 
 # %% [markdown]
 # One shop and a few hundred rows prove little. The same on eight whole new shops, made by
-# `python tests/benchmarks/ecommerce_tables.py`, which also stores every other comparison of this notebook:
+# `python notebooks/studies/nb05_tables.py`, which also stores every other comparison of this notebook:
 
 # %%
 folder = Path(mtl_helpers.__file__).parents[1] / "notebooks" / "results"

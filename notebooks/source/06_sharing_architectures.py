@@ -321,7 +321,7 @@ errors = study.query("metric == 'error'")
 kinds = ["separate", "shared-bottom", "MMoE", "CGC"]
 sizes = study.query("metric == 'parameters'").groupby("model")["value"].first()
 print({kind: int(sizes[kind]) for kind in kinds}, "parameters;", errors["seed"].nunique(), "seeds")
-print("made by: python tests/benchmarks/correlation_study.py")
+print("made by: python notebooks/studies/nb06_correlation.py")
 
 # %%
 LOOK = {
@@ -663,7 +663,7 @@ low = shops["lr"].min()
 share = (shops["lr"] == low).mean()
 print(f"The lowest of the grid, {low:g}, was best in {share:.0%} of the runs", end=" ")
 print("(at the edge: a lower one might do better still)." if share > 0.3 else "(not at the edge).")
-print("made by: python tests/benchmarks/architecture_comparison.py")
+print("made by: python notebooks/studies/nb06_shop.py")
 
 # %%
 fig = plots.figure(10, 3.4)

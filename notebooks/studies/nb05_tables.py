@@ -1,6 +1,6 @@
 """The tables of notebook 05: every comparison of the e-commerce case over whole new shops.
 
-    python tests/benchmarks/ecommerce_tables.py [--shops 8] [--only tasks funnel rare position business]
+    python notebooks/studies/nb05_tables.py [--shops 8] [--only tasks funnel rare position business]
                                                 [--out notebooks/results]
 
 Writes ``05_<part>.csv``, which names this command in its first line and has a row for each shop, contestant, measure.
@@ -394,7 +394,7 @@ def business(case: Case) -> Iterator[Row]:
             yield name, measure, value
 
 
-COMMAND = "python tests/benchmarks/ecommerce_tables.py"
+COMMAND = "python notebooks/studies/nb05_tables.py"
 PARTS = {"tasks": tasks, "funnel": funnel, "rare": rare, "position": position, "business": business}
 
 

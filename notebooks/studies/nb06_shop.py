@@ -1,6 +1,6 @@
 """All sharing architectures on the shop, with as many parameters and as much tuning for each.
 
-    python tests/benchmarks/architecture_comparison.py [--seeds 5] [--out notebooks/results]
+    python notebooks/studies/nb06_shop.py [--seeds 5] [--out notebooks/results]
 
 Writes ``06_shop.csv``: a row per architecture, seed, task and metric, on test rows; notebook 06 reads it.
 
@@ -118,7 +118,7 @@ def main() -> None:
                 for metric in ("loss", "auc" if "auc" in values else "accuracy")
             ]
         print(f"seed {seed} done", flush=True)
-        command = f"# python tests/benchmarks/architecture_comparison.py --seeds {options.seeds}\n"
+        command = f"# python notebooks/studies/nb06_shop.py --seeds {options.seeds}\n"
         table = pd.DataFrame(rows).to_csv(index=False)
         (options.out / "06_shop.csv").write_text(command + table, encoding="utf-8")
 

@@ -1,6 +1,6 @@
 """All weighting strategies against a tuned fixed weighting, on the shop and on KuaiRand-Pure.
 
-    python tests/benchmarks/strategy_comparison.py [--data shop kuairand] [--seeds 10] [--out notebooks/results]
+    python notebooks/studies/nb04_strategies.py [--data shop kuairand] [--seeds 10] [--out notebooks/results]
 
 Writes ``04_strategies_<data>.csv`` (one row per strategy, seed, task: test metric, steps, epoch kept) and
 ``04_cost.csv`` (cost of a step, as a ratio to equal weights, interleaved in one process); notebook 04 reads them.
@@ -219,7 +219,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
 
     def write(name: str, table: pd.DataFrame) -> None:
-        command = "# python tests/benchmarks/strategy_comparison.py\n"
+        command = "# python notebooks/studies/nb04_strategies.py\n"
         (options.out / f"04_{name}.csv").write_text(command + table.to_csv(index=False), encoding="utf-8")
 
     for name in options.data:

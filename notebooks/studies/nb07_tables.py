@@ -1,10 +1,10 @@
 """The tables of notebook 07, from really trained models: one command each.
 
-    python tests/benchmarks/real_data_tables.py seesaw    # one model a task, shared bottom, MMoE, PLE, weightings
-    python tests/benchmarks/real_data_tables.py budget    # few like labels, many clicks
-    python tests/benchmarks/real_data_tables.py play      # play time as a fourth task
-    python tests/benchmarks/real_data_tables.py drift     # trained once, measured day by day
-    python tests/benchmarks/real_data_tables.py census    # Census-Income
+    python notebooks/studies/nb07_tables.py seesaw    # one model a task, shared bottom, MMoE, PLE, weightings
+    python notebooks/studies/nb07_tables.py budget    # few like labels, many clicks
+    python notebooks/studies/nb07_tables.py play      # play time as a fourth task
+    python notebooks/studies/nb07_tables.py drift     # trained once, measured day by day
+    python notebooks/studies/nb07_tables.py census    # Census-Income
 
 Each writes ``notebooks/results/07_<name>.csv``: one row for each run, task and metric; its first line is the command.
 ``MTL_KUAIRAND`` and ``MTL_CENSUS`` name the data (see ``mtl_helpers.data.kuairand`` and ``mtl_helpers.data.census``).
@@ -33,8 +33,6 @@ import pandas as pd
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from kuairand_auc import labelled_rows
-
 from mtl_helpers.data import MultiTaskDataset, Splits, Task, hide_labels, prepare
 from mtl_helpers.data.census import (
     CENSUS_CATEGORICAL,
@@ -76,6 +74,14 @@ CENSUS_GRID = [(lr, decay, 1.0) for lr in (1e-3, 3e-3) for decay in (0.0, 1e-5, 
 BUDGETS = (1_000, 2_500, 5_000, 10_000, 20_000, 40_000)
 
 Setting = tuple[float, float, float]  # learning rate, weight decay, weight of like
+
+
+def labelled_rows(train: MultiTaskDataset, task: str) -> tuple[MultiTaskDataset, int]:
+    """Only the rows a single-task model can learn from, in batches that make as many steps an epoch as all rows do."""
+    if task not in train.masks:
+        return train, BATCH
+    rows = train.masks[task].nonzero().squeeze(-1)
+    return train.take(rows), max(1, round(BATCH * len(rows) / len(train)))
 
 
 @dataclass(frozen=True)
@@ -325,7 +331,7 @@ def main() -> None:
         start = time.perf_counter()
         records = pd.DataFrame(TABLES[name](range(options.seeds)))
         with (options.out / f"07_{name}.csv").open("w") as file:
-            file.write(f"# python tests/benchmarks/real_data_tables.py {name} --seeds {options.seeds}\n")
+            file.write(f"# python notebooks/studies/nb07_tables.py {name} --seeds {options.seeds}\n")
             records.to_csv(file, index=False, float_format="%.6g")
         if name != "drift":
             print(summary(records, "auc"))

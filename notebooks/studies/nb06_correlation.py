@@ -1,6 +1,6 @@
 """MMoE's synthetic experiment: does a shared bottom fall behind as two tasks have less in common?
 
-    python tests/benchmarks/correlation_study.py [--seeds 10] [--out notebooks/results]
+    python notebooks/studies/nb06_correlation.py [--seeds 10] [--out notebooks/results]
 
 Writes ``06_correlation.csv`` (a row per correlation, model, seed and metric: test error over the label's variance, mean
 of both tasks; for MMoE also how far the tasks' gates differ), ``06_gates.csv`` (mean gates by task and segment, and
@@ -167,7 +167,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
 
     def write(name: str, table: pd.DataFrame) -> None:
-        command = f"# python tests/benchmarks/correlation_study.py --seeds {options.seeds}\n"
+        command = f"# python notebooks/studies/nb06_correlation.py --seeds {options.seeds}\n"
         (options.out / f"06_{name}.csv").write_text(command + table.to_csv(index=False), encoding="utf-8")
 
     rates = tune()
