@@ -383,10 +383,9 @@ class GradNorm(Weighting):
         return (losses * self.weights).sum()
 
     def backward(self, losses: Tensor, model: nn.Module) -> None:
-        layer = last_shared_weight(model)
-        norms = torch.stack(
-            [torch.autograd.grad(loss, layer, retain_graph=True)[0].norm() for loss in losses]
-        )
+        layer = model.last_shared_layer()
+        grads = [torch.autograd.grad(loss, layer, retain_graph=True) for loss in losses]
+        norms = torch.stack([torch.cat([part.flatten() for part in grad]).norm() for grad in grads])
         super().backward(losses, model)
         if torch.isnan(self.first).all():
             self.first = losses.detach().clone()
@@ -402,11 +401,3 @@ class GradNorm(Weighting):
             self.weights - self.lr * torch.sign(size - target) * norms / norms.mean().clamp(min=1e-12)
         ).clamp(min=1e-4)
         return self.n_tasks * moved / moved.sum()
-
-
-def last_shared_weight(model: nn.Module) -> Tensor:
-    """The weights of the last shared layer, of all its experts; the embedding table when no layer is shared."""
-    shared = [p for p in model.shared_parameters() if p.dim() >= 2]
-    if not shared:
-        raise ValueError(f"{type(model).__name__} has no shared weight matrix: GradNorm needs one.")
-    return shared[-1]

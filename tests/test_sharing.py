@@ -40,7 +40,6 @@ from mtl_helpers.weighting import (
     UncertaintyWeighting,
     ValidationGap,
     constant_losses,
-    last_shared_weight,
 )
 
 SPLITS = toy_splits()
@@ -351,10 +350,12 @@ class TestWithStrategies:
             "CGC": "levels.0.shared.weights.1",
             "PLE, 2 levels": "levels.1.shared.weights.0",
             "ESMM": "bottom.2.weight",
+            "AITM": "features.embedding.weight",
         }
         for label, name in wanted.items():
             model = build(label)
-            assert last_shared_weight(model) is dict(model.named_parameters())[name]
+            (found,) = model.last_shared_layer()
+            assert found is dict(model.named_parameters())[name]
 
 
 class TestExperts:

@@ -26,7 +26,6 @@ from mtl_helpers.weighting import (
     ValidationGap,
     constant_losses,
     entropy_weights,
-    last_shared_weight,
     rarity_weights,
 )
 
@@ -276,7 +275,7 @@ class TestDefiningEquations:
         losses = torch.stack(
             list(task_losses(MIXED_TASKS, model(batch.numeric, batch.categorical), batch).values())
         )
-        layer = last_shared_weight(model)
+        (layer,) = model.last_shared_layer()
         assert layer is model.bottom[2].weight
         norms = torch.stack(
             [torch.autograd.grad(loss, layer, retain_graph=True)[0].norm() for loss in losses]

@@ -74,9 +74,14 @@ class SharedBottom(nn.Module):
         """The shared representation Z, (n, bottom[-1])."""
         return self.bottom(self.features(numeric, categorical))
 
-    def forward(self, numeric: Tensor, categorical: Tensor) -> dict[str, Tensor]:
-        shared = self.represent(numeric, categorical)
+    def from_shared(self, shared: Tensor) -> dict[str, Tensor]:
         return {name: tower(shared) for name, tower in self.towers.items()}
+
+    def forward(self, numeric: Tensor, categorical: Tensor) -> dict[str, Tensor]:
+        return self.from_shared(self.represent(numeric, categorical))
+
+    def last_shared_layer(self) -> list[nn.Parameter]:
+        return list(self.bottom.parameters())[-2:-1] or [self.features.embedding.weight]
 
     def shared_parameters(self) -> Iterator[nn.Parameter]:
         yield from self.features.parameters()
@@ -187,6 +192,13 @@ class _Sharing(nn.Module):
         }
         self.features = FeatureLayer(schema, settings["embedding_dim"])
 
+    def forward(self, numeric: Tensor, categorical: Tensor) -> dict[str, Tensor]:
+        return self.from_shared(self.represent(numeric, categorical))
+
+    def last_shared_layer(self) -> list[nn.Parameter]:
+        """The weights whose gradients GradNorm compares: the last that the losses of all tasks reach."""
+        return [self.features.embedding.weight]
+
     def _add_towers(self, width: int) -> None:
         tower, dropout = self.settings["tower"], self.settings["dropout"]
         self.towers = nn.ModuleDict({task.name: Tower(width, task, tower, dropout) for task in self.tasks})
@@ -240,8 +252,11 @@ class CrossStitch(_Sharing):
             hidden = column(hidden if i == 0 else self._stitch(i - 1, hidden))
         return hidden
 
-    def forward(self, numeric: Tensor, categorical: Tensor) -> dict[str, Tensor]:
-        return self._apply_towers(self._stitch(-1, self.represent(numeric, categorical)).unbind(0))
+    def from_shared(self, columns: Tensor) -> dict[str, Tensor]:
+        return self._apply_towers(self._stitch(-1, columns).unbind(0))
+
+    def last_shared_layer(self) -> list[nn.Parameter]:
+        return [self.columns[-1].weights[-1]]
 
     def _stitch(self, layer: int, hidden: Tensor) -> Tensor:
         return torch.tensordot(self.stitches[layer], hidden, 1)
@@ -301,8 +316,11 @@ class MMoE(_Sharing):
         features = self.features(numeric, categorical)
         return features, self.experts(features)
 
-    def forward(self, numeric: Tensor, categorical: Tensor) -> dict[str, Tensor]:
-        features, experts = self.represent(numeric, categorical)
+    def last_shared_layer(self) -> list[nn.Parameter]:
+        return [self.experts.weights[-1]]
+
+    def from_shared(self, shared: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        features, experts = shared
         return self._apply_towers([_mix(gates, experts) for gates in self._open_gates(features).unbind(-2)])
 
     def _open_gates(self, features: Tensor) -> Tensor:
@@ -413,8 +431,11 @@ class PLE(_Sharing):
         """The features, (n, F): all that every task looks at."""
         return self.features(numeric, categorical)
 
-    def forward(self, numeric: Tensor, categorical: Tensor) -> dict[str, Tensor]:
-        inputs = [self.represent(numeric, categorical)]
+    def last_shared_layer(self) -> list[nn.Parameter]:
+        return [self.levels[-1].shared.weights[-1]]
+
+    def from_shared(self, features: Tensor) -> dict[str, Tensor]:
+        inputs = [features]
         for level in self.levels:
             inputs = self._climb(level, inputs)
         return self._apply_towers(inputs)
@@ -538,8 +559,10 @@ class ESMM(_Sharing):
         """The shared representation Z, (n, bottom[-1])."""
         return self.bottom(self.features(numeric, categorical))
 
-    def forward(self, numeric: Tensor, categorical: Tensor) -> dict[str, Tensor]:
-        shared = self.represent(numeric, categorical)
+    def last_shared_layer(self) -> list[nn.Parameter]:
+        return list(self.bottom.parameters())[-2:-1] or [self.features.embedding.weight]
+
+    def from_shared(self, shared: Tensor) -> dict[str, Tensor]:
         logits = {name: tower(shared) for name, tower in self.towers.items()}
         for before, name in zip(self.chain, self.chain[1:], strict=False):
             logits[name] = _logit_of_product(logits[before], logits[name])
@@ -627,8 +650,8 @@ class AITM(_Sharing):
         """The features, (n, F): all that every task looks at."""
         return self.features(numeric, categorical)
 
-    def forward(self, numeric: Tensor, categorical: Tensor) -> dict[str, Tensor]:
-        columns = _run(list(self.columns.values()), self.represent(numeric, categorical))
+    def from_shared(self, features: Tensor) -> dict[str, Tensor]:
+        columns = _run(list(self.columns.values()), features)
         hidden = dict(zip(self.columns, columns.unbind(0), strict=True))
         for before, name in zip(self.chain, self.chain[1:], strict=False):
             hidden[name] = self.transfers[name](hidden[before], hidden[name])
