@@ -21,13 +21,7 @@ PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "MTL_BUILD": "1"
 IMPORTS = """
 import time, torch, pandas
 start = time.perf_counter()
-import mtl_helpers
-from mtl_helpers import data, gradients, losses, metrics, models, ranking
-from mtl_helpers.models import fusion
-from mtl_helpers.widgets import figures as plots
-from mtl_helpers.models import saving as serving
-from mtl_helpers.data import shop
-from mtl_helpers import sweep, training, weighting
+from mtl_helpers import data, gradients, metrics, models, ranking, sweep, training, weighting, widgets
 print(time.perf_counter() - start)
 """
 

@@ -1,6 +1,6 @@
 """Training speed beside two other libraries and a plain PyTorch loop: same model size, data, batch, optimiser, threads.
 
-    python tests/benchmarks/peers.py [--rounds 7] [--rows 50000] [--threads 1] [--memory] [--figure FILE.png]
+    python tests/benchmarks/peers.py [--rounds 7] [--rows 50000] [--threads 1] [--figure FILE.png]
 
 Installs torch-rechub and deepctr-torch (peers-requirements.txt) into a folder of their own at first, beside the torch
 that is here. Each round trains every contestant for one epoch, in an order that turns; a ratio is taken within a round,
@@ -13,13 +13,6 @@ are fed. What is not: torch-rechub has BatchNorm in every layer, gates and tower
 otherwise; both have one table for each column; deepctr-torch sums losses over rows (Adam hardly cares) and has gates
 without bias. "as shipped" is a library's own loader and loop; "fed" is its model and loss with ready tensors: the rows
 of a batch are gathered and passed in the form it wants.
-
-Tried, and what it gave on one thread: a gate's mixture as a batched product of 1024 tiny matrices was up to twice as
-slow as multiply-and-sum where experts × width stays small; concatenating a task's own and the shared experts before
-mixing cost a copy; making each expert's rows contiguous, expanding the input over the experts, or running one expert
-after the other gained nothing. What did gain: PLE takes its experts' outputs apart once, since every slice's gradient
-is a tensor of zeros as large as all experts (2 %); fixed weights go into the backward pass as they are, without a pass
-through their sum (2 %); ``model.train()`` is called when it is needed, not at every step (1 %).
 """
 
 from __future__ import annotations
@@ -433,44 +426,6 @@ def draw(races: dict[str, Race], path: str) -> None:
     figure.savefig(path, dpi=110)
 
 
-def peak_memory(rows: int, threads: int) -> None:
-    """One process for each contestant: the most memory it held at once."""
-    print("\n### Peak memory of one epoch, MB above what the imports hold\n")
-    print("| contestant | " + " | ".join(KINDS) + " |\n|---" + "|---" * len(KINDS) + "|")
-    for name in CONTESTANTS:
-        found = []
-        for kind in KINDS:
-            command = [
-                sys.executable,
-                str(HERE),
-                "--rows",
-                str(rows),
-                "--threads",
-                str(threads),
-                "--one",
-                kind,
-                name,
-            ]
-            done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
-            found.append(done.stdout.split()[-1])
-        print(f"| {name} | " + " | ".join(found) + " |")
-
-
-def one_epoch(kind: str, name: str, rows: int) -> None:
-    data, schema = make_data(rows)
-    import_all()
-    before = high_water()
-    epoch = quiet(lambda: CONTESTANTS[name](kind, data, schema))
-    quiet(epoch)
-    print(round(high_water() - before))
-
-
-def high_water() -> float:
-    """The most memory this process has held so far, MB (Linux). Other counters take over the parent's."""
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(lines["VmHWM"].split()[0]) / 1024
-
-
 def import_all() -> None:
     import deepctr_torch.models.multitask  # noqa: F401
     import torch_rechub.models.multi_task
@@ -508,15 +463,10 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=50_000)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
-    parser.add_argument("--memory", action="store_true", help="measure peak memory too (Linux)")
     parser.add_argument("--figure", help="a picture of ratios and loss curves")
-    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     sys.path.insert(0, str(install()))
     torch.set_num_threads(options.threads)
-    if options.one:
-        one_epoch(*options.one, options.rows)
-        return
     quiet(import_all)
     data, schema = make_data(options.rows)
     print(
@@ -528,8 +478,6 @@ def main() -> None:
     if options.figure:
         draw(races, options.figure)
     print(f"\nload {os.getloadavg()[0]:.1f} at the end.")
-    if options.memory:
-        peak_memory(options.rows, options.threads)
 
 
 if __name__ == "__main__":

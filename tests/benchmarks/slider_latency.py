@@ -56,7 +56,7 @@ def measure(browser, lab: Lab, name: str, moves: int, many: int) -> dict:
     running = name == RUNNING
     path = f"notebooks/{name}.ipynb"
     setup = f"import sys; sys.path[:0] = ['..', {str(Path(__file__).parents[1] / 'browser')!r}]\nimport widget_demos\n"
-    setup += "from mtl_helpers import plots; plots.use_course_style()"
+    setup += "from mtl_helpers.widgets import figures; figures.use_course_style()"
     write_notebook(
         lab.root / path, [setup, f"widget_demos.ALL[{'live_training' if running else name!r}]()", COUNT]
     )

@@ -16,7 +16,7 @@ WRITTEN = (DEMOS, LIVE.format("a"), LIVE.format("b"))
 SETUP = (
     f"import sys; sys.path[:0] = ['..', {HERE!r}]\n"
     "import widget_demos\n"
-    "from mtl_helpers import plots; plots.use_course_style()"
+    "from mtl_helpers.widgets import figures; figures.use_course_style()"
 )
 BROKEN = """\
 from mtl_helpers.widgets import Explorer, dropdown, slider, toggle
