@@ -15,10 +15,12 @@ from torch import Tensor
 
 from mtl_helpers.data.tables import Batch, Task
 
-__all__ = ["check_weights", "task_loss", "task_losses", "weighted_sum"]
+__all__ = ["check_weights", "label_counts", "task_loss", "task_losses", "weighted_sum"]
 
 
-def task_loss(task: Task, logits: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
+def task_loss(
+    task: Task, logits: Tensor, labels: Tensor, mask: Tensor | None = None, weights: Tensor | None = None
+) -> Tensor:
     """Mean loss of one task over its labelled rows.
 
     Binary: sigmoid cross-entropy on the logit. Multiclass: softmax cross-entropy on the logits. Regression: squared
@@ -26,60 +28,63 @@ def task_loss(task: Task, logits: Tensor, labels: Tensor, mask: Tensor | None = 
 
     Parameters
     ----------
-    logits : (n,) for binary and regression, (n, n_classes) for multiclass.
+    logits : (n,) for binary and regression, (n, n_classes) for multiclass; (K, …) for K models at once.
     labels : (n,); float for binary and regression, int64 for multiclass.
     mask : bool (n,), True where the label is known; None when all are. Without one known label the loss is 0.
+    weights : (n,), how much each row counts in the mean; None when all count alike.
 
     Returns
     -------
-    A scalar tensor.
+    A scalar tensor; (K,) for K models.
 
     Raises
     ------
     ValueError, TypeError : logits or labels have another shape or dtype than the task's.
     """
-    _check(task, logits, labels)
-    if mask is None:
-        return _row_losses(task, logits, labels, "mean")
-    mask = mask.to(logits.dtype)
-    return (_row_losses(task, logits, labels, "none") * mask).sum(-1) / mask.sum(-1).clamp(min=1)
-
-
-def _check(task: Task, logits: Tensor, labels: Tensor) -> None:
     wanted = (*labels.shape, task.n_classes) if task.kind == "multiclass" else tuple(labels.shape)
-    if tuple(logits.shape) != wanted:
+    if tuple(logits.shape[-len(wanted) :]) != wanted:
         raise ValueError(
-            f"Task {task.name!r} ({task.kind}) has logits of shape {tuple(logits.shape)} for labels of shape "
-            f"{tuple(labels.shape)}: expected {wanted}."
+            f"Task {task.name!r} ({task.kind}): logits {tuple(logits.shape)}, expected {wanted} as the labels."
         )
     if labels.dtype.is_floating_point == (task.kind == "multiclass"):
-        wanted, given = (
-            ("int64" if task.kind == "multiclass" else "float"),
-            str(labels.dtype).removeprefix("torch."),
-        )
-        raise TypeError(f"Labels of {task.kind} task {task.name!r} must be {wanted}, got {given}.")
+        wanted = "int64" if task.kind == "multiclass" else "float"
+        raise TypeError(f"Labels of {task.kind} task {task.name!r} must be {wanted}, got {labels.dtype}.")
+    models = logits.shape[: logits.dim() - len(wanted)]
+    rows = _row_losses(task, logits, labels.expand(*models, *labels.shape) if models else labels)
+    if mask is None and weights is None:
+        return rows.mean(-1)
+    share = mask.to(rows.dtype) if weights is None else weights if mask is None else weights * mask
+    return (rows * share).sum(-1) / share.sum(-1).clamp(min=1e-12)
 
 
-def _row_losses(task: Task, logits: Tensor, labels: Tensor, reduction: str) -> Tensor:
+def _row_losses(task: Task, logits: Tensor, labels: Tensor) -> Tensor:
     if task.kind == "binary":
-        return F.binary_cross_entropy_with_logits(logits, labels, reduction=reduction)
-    if task.kind == "multiclass":
-        return F.cross_entropy(logits, labels, reduction=reduction)
-    return F.mse_loss(logits, labels, reduction=reduction)
+        return F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+    if task.kind == "regression":
+        return F.mse_loss(logits, labels, reduction="none")
+    return F.cross_entropy(logits.movedim(-1, 1), labels, reduction="none")
 
 
 def task_losses(tasks: Sequence[Task], logits: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
     """``{task: mean loss}`` of a batch, for all tasks."""
     return {
-        task.name: task_loss(task, logits[task.name], batch.labels[task.name], batch.masks.get(task.name))
+        task.name: task_loss(
+            task, logits[task.name], batch.labels[task.name], batch.masks.get(task.name), batch.weights
+        )
         for task in tasks
     }
 
 
+def label_counts(tasks: Sequence[Task], batch: Batch) -> Tensor:
+    """How many labelled rows (or how much row weight) stand behind each task's mean loss, (T,)."""
+    each = torch.ones(len(batch), device=batch.numeric.device) if batch.weights is None else batch.weights
+    masks = [batch.masks.get(task.name) for task in tasks]
+    return torch.stack([each.sum() if mask is None else (each * mask).sum() for mask in masks])
+
+
 def check_weights(weights: Mapping[str, float], names: Sequence[str]) -> None:
     """Raise ValueError unless each named task has one weight, finite, not negative, and not all are 0."""
-    unknown, missing = sorted(set(weights) - set(names)), sorted(set(names) - set(weights))
-    if unknown or missing:
+    if set(weights) != set(names):
         raise ValueError(
             f"Weights are given for {', '.join(map(repr, weights)) or 'no task'}; expected one for each of "
             f"{', '.join(map(repr, names))}."
@@ -92,9 +97,7 @@ def check_weights(weights: Mapping[str, float], names: Sequence[str]) -> None:
     if bad:
         raise ValueError(f"A task weight must be a finite number, 0 or more; got {bad}.")
     if not any(weights.values()):
-        raise ValueError(
-            "All task weights are 0: nothing would be learned. Give at least one task a weight above 0."
-        )
+        raise ValueError("All task weights are 0: nothing would be learned. Give one task a weight above 0.")
 
 
 def weighted_sum(losses: Mapping[str, Tensor], weights: Mapping[str, float] | None = None) -> Tensor:

@@ -598,7 +598,7 @@ class _Stack:
                     values = {name: value[part] for name, value in self.stacked.items()}
                     slopes = {name: value[part] for name, value in self.gradients.items()}
                     self.blocks[seed].append(_Block(part, weights[part], engine.members(values, slopes)))
-        self.optimizer = torch.optim.Adam(
+        self.optimizer = torch.optim.AdamW(
             groups, weight_decay=weight_decay, fused=weights.device.type in ("cpu", "cuda")
         )
 

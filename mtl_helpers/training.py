@@ -1,4 +1,4 @@
-"""Training, early stopping, prediction and checkpoints for every model of the course.
+"""Training, early stopping and prediction for every model of the course.
 
 Taught in notebook 02. :func:`fit` is a thin shell around :func:`training_steps`, the loop itself, so that a widget can
 drive the same loop step by step.
@@ -12,7 +12,6 @@ import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,9 +19,10 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from mtl_helpers.data.tables import Batch, MultiTaskDataset, Task
-from mtl_helpers.losses import check_weights, task_loss, task_losses
+from mtl_helpers.losses import check_weights, label_counts, task_loss, task_losses
 from mtl_helpers.metrics import accuracy, auc
 from mtl_helpers.weighting import Fixed, Weighting
 
@@ -34,8 +34,8 @@ __all__ = [
     "fit",
     "load_checkpoint",
     "predict",
-    "task_metrics",
     "save_checkpoint",
+    "task_metrics",
     "training_steps",
 ]
 
@@ -69,14 +69,19 @@ class History:
 
     Attributes
     ----------
-    records : one ``{"epoch", "split", "task", "metric", "value"}`` for each number that was measured.
+    records : one ``{"epoch", "split", "task", "metric", "value"}`` for each number that was measured. A training loss
+        is the mean over the epoch's labelled rows, each measured before its step.
     best_epoch : the epoch whose weights the model has now (from 1; 0 when not one epoch was finished).
     stopped : ``"finished"``, ``"early"`` (validation stopped improving) or ``"interrupted"`` (by the reader).
+    best_epochs, best_states : after ``stop="each"``, ``{task: epoch of its own lowest validation loss}`` and the
+        model's ``state_dict`` then; ``predict(model, data, states=history.best_states)`` reads each task from its own.
     """
 
     records: list[dict] = field(default_factory=list)
     best_epoch: int = 0
     stopped: str = "finished"
+    best_epochs: dict[str, int] = field(default_factory=dict)
+    best_states: dict[str, dict[str, Tensor]] = field(default_factory=dict, repr=False)
 
     def frame(self) -> pd.DataFrame:
         """All records as a tidy table."""
@@ -104,7 +109,6 @@ def training_steps(
     batch_size: int = 1024,
     epochs: int = 1,
     generator: torch.Generator | None = None,
-    bf16: bool = False,
 ) -> Iterator[Step]:
     """Train, yielding a :class:`Step` after each optimiser step.
 
@@ -116,42 +120,39 @@ def training_steps(
     strategy = weights if isinstance(weights, Weighting) else Fixed(model.tasks, weights)
     strategy.to(train.device).begin(model, optimizer)
     try:
-        yield from _steps(model, train, optimizer, strategy, batch_size, epochs, generator, bf16)
+        for epoch in range(1, epochs + 1):
+            for number, batch in enumerate(train.batches(batch_size, generator=generator), start=1):
+                yield Step(epoch, number, _step(model, optimizer, strategy, batch, epoch, number), batch)
     finally:
         strategy.end()
 
 
-def _steps(
+def _step(
     model: nn.Module,
-    train: MultiTaskDataset,
     optimizer: torch.optim.Optimizer,
     strategy: Weighting,
-    batch_size: int,
-    epochs: int,
-    generator: torch.Generator | None,
-    bf16: bool,
-) -> Iterator[Step]:
+    batch: Batch,
+    epoch: int,
+    number: int,
+) -> dict[str, Tensor]:
+    """One step on one batch; the losses before it."""
     names = [task.name for task in model.tasks]
 
-    def losses_of(batch: Batch) -> Tensor:
-        with torch.autocast(train.device.type, torch.bfloat16) if bf16 else nullcontext():
-            logits = model(batch.numeric, batch.categorical)
-        losses = task_losses(model.tasks, {name: value.float() for name, value in logits.items()}, batch)
+    def losses_of() -> Tensor:
+        losses = task_losses(model.tasks, model(batch.numeric, batch.categorical), batch)
         return torch.stack([losses[name] for name in names])
 
-    for epoch in range(1, epochs + 1):
-        for number, batch in enumerate(train.batches(batch_size, generator=generator), start=1):
-            if not model.training:  # somebody may have evaluated between two steps
-                model.train()
-            losses = losses_of(batch)
-            for name, value in zip(names, losses.tolist(), strict=True):
-                if not math.isfinite(value):
-                    raise TrainingDiverged(name, epoch, number, value)
-            optimizer.zero_grad(set_to_none=True)
-            strategy.backward(losses, model)
-            optimizer.step()
-            strategy.after_step(lambda batch=batch: losses_of(batch))
-            yield Step(epoch, number, dict(zip(names, losses.detach(), strict=True)), batch)
+    if not model.training:  # somebody may have evaluated between two steps
+        model.train()
+    losses = losses_of()
+    for name, value in zip(names, losses.tolist(), strict=True):
+        if not math.isfinite(value):
+            raise TrainingDiverged(name, epoch, number, value)
+    optimizer.zero_grad(set_to_none=True)
+    strategy.backward(losses, model)
+    optimizer.step()
+    strategy.after_step(losses_of)
+    return dict(zip(names, losses.detach(), strict=True))
 
 
 def fit(
@@ -166,26 +167,30 @@ def fit(
     weights: Mapping[str, float] | Weighting | None = None,
     patience: int = 3,
     monitor: str | Mapping[str, float] = "loss",
+    stop: str = "together",
     seed: int = 0,
     progress: bool = True,
-    bf16: bool = False,
 ) -> History:
-    """Train a model with Adam; stop early on validation and keep the weights of the best epoch.
+    """Train a model with AdamW; stop early on validation and keep the weights of the best epoch.
+
+    AdamW (Loshchilov and Hutter, ICLR 2019) shrinks the parameters beside the gradient step, by lr · weight_decay a
+    step: a common factor of all task weights then changes nothing, weight decay included.
 
     Parameters
     ----------
     model : any model of :mod:`mtl_helpers.models`; it is moved to the data's device and changed in place.
     train, valid : data whose labels cover the model's tasks. Without ``valid`` all epochs are run.
-    epochs : at most. batch_size : rows a step. lr, weight_decay : of Adam.
+    epochs : at most. batch_size : rows a step. lr, weight_decay : of AdamW.
     weights : ``{task: weight}`` of the sum L = Σ wᵢ Lᵢ, read at every step; 1 each when None. Or a strategy of
         :mod:`mtl_helpers.weighting` or :mod:`mtl_helpers.gradients`.
     patience : epochs without a better validation before stopping.
     monitor : ``"loss"`` (sum of the validation losses, weighted if the weights are fixed) or ``"task.metric"``, e.g.
         ``"purchase.auc"``; or ``{task: weight}`` for a weighted sum of the validation losses of your own.
+    stop : ``"together"``: one best epoch for all tasks, by the monitor. ``"each"``: the best epoch of each task, by its
+        own validation loss, is remembered too (``History.best_states``), and training stops when no task has improved
+        for ``patience`` epochs.
     seed : of the order of the batches. Initial weights and dropout follow the global seed (``seed_everything``).
     progress : show a bar.
-    bf16 : multiply matrices of the forward pass in bfloat16 (``torch.autocast``): faster on recent GPUs. Parameters,
-        losses and validation stay in float32.
 
     Returns
     -------
@@ -194,77 +199,58 @@ def fit(
     Raises
     ------
     TrainingDiverged : a loss became NaN or infinite; the model has its best weights so far.
-    ValueError, KeyError : data, weights or monitor do not fit the model.
+    TypeError, ValueError, KeyError : data, weights or monitor do not fit the model, or the monitor is undefined on the
+        validation data (a task without labels, an AUC of one class).
     """
     from tqdm.auto import tqdm
 
+    check_parts("fit", model, train, valid, epochs=epochs, batch_size=batch_size, patience=patience)
     names = [task.name for task in model.tasks]
-    for part in (train, valid):
-        if part is not None and (not len(part) or not set(names) <= set(part.labels)):
-            raise ValueError(
-                f"fit needs rows with labels for {', '.join(names)}; got {len(part)} rows with labels for "
-                f"{', '.join(part.labels)}."
-            )
-    if valid is not None and valid.device != train.device:
-        raise ValueError(
-            f"The training data are on {train.device}, the validation data on {valid.device}: move one of them, "
-            f"say by valid.to({str(train.device)!r})."
-        )
-    for what, value in (("epochs", epochs), ("batch_size", batch_size), ("patience", patience)):
-        if value < 1:
-            raise ValueError(f"{what} is {value}: expected 1 or more.")
-    if not 0 < lr < math.inf:
-        raise ValueError(f"lr is {lr}: expected a number above 0, such as 1e-3.")
-    if not 0 <= weight_decay < math.inf:
-        raise ValueError(f"weight_decay is {weight_decay}: expected 0 or more.")
     strategy = weights if isinstance(weights, Weighting) else Fixed(model.tasks, weights)
     if [task.name for task in strategy.tasks] != names:
         raise ValueError(
-            f"The weighting is made for {[t.name for t in strategy.tasks]}, the model for {names}."
+            f"The weighting is for {[task.name for task in strategy.tasks]}, the model for {names}."
         )
     model.to(train.device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr, weight_decay=weight_decay)
-    history, keeper = History(), _BestWeights(model, monitor, strategy, names)
-    generator = torch.Generator().manual_seed(seed)
+    history, best = History(), _Best(model, monitor, strategy, stop)
     steps = training_steps(
         model,
         train,
-        optimizer,
+        torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay),
         weights=strategy,
         batch_size=batch_size,
         epochs=epochs,
-        generator=generator,
-        bf16=bf16,
+        generator=torch.Generator().manual_seed(seed),
     )
     per_epoch = -(-len(train) // batch_size)
     bar = tqdm(total=epochs * per_epoch, unit="step", disable=not progress, leave=False)
-    sums = torch.zeros(len(names), device=train.device)
+    sums, counts = torch.zeros(2, len(names), device=train.device)
     try:
         for step in steps:
-            sums += torch.stack([step.losses[name] for name in names]) * len(step.batch)
+            count = label_counts(model.tasks, step.batch)
+            sums += torch.stack([step.losses[name] for name in names]) * count
+            counts += count
             bar.update()
             if step.number < per_epoch:
                 continue
-            means = (sums / len(train)).tolist()
+            means = sums / counts
             history.add(
-                step.epoch, "train", {name: {"loss": mean} for name, mean in zip(names, means, strict=True)}
+                step.epoch, "train", {n: {"loss": m} for n, m in zip(names, means.tolist(), strict=True)}
             )
-            sums.zero_()
+            sums, counts = torch.zeros_like(sums), torch.zeros_like(counts)
             if valid is None:
                 history.best_epoch = step.epoch
-                strategy.after_epoch(torch.tensor(means), None)
+                strategy.after_epoch(means, None)
                 continue
             values = evaluate(model, valid)
             for name in names:
-                if not np.isfinite(values[name]["loss"]):
+                if not np.isfinite(values[name]["loss"]) and _has_label(valid, name):
                     raise TrainingDiverged(name, step.epoch, step.number, values[name]["loss"])
             history.add(step.epoch, "valid", values)
-            history.best_epoch = keeper.see(step.epoch, values)
-            strategy.after_epoch(torch.tensor(means), torch.tensor([values[name]["loss"] for name in names]))
-            bar.set_postfix_str(
-                f"epoch {step.epoch}, best {history.best_epoch}, {keeper.monitor} {keeper.last:.4f}"
-            )
-            if step.epoch - history.best_epoch >= patience:
+            waited = best.see(step.epoch, values, history)
+            strategy.after_epoch(means, means.new_tensor([values[name]["loss"] for name in names]))
+            bar.set_postfix_str(f"epoch {step.epoch}, best {history.best_epoch}")
+            if waited >= patience:
                 history.stopped = "early"
                 break
     except KeyboardInterrupt:
@@ -272,90 +258,171 @@ def fit(
     finally:
         steps.close()
         bar.close()
-        keeper.restore()
+        best.restore()
     return history
 
 
-class _BestWeights:
-    """Remembers the weights of the best validation so far."""
+class _Best:
+    """Remembers the weights of the best epoch, and with ``stop="each"`` those of each task's own best epoch."""
 
     def __init__(
-        self, model: nn.Module, monitor: str | Mapping[str, float], strategy: Weighting, names: list[str]
+        self, model: nn.Module, monitor: str | Mapping[str, float], strategy: Weighting, stop: str
     ) -> None:
-        self.model = model
+        names = [task.name for task in model.tasks]
+        self.model, self.monitor, self.weights = model, monitor, dict.fromkeys(names, 1.0)
         if isinstance(monitor, Mapping):
             check_weights(monitor, names)
             self.monitor, self.weights = "loss", monitor
-        else:
+        elif isinstance(strategy, Fixed) and strategy.weights is not None:
             # strategies whose weights move have no fixed yardstick of their own, so theirs is the plain sum
-            self.monitor, self.weights = monitor, strategy.weights if isinstance(strategy, Fixed) else None
-        self.best, self.epoch, self.state, self.last = np.inf, 0, None, float("nan")
-        self.task, _, self.metric = self.monitor.partition(".")
-        if self.monitor != "loss" and (self.task not in names or not self.metric):
+            self.weights = strategy.weights
+        if self.monitor != "loss" and self.monitor.partition(".")[0] not in names:
             raise ValueError(
-                f"monitor is {monitor!r}: expected 'loss' or 'task.metric' with a task of {', '.join(names)}."
+                f"monitor is {monitor!r}: expected 'loss' or 'task.metric', with a task of {names}."
             )
+        if stop not in ("together", "each"):
+            raise ValueError(f"stop is {stop!r}: expected 'together' or 'each'.")
+        self.each = names if stop == "each" else []
+        self.best: dict[str, tuple[float, int, dict[str, Tensor]]] = {}  # score, epoch, state
 
-    def see(self, epoch: int, values: Mapping[str, Mapping[str, float]]) -> int:
-        """Take the validation of an epoch into account; return the best epoch so far."""
+    def see(self, epoch: int, values: Mapping[str, Mapping[str, float]], history: History) -> int:
+        """Take an epoch's validation into account; return for how many epochs nothing that counts has improved."""
+        state = None
+        for what, score in self._scores(values).items():
+            if math.isnan(score):
+                raise ValueError(
+                    f"{what!r} is undefined on the validation data, which hold no label or one class only: "
+                    "validate on more rows, or give monitor another metric or weights."
+                )
+            if what not in self.best or score < self.best[what][0]:
+                state = state or copy.deepcopy(self.model.state_dict())
+                self.best[what] = (score, epoch, state)
+        history.best_epoch = self.best[self.monitor][1]
+        history.best_epochs = {name: self.best[f"{name}.loss"][1] for name in self.each}
+        history.best_states = {name: self.best[f"{name}.loss"][2] for name in self.each}
+        return epoch - max(history.best_epochs.values(), default=history.best_epoch)
+
+    def _scores(self, values: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+        """What is watched, low being good."""
+        scores = {f"{name}.loss": values[name]["loss"] for name in self.each}
         if self.monitor == "loss":
-            self.last = sum((self.weights or {}).get(name, 1.0) * v["loss"] for name, v in values.items())
-            score = self.last
-        else:
-            if self.metric not in values[self.task]:
-                raise ValueError(f"monitor {self.monitor!r}: {self.task} has {', '.join(values[self.task])}.")
-            self.last = values[self.task][self.metric]
-            score = self.last if self.metric in LOWER_IS_BETTER else -self.last
-        if score < self.best or self.state is None:
-            self.best = score if np.isfinite(score) else np.inf
-            self.epoch, self.state = epoch, copy.deepcopy(self.model.state_dict())
-        return self.epoch
+            losses = [weight * values[name]["loss"] for name, weight in self.weights.items() if weight]
+            return scores | {"loss": sum(losses)}
+        task, _, metric = self.monitor.partition(".")
+        if metric not in values[task]:
+            raise ValueError(f"monitor is {self.monitor!r}: {task} has {', '.join(values[task])}.")
+        sign = 1 if metric in LOWER_IS_BETTER else -1
+        return scores | {self.monitor: sign * values[task][metric]}
 
     def restore(self) -> None:
-        if self.state is not None:
-            self.model.load_state_dict(self.state)
+        if self.best:
+            self.model.load_state_dict(self.best[self.monitor][2])
+
+
+def check_parts(
+    what: str, model: nn.Module, train: MultiTaskDataset, valid: MultiTaskDataset | None, **counts: int
+) -> None:
+    """Raise unless the parts can train the model and each count is 1 or more."""
+    _check_kinds(model, train, *[] if valid is None else [valid])
+    names = [task.name for task in model.tasks]
+    for part in (train, train if valid is None else valid):
+        if not len(part) or not set(names) <= set(part.labels):
+            raise ValueError(
+                f"{what} needs rows with labels for {', '.join(names)}; got {len(part)} rows with labels for "
+                f"{', '.join(part.labels)}."
+            )
+    empty = [name for name in names if not _has_label(train, name)]
+    if empty:
+        raise ValueError(
+            f"No training row has a label of {', '.join(empty)}: leave that task out of the model."
+        )
+    if valid is not None and valid.device != train.device:
+        raise ValueError(
+            f"Training data are on {train.device}, validation data on {valid.device}: use valid.to(…)."
+        )
+    wrong = {name: value for name, value in counts.items() if value < 1}
+    if wrong:
+        raise ValueError(f"{', '.join(f'{n} is {v}' for n, v in wrong.items())}: expected 1 or more.")
+
+
+def _check_kinds(model: nn.Module, *parts: object) -> None:
+    if not hasattr(model, "tasks"):
+        raise TypeError(
+            f"The model is a {type(model).__name__} without .tasks: expected one like those of mtl_helpers.models, not "
+            "wrapped (of DataParallel take .module)."
+        )
+    for part in parts:
+        if not isinstance(part, MultiTaskDataset):
+            raise TypeError(
+                f"The data are a {type(part).__name__}: expected a MultiTaskDataset, as mtl_helpers.data.prepare makes "
+                "of tables; it gives batches itself."
+            )
+
+
+def _has_label(data: MultiTaskDataset, name: str) -> bool:
+    return name not in data.masks or bool(data.masks[name].any())
 
 
 def _check_place(model: nn.Module, data: MultiTaskDataset) -> None:
-    for parameter in model.parameters():
-        if parameter.device != data.device:
-            raise ValueError(
-                f"The model is on {parameter.device}, the data on {data.device}: move one of them, "
-                f"say by model.to({str(data.device)!r})."
-            )
-        return
+    _check_kinds(model, data)
+    place = next((parameter.device for parameter in model.parameters()), data.device)
+    if place != data.device:
+        raise ValueError(f"The model is on {place}, the data on {data.device}: move one, say by model.to(…).")
 
 
 @torch.no_grad()
-def _logits(model: nn.Module, data: MultiTaskDataset, batch_size: int) -> dict[str, Tensor]:
+def _logits(
+    model: nn.Module,
+    data: MultiTaskDataset,
+    batch_size: int,
+    states: Mapping[str, Mapping[str, Tensor]] | None,
+) -> dict[str, Tensor]:
+    """Logits of every task, each with its own state of the model if there are states."""
     _check_place(model, data)
     was_training = model.training
     model.eval()
     try:
-        parts = [model(batch.numeric, batch.categorical) for batch in data.batches(batch_size, shuffle=False)]
+        found: dict[str, list[Tensor]] = {task.name: [] for task in model.tasks}
+        for batch in data.batches(batch_size, shuffle=False):
+            given = (batch.numeric, batch.categorical)
+            logits = {} if states else model(*given)
+            for name, parts in found.items():
+                own = functional_call(model, dict(states[name]), given) if states else logits
+                parts.append(own[name])
     finally:
         model.train(was_training)
-    return {task.name: torch.cat([part[task.name] for part in parts]) for task in model.tasks}
+    return {name: torch.cat(parts) for name, parts in found.items()}
 
 
-def _to_prediction(task: Task, logits: Tensor) -> Tensor:
-    if task.kind == "binary":
-        return logits.sigmoid()
-    return logits.softmax(-1) if task.kind == "multiclass" else logits
+def _to_prediction(task: Task, logits: Tensor, data: MultiTaskDataset) -> Tensor:
+    if task.kind == "regression":
+        mean, std = data.scales.get(task.name, (0.0, 1.0))
+        return logits * std + mean
+    return logits.sigmoid() if task.kind == "binary" else logits.softmax(-1)
 
 
-def predict(model: nn.Module, data: MultiTaskDataset, batch_size: int = 8192) -> dict[str, Tensor]:
+def predict(
+    model: nn.Module,
+    data: MultiTaskDataset,
+    batch_size: int = 8192,
+    states: Mapping[str, Mapping[str, Tensor]] | None = None,
+) -> dict[str, Tensor]:
     """Predictions of every task, on the CPU, in the order of the rows.
+
+    Parameters
+    ----------
+    states : ``{task: state_dict}``, such as ``History.best_states``: each task is predicted with its own. The model's
+        own weights unless given.
 
     Returns
     -------
     ``{task: tensor}``: probabilities (n,) of a binary task, (n, n_classes) of a multiclass task, values (n,) of a
-    regression task.
+    regression task in the unit of its labels (undoing ``data.scales``).
 
     Raises ValueError when model and data lie on different devices.
     """
-    logits = _logits(model, data, batch_size)
-    return {task.name: _to_prediction(task, logits[task.name]).cpu() for task in model.tasks}
+    logits = _logits(model, data, batch_size, states)
+    return {task.name: _to_prediction(task, logits[task.name], data).cpu() for task in model.tasks}
 
 
 def task_metrics(
@@ -382,18 +449,28 @@ def task_metrics(
     return {"rmse": float(np.sqrt(np.mean((values - y) ** 2)))}
 
 
-def evaluate(model: nn.Module, data: MultiTaskDataset, batch_size: int = 8192) -> dict[str, dict[str, float]]:
-    """``{task: {metric: value}}`` over the labelled rows: the loss and the metrics of ``metrics.task_metrics``."""
-    logits, values = _logits(model, data, batch_size), {}
+def evaluate(
+    model: nn.Module,
+    data: MultiTaskDataset,
+    batch_size: int = 8192,
+    states: Mapping[str, Mapping[str, Tensor]] | None = None,
+) -> dict[str, dict[str, float]]:
+    """``{task: {metric: value}}`` over the labelled rows: the loss and the metrics of :func:`task_metrics`.
+
+    The loss is what training minimises: of standardised labels for a regression task with ``data.scales``, and with
+    ``data.weights`` a weighted mean. The metrics count every row alike, and ``rmse`` is in the label's own unit. A task
+    without a label has NaN. ``states`` as in :func:`predict`.
+    """
+    logits, values = _logits(model, data, batch_size, states), {}
     for task in model.tasks:
-        labels, mask = data.labels[task.name], data.masks.get(task.name)
-        loss = task_loss(task, logits[task.name], labels, mask).item()
-        values[task.name] = {"loss": loss}
-        if np.isfinite(logits[task.name].sum().item()):
-            prediction = _to_prediction(task, logits[task.name]).cpu()
-            values[task.name] |= task_metrics(
-                task, prediction, labels.cpu(), None if mask is None else mask.cpu()
-            )
+        own, labels, mask = logits[task.name], data.labels[task.name], data.masks.get(task.name)
+        loss = task_loss(task, own, labels, mask, data.weights).item()
+        values[task.name] = {"loss": loss if _has_label(data, task.name) else float("nan")}
+        if np.isfinite(own.sum().item()):
+            prediction = _to_prediction(task, own, data).cpu()
+            truth = _to_prediction(task, labels, data) if task.kind == "regression" else labels
+            known = None if mask is None else mask.cpu()
+            values[task.name] |= task_metrics(task, prediction, truth.cpu(), known)
     return values
 
 

@@ -10,7 +10,7 @@ device. :func:`prepare` does the last two steps at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -92,12 +92,14 @@ class Schema:
 
 @dataclass
 class Batch:
-    """Rows a model sees at once: ``numeric`` (n, D), ``categorical`` (n, C), ``labels`` and ``masks`` by task, (n,)."""
+    """Rows a model sees at once: ``numeric`` (n, D), ``categorical`` (n, C), ``labels`` and ``masks`` by task, (n,);
+    ``weights`` (n,) of the rows, or None."""
 
     numeric: Tensor
     categorical: Tensor
     labels: dict[str, Tensor]
     masks: dict[str, Tensor] = field(default_factory=dict)
+    weights: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.numeric)
@@ -113,6 +115,8 @@ class MultiTaskDataset:
     labels : ``{task: (n,)}``, float32 for binary and regression, int64 for multiclass. A missing label is stored as 0.
     masks : ``{task: bool (n,)}``, True where the label is known; only for tasks with missing labels.
     tasks : the tasks, in order.
+    weights : float32 (n,), how much each row counts in every loss (recency, sampling); None when all count alike.
+    scales : ``{task: (mean, standard deviation)}`` by which a regression task's labels were standardised.
     """
 
     numeric: Tensor
@@ -120,6 +124,8 @@ class MultiTaskDataset:
     labels: dict[str, Tensor]
     masks: dict[str, Tensor]
     tasks: tuple[Task, ...]
+    weights: Tensor | None = None
+    scales: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     @classmethod
     def from_frame(cls, frame: pd.DataFrame, encoder: Any, tasks: Sequence[Task]) -> MultiTaskDataset:
@@ -155,12 +161,11 @@ class MultiTaskDataset:
         missing = [name for name in tasks if name not in known]
         if missing:
             raise KeyError(f"No task {', '.join(map(repr, missing))}; this dataset has {', '.join(known)}.")
-        return MultiTaskDataset(
-            self.numeric,
-            self.categorical,
-            {name: self.labels[name] for name in tasks},
-            {name: self.masks[name] for name in tasks if name in self.masks},
-            tuple(known[name] for name in tasks),
+        return replace(
+            self,
+            labels={name: self.labels[name] for name in tasks},
+            masks={name: self.masks[name] for name in tasks if name in self.masks},
+            tasks=tuple(known[name] for name in tasks),
         )
 
     def batches(
@@ -168,7 +173,6 @@ class MultiTaskDataset:
         batch_size: int,
         shuffle: bool = True,
         generator: torch.Generator | None = None,
-        drop_last: bool = False,
     ) -> Iterator[Batch]:
         """Yield :class:`Batch` after batch; ``generator`` (a CPU generator) fixes the order.
 
@@ -178,22 +182,24 @@ class MultiTaskDataset:
             raise ValueError(f"batch_size is {batch_size}: expected 1 or more.")
         n = len(self)
         order = torch.randperm(n, generator=generator).to(self.device) if shuffle else None
-        for start in range(0, n - batch_size + 1 if drop_last else n, batch_size):
+        for start in range(0, n, batch_size):
             rows = slice(start, start + batch_size) if order is None else order[start : start + batch_size]
             yield Batch(
                 self.numeric[rows],
                 self.categorical[rows],
                 {name: label[rows] for name, label in self.labels.items()},
                 {name: mask[rows] for name, mask in self.masks.items()},
+                None if self.weights is None else self.weights[rows],
             )
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> MultiTaskDataset:
-        return MultiTaskDataset(
-            change(self.numeric),
-            change(self.categorical),
-            {name: change(label) for name, label in self.labels.items()},
-            {name: change(mask) for name, mask in self.masks.items()},
-            self.tasks,
+        return replace(
+            self,
+            numeric=change(self.numeric),
+            categorical=change(self.categorical),
+            labels={name: change(label) for name, label in self.labels.items()},
+            masks={name: change(mask) for name, mask in self.masks.items()},
+            weights=None if self.weights is None else change(self.weights),
         )
 
 
@@ -251,6 +257,4 @@ def hide_labels(dataset: MultiTaskDataset, task: str, keep: int | float, seed: i
     labels = dataset.labels | {
         task: torch.where(kept, dataset.labels[task], torch.zeros_like(dataset.labels[task]))
     }
-    return MultiTaskDataset(
-        dataset.numeric, dataset.categorical, labels, dataset.masks | {task: kept}, dataset.tasks
-    )
+    return replace(dataset, labels=labels, masks=dataset.masks | {task: kept})
