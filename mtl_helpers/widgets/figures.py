@@ -21,12 +21,10 @@ if TYPE_CHECKING:  # matplotlib is imported when a figure is made
     from matplotlib.figure import Figure
 
 __all__ = [
-    "MODEL_STYLES",
     "figure",
     "figure_png",
     "interval_dots",
     "learning_curves",
-    "model_style",
     "paired_dots",
     "task_style",
     "use_course_style",
@@ -45,10 +43,8 @@ OTHER_TASKS = (
     {"color": "#7A5195", "marker": "X", "linestyle": "--"},
     {"color": "#666666", "marker": "*", "linestyle": ":"},
 )
-MODEL_STYLES = {
-    "single-task": {"color": "#777777", "marker": "o", "linestyle": "--"},
-    "shared-bottom": {"color": "#222222", "marker": "s", "linestyle": "-"},
-}
+GREY, INK = "#777777", "#222222"
+SIZE = (8.6, 3.7)  # of a demo, inches
 
 STYLE = {
     "figure.dpi": 100,
@@ -111,11 +107,6 @@ def task_style(name: str) -> dict[str, str]:
     return dict(TASK_STYLES.get(name) or OTHER_TASKS[zlib.crc32(name.encode()) % len(OTHER_TASKS)])
 
 
-def model_style(name: str) -> dict[str, str]:
-    """Colour, marker and line style of a kind of model."""
-    return dict(MODEL_STYLES.get(name) or OTHER_TASKS[zlib.crc32(name.encode()) % len(OTHER_TASKS)])
-
-
 def learning_curves(history: History, metric: str = "loss", title: str = "") -> Figure:
     """Training and validation curves by epoch, one panel a task; the kept epoch is marked."""
     frame = history.frame().query("metric == @metric")
@@ -160,7 +151,7 @@ def interval_dots(
 
     Parameters
     ----------
-    rows : ``{name: one value per seed}``, drawn from the top. styles : ``{name: task_style(...) or model_style(...)}``.
+    rows : ``{name: one value per seed}``, drawn from the top. styles : ``{name: task_style(...)}``.
 
     Returns
     -------

@@ -1,415 +1,275 @@
-"""The demo of task weights: sliders that move through models that were really trained.
+"""The demo of task weights: sliders that step through models that were really trained.
 
 Taught in notebooks 00, 02 and 04; :func:`weight_explorer` is what readers import, from :mod:`mtl_helpers.widgets`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from ipywidgets import Widget
 from matplotlib.axes import Axes
 
-from mtl_helpers.data.tables import Task
 from mtl_helpers.metrics import mean_interval
 from mtl_helpers.sweep import Sweep, pareto_mask
-from mtl_helpers.training import LOWER_IS_BETTER
-from mtl_helpers.widgets import figures as plots
-from mtl_helpers.widgets.explorer import Explorer, slider, undefined
-from mtl_helpers.widgets.live import MAIN_METRIC
+from mtl_helpers.training import LOWER_IS_BETTER, MAIN_METRIC
+from mtl_helpers.widgets.explorer import Explorer, choice_slider, undefined
+from mtl_helpers.widgets.figures import GREY, SIZE, figure, task_style
 
-__all__ = ["Simplex", "weight_explorer"]
+__all__ = ["TrainedWeights", "weight_explorer"]
 
-SIZE = (8.6, 3.7)
-GREY = "#777777"
+
+class TrainedWeights:
+    """Weight sliders that stand on trained weightings only.
+
+    Moving one chooses, among the weightings with that share of its task, the one whose other shares are nearest to the
+    proportions they had before the first of a row of moves of the same slider, so pushing it away and back changes
+    nothing. :meth:`link` is the ``link`` of an :class:`~mtl_helpers.widgets.explorer.Explorer`.
+
+    Parameters
+    ----------
+    weightings : a row each, a column for each task; only proportions count. suffix : of the controls' names.
+
+    >>> trained = TrainedWeights(pd.DataFrame({"a": [1, 2, 1, 0], "b": [1, 1, 2, 0], "c": [2, 1, 1, 4]}))
+    >>> trained.nearest({"a": 1, "b": 1, "c": 1.5})
+    0
+    >>> trained.link({"a": 0.5, "b": 0.25, "c": 0.5}, "a")
+    {'a': 0.5, 'b': 0.25, 'c': 0.25}
+    """
+
+    def __init__(self, weightings: pd.DataFrame, suffix: str = "") -> None:
+        self.names, self.suffix = list(weightings), suffix
+        shares = weightings.to_numpy(float)
+        self.shares = (shares / shares.sum(axis=1, keepdims=True)).round(6)
+        self._last: tuple[str, dict] = ("", {})
+        self._before = self.shares[0]
+
+    def nearest(self, weights: Mapping[str, float]) -> int:
+        """The row of the trained weighting nearest to these weights, as shares of their sum."""
+        wanted = np.array([weights[name] for name in self.names], float)
+        return int(np.abs(self.shares - wanted / wanted.sum()).max(axis=1).argmin())
+
+    def row(self, state: Mapping[str, Any]) -> int:
+        """The row on which the sliders of a state stand."""
+        return self.nearest({name: state[name + self.suffix] for name in self.names})
+
+    def sliders(self, tasks: Sequence[str], row: int, label: str = "{}", unit: str = "") -> list[Widget]:
+        """One slider for each of the tasks, on that row; ``label`` holds the task's name as {}."""
+        made = []
+        for at in map(self.names.index, tasks):
+            stops = np.unique(self.shares[:, at])
+            fmt = ".2f" if len(np.unique(stops.round(2))) == len(stops) else ".3f"
+            name, start = self.names[at], self.shares[row, at]
+            made.append(
+                choice_slider(name + self.suffix, label.format(name), stops, start, unit=unit, fmt=fmt)
+            )
+        return made
+
+    def link(self, state: Mapping[str, Any], moved: str) -> dict[str, Any]:
+        """The state with all weights on one trained weighting, ``moved`` where it was put."""
+        keys = [name + self.suffix for name in self.names]
+        if moved not in keys:
+            return dict(state)
+        now, at = {key: state[key] for key in keys}, keys.index(moved)
+        if self._last != (moved, now | {moved: self._last[1].get(moved)}):  # another slider, or another start
+            self._before = np.array(list(now.values()))
+        wanted = self._before.copy()
+        wanted[at] = 0
+        wanted = wanted if wanted.any() else np.ones(len(keys)) - np.eye(len(keys))[at]
+        wanted *= (1 - now[moved]) / wanted.sum()
+        wanted[at] = now[moved]
+        stops = self.shares[:, at]
+        here = np.flatnonzero(np.isclose(stops, stops[np.abs(stops - now[moved]).argmin()]))
+        row = self.shares[here[np.abs(self.shares[here] - wanted).max(axis=1).argmin()]]
+        settled = dict(zip(keys, row.tolist(), strict=True))
+        self._last = (moved, settled)
+        return {**state, **settled}
 
 
 def weight_explorer(
-    sweep: Sweep,
-    *,
-    baselines: Mapping[str, Any] | None = None,
-    metric: str | Mapping[str, str] | None = None,
-    split: str = "valid",
-    start: Mapping[str, float] | None = None,
-    lr: float | None = None,
+    sweep: Sweep, *, baselines: Mapping[str, Any] | None = None, start: Mapping[str, float] | None = None
 ) -> Explorer:
     """Task weights over models that were really trained: front, gains and learning curves (notebooks 00, 02, 04).
 
     With two tasks one slider gives the weight of the last one and the other gets the rest. With three tasks there is
-    a slider each; moving one rescales the other two, so that the weights add up to 1. Between trained weightings
-    numbers are interpolated, and the reading says so.
+    a slider each; moving one moves the other two, to the trained weighting that fits best. The reading says the weights
+    of the model that is shown. Metrics are validation AUC, accuracy or RMSE by kind of task.
 
     Parameters
     ----------
     sweep : with ``tasks``, ``weightings`` (a row each, a column per task), ``records`` (columns weighting, seed,
         epoch, split, task, metric, value) and ``final()``, the records of the epoch that counts.
     baselines : ``{task: metric of a single-task model}``, a number or one for each seed of the sweep in the order
-        of its seeds (then differences are paired). Without it gains are against equal weights.
-    metric : one name for all tasks or ``{task: name}``; AUC, accuracy or RMSE by kind of task unless told.
-    split : whose metric. start : ``{task: weight}`` of the first state; the trained weighting that is nearest to
-        equal weights unless told. lr : which learning rate, where the sweep has several; the first unless told.
+        of its seeds (then differences are paired). Without it gains are against the weighting nearest to equal.
+    start : ``{task: weight}``; the first state is the trained weighting nearest to it, or to equal weights.
 
-    Raises ValueError for other than two or three tasks, or records that lack the metric or split.
+    Raises ValueError for other than two or three tasks, or records that lack the metric.
     """
-    tasks = list(sweep.tasks)
-    names = [task.name for task in tasks]
-    if len(tasks) not in (2, 3):
-        raise ValueError(
-            f"weight_explorer shows two or three tasks; this sweep has {len(tasks)}: {', '.join(names)}"
-        )
-    chosen = {task.name: _metric_of(task, metric) for task in tasks}
-    shares = sweep.weightings[names].to_numpy(float)
-    shares = shares / shares.sum(axis=1, keepdims=True)
-    low, high, step = _slider_grid(shares)
-    fmt = ".2f" if abs(step * 100 - round(step * 100)) < 1e-9 else ".3f"
-    mixer = _Mixer(shares)
-    records, final = (_one_lr(frame, lr) for frame in (sweep.records, sweep.final()))
-    runs = _final_metrics(final, len(shares), chosen, split)  # (seeds, weightings, tasks)
-    signs = np.array([-1.0 if chosen[name] in LOWER_IS_BETTER else 1.0 for name in names])
-    first = _first_weights(names, shares, start)
-    base, versus = _baseline(baselines, names, chosen, runs, mixer, first)
+    names = [task.name for task in sweep.tasks]
+    if len(names) not in (2, 3):
+        raise ValueError(f"weight_explorer shows two or three tasks; this sweep has {', '.join(names)}")
+    chosen = {task.name: MAIN_METRIC[task.kind] for task in sweep.tasks}
+    labels = [f"{name} {metric.upper()}" for name, metric in chosen.items()]
+    signs = np.array([-1.0 if metric in LOWER_IS_BETTER else 1.0 for metric in chosen.values()])
+    trained = TrainedWeights(sweep.weightings[names])
+    runs = _final_metrics(sweep.final(), len(trained.shares), chosen)  # (seeds, weightings, tasks)
+    equal = trained.nearest(dict.fromkeys(names, 1.0))
+    base, versus = runs[:, equal], "equal weights"
+    if baselines is not None:
+        base, versus = _baseline(baselines, names, len(runs)), "single-task"
     gains = (runs - base[:, None, :]) * signs
-    curves = _loss_curves(records, names, len(shares))
-
-    figure = plots.figure(*SIZE)
-    left, middle, right = figure.subplots(1, 3, width_ratios=(1.25, 1, 1))
     centre = runs.mean(axis=0)
     front = pareto_mask(centre * signs, maximise=True)
-    here, third = _draw_front(
-        left, centre, front, tasks, chosen, base.mean(axis=0) if versus == "single-task" else None
-    )
-    bars, whiskers, tags = _draw_gains(middle, gains, names, chosen, versus)
-    lines = _draw_curves(right, curves, names)
 
-    def weights_of(state: Mapping[str, float]) -> np.ndarray:
-        if len(names) == 2:
-            return np.array([1 - state[names[1]], state[names[1]]])
-        total = sum(state[name] for name in names)
-        return np.array([state[name] / total for name in names])
+    fig = figure(*SIZE)
+    left, middle, right = fig.subplots(1, 3, width_ratios=(1.25, 1, 1))
+    alone = base.mean(axis=0) if baselines is not None else None
+    move_star = _draw_front(left, centre, front, names, labels, alone)
+    kinds = {metric.upper() for metric in chosen.values()}
+    unit = kinds.pop() if len(kinds) == 1 else "own metric"
+    move_bars = _draw_gains(middle, gains, names, f"gain over {versus} ({unit})")
+    move_curves = _draw_curves(right, _loss_curves(sweep.records, names, len(front)), names)
+    fmt = ".2f" if np.allclose(trained.shares * 100, (trained.shares * 100).round()) else ".3f"
 
     def update(state: dict) -> str:
-        weights = weights_of(state)
-        index, mix, where = mixer.at(weights)
-        now = (runs[:, index] * mix[None, :, None]).sum(axis=1)
-        gain = (now - base) * signs
-        here.set_data([now[:, 0].mean()], [now[:, 1].mean()])
-        if third is not None:
-            third.set_ydata([now[:, 2].mean()] * 2)
-        for row, name in enumerate(names):
-            mean, half = _mean_and_half(gain[:, row])
-            bars[row].set_width(mean)
-            whiskers[row].set_data([mean - half, mean + half], [row, row])
-            tags[row].set_text(f"{mean:+.4f}" if np.isfinite(mean) else "undefined")
-            for part, line in lines[name].items():
-                line.set_ydata((curves[name][part][index] * mix[:, None]).sum(axis=0))
-        said = [
-            f"{name} {chosen[name].upper()} {now[:, i].mean():.4f} ({gain[:, i].mean():+.4f})"
-            for i, name in enumerate(names)
-        ]
-        shown = " + ".join(f"{weight:{fmt}} {name}" for name, weight in zip(names, weights, strict=True))
-        place = {"trained": "trained", "between": "interpolated between trained weightings"}.get(
-            where, "outside the sweep: the nearest trained weighting is shown"
-        )
-        if where == "trained":
-            place += (
-                ", on the Pareto front"
-                if front[index[int(mix.argmax())]]
-                else ", dominated by another weighting"
-            )
-        text = f"Loss = {shown} ({place}). Against {versus}: {', '.join(said)}."
-        return " ".join(filter(None, (text, undefined({n: now[:, i].mean() for i, n in enumerate(names)}))))
+        share = state[names[-1]]
+        row = trained.row(state if len(names) == 3 else {names[0]: 1 - share, names[1]: share})
+        for move in (move_star, move_bars, move_curves):
+            move(row)
+        weights = zip(trained.shares[row], names, strict=True)
+        loss = " + ".join(f"{weight:{fmt}} {name}" for weight, name in weights)
+        place = "on the Pareto front" if front[row] else "dominated by another weighting"
+        means = zip(labels, centre[row], gains[:, row].mean(axis=0), strict=True)
+        said = ", ".join(f"{label} {value:.4f} ({gain:+.4f})" for label, value, gain in means)
+        text = f"Loss = {loss} (trained, {place}). Against {versus}: {said}. "
+        return (text + undefined(dict(zip(names, centre[row], strict=True)))).strip()
 
-    look = {"step": step, "fmt": fmt}
+    first = equal if start is None else trained.nearest(start)
+    title, label = f"Task weights of {' and '.join([', '.join(names[:-1]), names[-1]])}", "weight of {}"
     if len(names) == 2:
-        rest = f"{names[0]} gets the rest"
-        knobs = [slider(names[1], f"weight of {names[1]}", low, high, first[1], unit=rest, **look)]
-        return Explorer(figure, knobs, update, title=f"Task weights of {names[0]} and {names[1]}")
-    simplex = Simplex(names, low, step)
-    knobs = [
-        slider(name, f"weight of {name}", low, high, value, **look)
-        for name, value in simplex.snap(first).items()
-    ]
-    return Explorer(figure, knobs, update, title=f"Task weights of {', '.join(names)}", link=simplex)
+        knobs = trained.sliders(names[1:], first, label, f"{names[0]} gets the rest")
+        return Explorer(fig, knobs, update, title=title)
+    return Explorer(fig, trained.sliders(names, first, label), update, title=title, link=trained.link)
 
 
-class Simplex:
-    """Weights that add up to 1: keeps the one that moved and shares the rest out among the others, in slider steps.
-
-    The others keep the proportions they had before the first of a row of moves of the same slider, so pushing one to
-    1 and back brings them back; they share equally when there is nothing to go by.
-
-    >>> Simplex(("a", "b", "c"), step=0.1)({"a": 0.4, "b": 0.4, "c": 0.2}, "a")
-    {'a': 0.4, 'b': 0.4, 'c': 0.2}
-    >>> Simplex(("a", "b", "c"), step=0.1)({"a": 0.7, "b": 0.4, "c": 0.2}, "a")
-    {'a': 0.7, 'b': 0.2, 'c': 0.1}
-    """
-
-    def __init__(self, names: Sequence[str], low: float = 0.0, step: float = 0.05) -> None:
-        self.names, self.low, self.step = tuple(names), low, step
-        self.total = round((1 - len(self.names) * low) / step)
-        self._moved, self._given, self._ratio = "", dict[str, float](), np.ones(len(self.names) - 1)
-
-    def __call__(self, state: Mapping[str, float], moved: str) -> dict[str, float]:
-        others = [name for name in self.names if name != moved]
-        if moved != self._moved or any(state[name] != self._given.get(name) for name in others):
-            self._ratio = np.array([state[name] - self.low for name in others]).clip(0)
-        kept = min(max(round((state[moved] - self.low) / self.step), 0), self.total)
-        parts = dict(zip(others, _shared_out(self.total - kept, self._ratio), strict=True)) | {moved: kept}
-        self._moved, self._given = moved, {name: self._weight(parts[name]) for name in self.names}
-        return dict(self._given)
-
-    def snap(self, weights: Sequence[float]) -> dict[str, float]:
-        """The weights on the sliders' steps."""
-        parts = _shared_out(self.total, np.asarray(weights, float) - self.low)
-        return {name: self._weight(part) for name, part in zip(self.names, parts, strict=True)}
-
-    def _weight(self, steps: int) -> float:
-        return round(self.low + steps * self.step, 10)
-
-
-def _shared_out(total: int, ratio: np.ndarray) -> list[int]:
-    """Whole numbers that add up to ``total``, as near to the ratio as that allows (largest remainders)."""
-    ratio = ratio.clip(0)
-    exact = total * (ratio / ratio.sum() if ratio.sum() > 0 else np.full(len(ratio), 1 / len(ratio)))
-    parts = np.floor(exact + 1e-9).astype(int)
-    for index in np.argsort(parts - exact, kind="stable")[: total - parts.sum()]:
-        parts[index] += 1
-    return parts.tolist()
-
-
-# --- what the explorers share -----------------------------------------------------------------------------------
-
-
-class _Mixer:
-    """Where a weighting lies among the trained ones: which of them, mixed how."""
-
-    def __init__(self, shares: np.ndarray) -> None:
-        self.shares = shares
-        self._order = np.argsort(shares[:, -1], kind="stable")
-        self._mesh: Any = None
-        if shares.shape[1] == 3 and len(shares) >= 3:
-            from scipy.spatial import Delaunay, QhullError
-
-            try:
-                self._mesh = Delaunay(shares[:, :2])
-            except QhullError:  # all on one line: only the trained points themselves can be shown
-                self._mesh = None
-
-    def at(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, str]:
-        """Indices of trained weightings, their coefficients, and "trained", "between" or "outside"."""
-        distance = np.abs(self.shares - weights).max(axis=1)
-        nearest = int(distance.argmin())
-        if distance[nearest] < 1e-4:
-            return np.array([nearest]), np.ones(1), "trained"
-        if self.shares.shape[1] == 2:
-            along = self.shares[self._order, 1]
-            right = int(np.searchsorted(along, weights[1]))
-            if 0 < right < len(along):
-                t = (weights[1] - along[right - 1]) / (along[right] - along[right - 1])
-                return self._order[[right - 1, right]], np.array([1 - t, t]), "between"
-        elif self._mesh is not None:
-            point = weights[:2]
-            simplex = int(self._mesh.find_simplex(point[None], tol=1e-9)[0])
-            if simplex >= 0:
-                change = self._mesh.transform[simplex]
-                inner = change[:2] @ (point - change[2])
-                return self._mesh.simplices[simplex], np.append(inner, 1 - inner.sum()), "between"
-        return np.array([nearest]), np.ones(1), "outside"
-
-
-def _slider_grid(shares: np.ndarray) -> tuple[float, float, float]:
-    """Ends and step of the weight sliders: steps that stop at every trained weighting where these are evenly spaced."""
-    two = shares.shape[1] == 2
-    stops = np.unique(shares[:, 1:2].round(9) if two else shares.round(9))
-    low, high = float(stops[0]), float(stops[-1])
-    if len(stops) < 2:
-        return 0.0, 1.0, 0.05
-    gap = float(np.diff(stops).min())
-    whole = np.append((stops - low) / gap, (high - low) / gap if two else (1 - 3 * low) / gap)
-    if np.abs(whole - whole.round()).max() < 1e-4 and gap > 0.004:
-        parts = math.ceil(gap / (0.0101 if two else 0.0251))
-        return low, high, gap / parts
-    return (low, high, 0.01) if two else (0.0, 1.0, 0.05)
-
-
-def _metric_of(task: Task, metric: str | Mapping[str, str] | None) -> str:
-    if isinstance(metric, str):
-        return metric
-    return (metric or {}).get(task.name) or MAIN_METRIC[task.kind]
-
-
-def _first_weights(names: list[str], shares: np.ndarray, start: Mapping[str, float] | None) -> np.ndarray:
-    """The start asked for, or the trained weighting nearest to equal weights."""
-    if start is None:
-        return shares[np.abs(shares - 1 / len(names)).max(axis=1).argmin()]
-    if set(start) != set(names) or sum(start.values()) <= 0:
-        raise ValueError(
-            f"start needs one weight for each of {', '.join(names)}, not all 0; got {dict(start)}"
-        )
-    given = np.array([start[name] for name in names], float)
-    return given / given.sum()
-
-
-def _one_lr(frame: pd.DataFrame, lr: float | None) -> pd.DataFrame:
-    """The records of one learning rate, the first unless told."""
-    if "lr" not in frame or not len(frame):
-        return frame
-    wanted = frame["lr"].iloc[0] if lr is None else lr
-    if not (frame["lr"] == wanted).any():
-        raise ValueError(f"no run with learning rate {lr}; there are {sorted(frame['lr'].unique().tolist())}")
-    return frame[frame["lr"] == wanted]
-
-
-def _final_metrics(final: pd.DataFrame, count: int, chosen: Mapping[str, str], split: str) -> np.ndarray:
-    """(seeds, weightings, tasks); NaN where a run has no such number."""
+def _final_metrics(final: pd.DataFrame, count: int, chosen: Mapping[str, str]) -> np.ndarray:
+    """(seeds, weightings, tasks) on the validation rows; NaN where a run has no such number."""
     seeds = sorted(final["seed"].unique())
     out = np.full((len(seeds), count, len(chosen)), np.nan)
     for column, (name, metric) in enumerate(chosen.items()):
-        rows = final[(final["task"] == name) & (final["metric"] == metric) & (final["split"] == split)]
+        rows = final[(final["task"] == name) & (final["metric"] == metric) & (final["split"] == "valid")]
         if not len(rows):
-            known = sorted(set(final["metric"])), sorted(set(final["split"]))
-            raise ValueError(
-                f"the sweep has no {split} {metric!r} of {name!r}; metrics {known[0]}, splits {known[1]}"
-            )
+            raise ValueError(f"the sweep has no valid {metric!r} of {name!r}")
         at = np.searchsorted(seeds, rows["seed"]), rows["weighting"].to_numpy(int)
         out[at[0], at[1], column] = rows["value"].to_numpy(float)
     return out
 
 
-def _baseline(
-    baselines: Mapping[str, Any] | None,
-    names: list[str],
-    chosen: Mapping[str, str],
-    runs: np.ndarray,
-    mixer: _Mixer,
-    first: np.ndarray,
-) -> tuple[np.ndarray, str]:
-    """(seeds, tasks) to compare with, and its name."""
-    if baselines is None:
-        equal = np.full(len(names), 1 / len(names))
-        index, mix, _ = mixer.at(equal)
-        return (runs[:, index] * mix[None, :, None]).sum(axis=1), "equal weights"
+def _baseline(baselines: Mapping[str, Any], names: list[str], seeds: int) -> np.ndarray:
+    """(seeds, tasks) to compare with."""
     if not set(names) <= set(baselines):
         raise ValueError(
             f"baselines need a number for each of {', '.join(names)}; got {', '.join(baselines)}"
         )
-    columns = []
-    for name in names:
-        given = baselines[name]
-        given = np.atleast_1d(np.asarray(given[chosen[name]] if isinstance(given, Mapping) else given, float))
-        columns.append(given if len(given) == len(runs) else np.full(len(runs), given.mean()))
-    return np.stack(columns, axis=1), "single-task"
+    columns = [np.atleast_1d(np.asarray(baselines[name], float)) for name in names]
+    return np.stack([c if len(c) == seeds else np.full(seeds, c.mean()) for c in columns], axis=1)
 
 
-def _loss_curves(records: pd.DataFrame, names: list[str], count: int) -> dict[str, dict[str, np.ndarray]]:
-    """``{task: {split: (weightings, epochs)}}``: losses, means over seeds, as multiples of the first epoch's."""
-    losses = records[records["metric"] == "loss"]
-    epochs = np.sort(losses["epoch"].unique())
-    curves: dict[str, dict[str, np.ndarray]] = {}
-    for name in names:
-        curves[name] = {"epoch": epochs}
-        for split in ("valid", "train"):
-            rows = losses[(losses["task"] == name) & (losses["split"] == split)]
-            if len(rows):
-                grid = rows.pivot_table(index="weighting", columns="epoch", values="value", aggfunc="mean")
-                values = grid.reindex(index=range(count), columns=epochs).to_numpy(float)
-                with np.errstate(all="ignore"):
-                    curves[name][split] = values / np.nanmean(values[:, :1])
-    return curves
+def _loss_curves(records: pd.DataFrame, names: list[str], count: int) -> pd.DataFrame:
+    """Losses as multiples of the first epoch's, means over seeds: a row for each task, split and weighting."""
+    losses = records[(records["metric"] == "loss") & records["task"].isin(names)]
+    table = losses.pivot_table(index=["task", "split", "weighting"], columns="epoch", values="value")
+    splits = [split for split in ("valid", "train") if split in set(losses["split"])]
+    table = table.reindex(pd.MultiIndex.from_product([names, splits, range(count)], names=table.index.names))
+    return table.div(table.iloc[:, 0].groupby(["task", "split"]).transform("mean"), axis=0)
 
 
 def _draw_front(
-    ax: Axes,
-    centre: np.ndarray,
-    front: np.ndarray,
-    tasks: list[Task],
-    chosen: Mapping[str, str],
-    base: np.ndarray | None,
-) -> tuple[Any, Any]:
-    """All trained weightings, front and baseline; returns what moves: the point, the mark on a third task's scale."""
-    third = None
+    ax: Axes, centre: np.ndarray, front: np.ndarray, names: list[str], labels: list[str], base: Any
+) -> Any:
+    """All trained weightings, front and baseline; returns what moves the star, and the mark on a third task's scale."""
     x, y = centre[:, 0], centre[:, 1]
-    labels = [f"{task.name} {chosen[task.name].upper()}" for task in tasks]
     ax.plot(x[~front], y[~front], "o", mfc="none", mec=GREY, ms=5, label="dominated")
+    look = {"label": "Pareto front", "zorder": 3}
     if centre.shape[1] == 2:
-        order = np.argsort(x[front], kind="stable")
-        ax.plot(x[front][order], y[front][order], "o-", color="#333333", ms=5, lw=1, label="Pareto front")
+        order = np.flatnonzero(front)[np.argsort(x[front], kind="stable")]
+        ax.plot(x[order], y[order], "o-", color="#333333", ms=5, lw=1, **look)
     else:
-        dots = ax.scatter(
-            x[front], y[front], c=centre[front, 2], cmap="viridis", s=30, zorder=3, label="Pareto front"
-        )
-        scale = ax.figure.colorbar(dots, ax=ax, label=labels[2], aspect=30, pad=0.02).ax
-        third = scale.axhline(np.nan, color="#E69F00", lw=4, animated=True)
-    if base is not None:
-        for draw, value, task in ((ax.axvline, base[0], tasks[0]), (ax.axhline, base[1], tasks[1])):
-            draw(value, color=plots.task_style(task.name)["color"], lw=1, ls="--", label=f"{task.name} alone")
-    ax.set(xlabel=labels[0], ylabel=labels[1])
+        dots = ax.scatter(x[front], y[front], c=centre[front, 2], cmap="viridis", s=30, **look)
+    ax.set(xlabel=labels[0], ylabel=labels[1], title="What weights can buy")
     ax.locator_params(nbins=5)
-    ax.set_title("What weights can buy")
+    moving = [ax.plot([], [], "*", color="#E69F00", mec="black", ms=17, animated=True, zorder=9)[0]]
+    if centre.shape[1] == 3:
+        scale = ax.figure.colorbar(dots, ax=ax, label=labels[2], aspect=30, pad=0.02).ax
+        moving.append(scale.axhline(np.nan, color="#E69F00", lw=4, animated=True))
+    if base is not None:
+        for draw, value, name in ((ax.axvline, base[0], names[0]), (ax.axhline, base[1], names[1])):
+            draw(value, color=task_style(name)["color"], lw=1, ls="--", label=f"{name} alone")
     ax.legend(fontsize=8, loc="best")
-    point = ax.plot([], [], "*", color="#E69F00", mec="black", ms=17, animated=True, zorder=9)[0]
-    return point, third
+
+    def move(row: int) -> None:
+        moving[0].set_data(centre[row, :1], centre[row, 1:2])
+        for mark in moving[1:]:
+            mark.set_ydata([centre[row, 2]] * 2)
+
+    return move
 
 
-def _draw_gains(
-    ax: Axes, gains: np.ndarray, names: list[str], chosen: Mapping[str, str], versus: str
-) -> tuple[list[Any], list[Any], list[Any]]:
-    reach = np.nanmax(np.abs(gains)) * 1.35 if np.isfinite(gains).any() else 1.0
-    reach = reach or 1.0
-    bars, whiskers, tags = [], [], []
-    for row, name in enumerate(names):
-        color = plots.task_style(name)["color"]
-        bar = ax.barh(row, 0.0, height=0.5, color=color, animated=True)[0]
-        bars.append(bar)
-        whiskers.append(ax.plot([], [], color="black", lw=1.5, animated=True)[0])
-        tags.append(ax.text(0, row - 0.37, "", ha="center", va="center", fontsize=9, animated=True))
+def _draw_gains(ax: Axes, gains: np.ndarray, names: list[str], label: str) -> Any:
+    """A bar with its interval for each task; returns what moves them to a weighting."""
+    reach = np.max(np.abs(gains[np.isfinite(gains)]), initial=0) * 1.35 or 1.0
+    moving = []
+    for at, name in enumerate(names):
+        bar = ax.barh(at, 0.0, height=0.5, color=task_style(name)["color"], animated=True)[0]
+        whisker = ax.plot([], [], color="black", lw=1.5, animated=True)[0]
+        tag = ax.text(0, at - 0.37, "", ha="center", va="center", fontsize=9, animated=True)
+        moving.append((at, bar, whisker, tag))
     ax.axvline(0, color="black", lw=1)
-    ax.set(xlim=(-reach, reach), ylim=(len(names) - 0.4, -0.6))
+    ax.set(xlim=(-reach, reach), ylim=(len(names) - 0.4, -0.6), xlabel=label, title="Who gains, who pays")
     ax.set_yticks(range(len(names)), names)
     ax.grid(axis="y", visible=False)
     ax.locator_params(axis="x", nbins=4)
-    kinds = {chosen[name].upper() for name in names}
-    ax.set_xlabel(f"gain over {versus} ({kinds.pop() if len(kinds) == 1 else 'own metric'})")
-    ax.set_title("Who gains, who pays")
-    return bars, whiskers, tags
+
+    def move(row: int) -> None:
+        for at, bar, whisker, tag in moving:
+            values = gains[:, row, at]
+            mean = float(values.mean())
+            bar.set_width(mean)
+            whisker.set_data([], [])
+            if len(values) > 1 and np.isfinite(values).all():  # a single run has no interval
+                interval = mean_interval(values)
+                whisker.set_data([interval.low, interval.high], [at, at])
+            tag.set_text(f"{mean:+.4f}" if np.isfinite(mean) else "undefined")
+
+    return move
 
 
-def _draw_curves(
-    ax: Axes, curves: dict[str, dict[str, np.ndarray]], names: list[str]
-) -> dict[str, dict[str, Any]]:
-    lines: dict[str, dict[str, Any]] = {}
+def _draw_curves(ax: Axes, curves: pd.DataFrame, names: list[str]) -> Any:
+    """A line for each task and split, on limits that hold every weighting; returns what moves them to one."""
+    splits, lines = curves.index.unique("split"), {}
     for name in names:
-        epochs = curves[name].pop("epoch")
-        style, lines[name] = plots.task_style(name), {}
-        for split, values in curves[name].items():
-            look = (
-                {"ls": style["linestyle"], "lw": 1.8}
-                if split == "valid"
-                else {"ls": "-", "lw": 1, "alpha": 0.45}
-            )
-            lines[name][split] = ax.plot(epochs, values[0], color=style["color"], animated=True, **look)[0]
-            if split == "valid":
-                ax.plot([], [], color=style["color"], label=name, **look)
-    if any("train" in parts for parts in curves.values()):
+        style = task_style(name)
+        looks = {"valid": {"ls": style["linestyle"], "lw": 1.8}, "train": {"ls": "-", "lw": 1, "alpha": 0.45}}
+        for split in splits:
+            (line,) = ax.plot([], [], color=style["color"], animated=True, **looks[split])
+            lines[line] = curves.loc[name, split].to_numpy()
+        ax.plot([], [], color=style["color"], label=name, **looks["valid"])
+    if "train" in splits:
         ax.plot([], [], color=GREY, lw=1, alpha=0.6, label="thin: training")
-    everything = np.concatenate(
-        [values.ravel() for parts in curves.values() for values in parts.values()] or [np.ones(1)]
-    )
-    finite = everything[np.isfinite(everything)]
+    finite = curves.to_numpy()[np.isfinite(curves.to_numpy())]
     low, high = (finite.min(), np.quantile(finite, 0.999)) if len(finite) else (0, 1)
-    pad = 0.06 * (high - low) or 0.1
+    pad, epochs = 0.06 * (high - low) or 0.1, curves.columns
     ax.set(ylim=(low - pad, high + pad), xlabel="epoch", ylabel="loss (first epoch = 1)")
     ax.set_title("Learning curves")
+    room = 0.05 * (epochs[-1] - epochs[0]) or 0.05
+    ax.set_xlim(epochs[0] - room, epochs[-1] + room)
     ax.legend(fontsize=8, loc="upper right")
-    return lines
 
+    def move(row: int) -> None:
+        for line, values in lines.items():
+            line.set_data(epochs, values[row])
 
-def _mean_and_half(values: np.ndarray) -> tuple[float, float]:
-    """Mean and half the 95 % interval; no half for a single run."""
-    if len(values) < 2 or not np.isfinite(values).all():
-        return float(values.mean()), float("nan")
-    interval = mean_interval(values)
-    return interval.mean, interval.high - interval.mean
+    return move
