@@ -39,6 +39,7 @@ __all__ = [
     "training_steps",
 ]
 
+MAIN_METRIC = {"binary": "auc", "multiclass": "accuracy", "regression": "rmse"}
 LOWER_IS_BETTER = ("loss", "rmse")
 
 

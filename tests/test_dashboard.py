@@ -125,14 +125,15 @@ def test_every_control_changes_picture_numbers_and_list(front):
     for name, control in explorer.controls.items():
         explorer.reset()
         before, reading, alt = pixels(explorer), explorer.reading, explorer.alt
-        value = control.options[3] if control.options else control.high
+        choices = [value for _, value in getattr(control, "options", ())]
+        value = choices[3] if choices else control.max
         explorer.set(**{name: value})
         assert not explorer.error and explorer.reading != reading and explorer.alt != alt, name
         assert (pixels(explorer) != before).any(), name
         listed = explorer.alt.split("The list: ")[1]
         assert listed != alt.split("The list: ")[1] or name.startswith("next"), name
-        one_step = control.options[1] if control.options else min(control.value + control.step, control.high)
         explorer.reset()
+        one_step = choices[1] if choices else min(control.value + control.step, control.max)
         explorer.set(**{name: one_step})
         assert (pixels(explorer) != before).any() or one_step == control.value, name
     explorer.reset()

@@ -215,7 +215,7 @@ def test_auc_of_many_models_works_there():
 def test_live_training_runs_there(kind):
     def work(place):
         train, valid = parts(place)
-        live = LiveTraining(make(bottom=(8, 6)), train, valid, preview_steps=6, batch_size=64)
+        live = LiveTraining(make(bottom=(8, 6)), train, valid, batch_size=64)
         live.set(click=0.9)
         live.run_steps(3)
         return numbers(live.model)

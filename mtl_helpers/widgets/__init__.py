@@ -2,7 +2,6 @@
 
 from mtl_helpers.widgets.dashboard import Shopfront, shop_dashboard
 from mtl_helpers.widgets.explorer import (
-    Control,
     Explorer,
     Stage,
     choice_slider,
@@ -13,12 +12,10 @@ from mtl_helpers.widgets.explorer import (
     undefined,
 )
 from mtl_helpers.widgets.figures import (
-    MODEL_STYLES,
     figure,
     figure_png,
     interval_dots,
     learning_curves,
-    model_style,
     paired_dots,
     task_style,
     use_course_style,
@@ -41,21 +38,20 @@ from mtl_helpers.widgets.landscape import (
     plane_losses,
     two_task_weights,
 )
-from mtl_helpers.widgets.live import LiveTraining, live_training
+from mtl_helpers.widgets.live import LiveTraining, gradient_shares, live_training
 from mtl_helpers.widgets.scarcity import scarcity_explorer
 from mtl_helpers.widgets.threshold import threshold_explorer
-from mtl_helpers.widgets.weights import Simplex, weight_explorer
+from mtl_helpers.widgets.weights import Simplex, TrainedWeights, weight_explorer
 
 __all__ = [
-    "Control",
     "Explorer",
     "FRONT",
     "LiveTraining",
-    "MODEL_STYLES",
     "STARTS",
     "Shopfront",
     "Simplex",
     "Stage",
+    "TrainedWeights",
     "WALKERS",
     "choice_slider",
     "combine_two",
@@ -64,11 +60,11 @@ __all__ = [
     "encode_png",
     "figure",
     "figure_png",
+    "gradient_shares",
     "interval_dots",
     "learning_curves",
     "live_training",
     "logit_explorer",
-    "model_style",
     "paired_dots",
     "plane_gradients",
     "plane_losses",

@@ -107,8 +107,7 @@ def _control(kind: type, name: str, label: str, unit: str, **options: Any) -> Wi
 def _settled(control: Widget, value: Any) -> Any:
     """The value as the control takes it. Raises ValueError when it cannot.
 
-    Sliders stop at their steps and their end, as a browser's do: numbers between them would come back altered. A browser
-    also rounds a slider's numbers to seven digits.
+    Sliders stop at their steps and their end, as a browser's do, which also rounds their numbers to seven digits.
     """
     if isinstance(control, ipywidgets.Checkbox):
         return bool(value)
@@ -120,7 +119,7 @@ def _settled(control: Widget, value: Any) -> Any:
         raise ValueError(f"{control.name!r} takes one of {values} and got {value!r}")
     low, high, step = control.min, control.max, control.step
     if not low - 1e-9 <= value <= high + 1e-9:
-        raise ValueError(f"{control.name!r} goes from {low} to {high} and got {value!r}")
+        raise ValueError(f"{control.name!r} goes from {low:g} to {high:g} and got {value!r}")
     on_step = low + round((value - low) / step) * step
     value = min((on_step, high), key=lambda stop: (stop > high + 1e-9, abs(stop - value)))
     return round(value) if isinstance(control, ipywidgets.IntSlider) else round(value, 10)
@@ -131,7 +130,7 @@ def _said(control: Widget) -> str:
     if isinstance(control, ipywidgets.Checkbox):
         value = "on" if control.value else "off"
     elif hasattr(control, "options"):
-        value = control.label
+        value = next(label for label, option in control.options if option == control.value)
     else:
         value = format(control.value, control.readout_format)
     return f"{control.description} = {value}"
@@ -260,7 +259,7 @@ class Explorer:
             names = [control.name for control in controls]
             raise ValueError(f"controls need distinct names, each in one group; got {names} in {self.groups}")
         self.title, self.update, self.link = title, update, link
-        self.stage, self.error = Stage(figure), ""
+        self.figure, self.stage, self.error = figure, Stage(figure), ""
         self.state = self._first = {name: control.value for name, control in self.controls.items()}
         self._picture = ipywidgets.HTML()
         self._draw()
@@ -354,7 +353,7 @@ class Explorer:
         per_line = max(40, pixels.shape[1] // 7)
         lines = textwrap.wrap(f"[{self._controls_said()}]", per_line) if self.controls else []
         lines += textwrap.wrap(self.reading, per_line)
-        dpi = self.stage.figure.dpi
+        dpi = self.figure.dpi
         strip = Figure(figsize=(pixels.shape[1] / dpi, 18 * (len(lines) + 1) / dpi), dpi=dpi)
         look = {"va": "top", "fontsize": 72 * 12 / dpi, "parse_math": False, "color": "#333333"}
         strip.text(0.01, 0.9, "\n".join(lines), **look)

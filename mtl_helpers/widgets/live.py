@@ -18,74 +18,45 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mtl_helpers.data.tables import MultiTaskDataset
-from mtl_helpers.losses import check_weights, task_losses
-from mtl_helpers.training import Step, evaluate, training_steps
-from mtl_helpers.widgets import figures as plots
+from mtl_helpers.losses import task_losses
+from mtl_helpers.training import MAIN_METRIC, Step, evaluate, training_steps
 from mtl_helpers.widgets.explorer import Explorer, slider, undefined
+from mtl_helpers.widgets.figures import GREY, SIZE, figure, task_style
 
-__all__ = ["LiveTraining", "live_training"]
+__all__ = ["LiveTraining", "gradient_shares", "live_training"]
 
-MAIN_METRIC = {"binary": "auc", "multiclass": "accuracy", "regression": "rmse"}
 SLICE_S = 0.008  # work between two looks at the sliders
+PREVIEW_STEPS = 40  # before the first picture
+SHARES_EVERY, METRICS_EVERY = 5, 20  # steps
 TURNS = 20  # of the event loop at each look: a message passes many callbacks on its way to a slider
 FRAME_S = 0.125  # between two pictures
 SMOOTH = 0.9  # of the loss curves: exponential moving average
 _running: weakref.WeakSet[LiveTraining] = weakref.WeakSet()
 
 
-def live_training(
-    model: nn.Module,
-    train: MultiTaskDataset,
-    valid: MultiTaskDataset | None = None,
-    *,
-    weights: Mapping[str, float] | None = None,
-    max_weight: float = 1.0,
-    lr: float = 1e-3,
-    batch_size: int = 1024,
-    epochs: int = 50,
-    seed: int = 0,
-    preview_steps: int = 40,
-    pace: float = 60.0,
-) -> LiveTraining:
-    """A model with Start, Pause, Stop and Reset, and a weight slider for each of its tasks (notebook 04).
+class LiveTraining:
+    """A model with Start, Pause, Stop and Reset, and a weight slider for each of its tasks (notebooks 02 and 04).
 
     Parameters
     ----------
-    model : of :mod:`mtl_helpers.models`; trained in place, and moved to the data's device.
+    model : of :mod:`mtl_helpers.models`; trained in place by AdamW, and moved to the data's device.
     train, valid : data whose labels cover the model's tasks; metrics are computed on up to 4096 rows of ``valid``.
-    weights : ``{task: weight}`` of L = Σ wᵢ Lᵢ at the start; 0.5 each unless told. max_weight : end of the sliders.
-    lr, batch_size, epochs, seed : as for :func:`mtl_helpers.training.fit`.
-    pace : steps a second, at most; slow enough to see what a slider does.
-    preview_steps : made before the first picture, so that it shows something; Start goes on from there.
+    lr, batch_size : as for :func:`mtl_helpers.training.fit`.
 
-    Making one, or starting one, pauses any other of this kernel, so running a cell again leaves no loop behind.
+    Weights of L = Σ wᵢ Lᵢ start at 0.5 each. Some steps are made before the first picture, so that it shows something;
+    Start goes on from there. Making one, or starting one, pauses any other of this kernel, so running a cell again
+    leaves no loop behind.
 
-    Raises ValueError when weights and tasks do not match, or there are more than four tasks.
+    In code: ``run_steps(n)``, ``set(click=.9)``, ``frame()``, and ``status``: "ready", "running", "paused", "stopped",
+    "finished" or "failed". ``weights`` is the dictionary that the loop reads at each step; ``pace`` the steps a second,
+    at most; ``epochs`` how long a run is (from the next one on).
     """
-    return LiveTraining(
-        model,
-        train,
-        valid,
-        weights=weights,
-        max_weight=max_weight,
-        lr=lr,
-        batch_size=batch_size,
-        epochs=epochs,
-        seed=seed,
-        preview_steps=preview_steps,
-        pace=pace,
-    )
 
-
-class LiveTraining:
-    """See :func:`live_training`. In code: ``run_steps(n)``, ``set(click=.9)``, ``frame()``, ``status``.
-
-    ``status`` is "ready", "running", "paused", "stopped", "finished" or "failed". ``weights`` is the dictionary that
-    the loop reads at each step.
-    """
+    pace = 60.0  # slow enough to see what a slider does
+    epochs = 50
 
     def __init__(
         self,
@@ -93,63 +64,29 @@ class LiveTraining:
         train: MultiTaskDataset,
         valid: MultiTaskDataset | None = None,
         *,
-        weights: Mapping[str, float] | None = None,
-        max_weight: float = 1.0,
         lr: float = 1e-3,
         batch_size: int = 1024,
-        epochs: int = 50,
-        seed: int = 0,
-        preview_steps: int = 40,
-        pace: float = 60.0,
-        share_every: int = 5,
-        evaluate_every: int = 20,
     ) -> None:
-        self.names = [task.name for task in model.tasks]
-        initial = dict(weights) if weights is not None else dict.fromkeys(self.names, 0.5 * max_weight)
-        check_weights(initial, self.names)
-        if not pace > 0:
-            raise ValueError(f"pace is {pace}: expected a number of steps a second above 0")
         for other in list(_running):
             other.pause()
+        self.names = [task.name for task in model.tasks]
+        self.weights = dict.fromkeys(self.names, 0.5)
         self.model, self.train = model.to(train.device), train
         self.valid = None if valid is None else valid.take(slice(0, 4096))
         self.probe = next(iter(train.take(slice(0, min(batch_size, 1024))).batches(1024, shuffle=False)))
-        self.lr, self.batch_size, self.epochs, self.seed = lr, batch_size, epochs, seed
-        self.pace, self.share_every, self.evaluate_every = pace, share_every, evaluate_every
-        controls = [
-            slider(
-                name,
-                f"weight of {name}",
-                0.0,
-                float(max_weight),
-                initial[name],
-                step=max_weight / 20,
-                fmt=".2f",
-            )
-            for name in self.names
-        ]
-        self.weights = {control.name: control.value for control in controls}
+        self.lr, self.batch_size = lr, batch_size
         self._untrained = copy.deepcopy(model.state_dict())
         self._loop_task: asyncio.Task | None = None
         self._begin()
-        for _ in range(preview_steps):
+        for _ in range(PREVIEW_STEPS):
             self._advance()
-        if self.step:
-            self.status = "paused"
+        self.status = "paused" if self.status == "ready" else self.status
         self._figure = _Curves(self)
         self._figure.fit(self)
-        self.explorer = Explorer(
-            self._figure.figure,
-            controls,
-            self._update,
-            title=f"Training {', '.join(self.names)} while their weights change",
-            buttons=[
-                ("Start", self.start),
-                ("Pause", self.pause),
-                ("Stop", self.stop),
-                ("Reset", self.reset),
-            ],
-        )
+        title = f"Training {', '.join(self.names)} while their weights change"
+        buttons = [("Start", self.start), ("Pause", self.pause), ("Stop", self.stop), ("Reset", self.reset)]
+        knobs = [slider(name, f"weight of {name}", 0.0, 1.0, 0.5, step=0.05) for name in self.names]
+        self.explorer = Explorer(self._figure.figure, knobs, self._update, title=title, buttons=buttons)
 
     # what a reader does
 
@@ -225,19 +162,11 @@ class LiveTraining:
         shares, metrics = dict(self.shares), dict(self.metrics)
         nan = dict.fromkeys(self.names, math.nan)
         rows = [
-            {
-                "step": at,
-                "epoch": epoch,
-                "task": name,
-                "weight": used[name],
-                "loss": loss[i],
-                "share": shares.get(at, nan)[name],
-                "metric": metrics.get(at, nan)[name],
-            }
-            for at, (epoch, used, loss) in enumerate(
-                zip(self.epochs_seen, self.used, self.losses, strict=True), start=1
+            (at, epoch, name, used[name], loss, shares.get(at, nan)[name], metrics.get(at, nan)[name])
+            for at, (epoch, used, losses) in enumerate(
+                zip(self.epochs_seen, self.used, self.losses, strict=True), 1
             )
-            for i, name in enumerate(self.names)
+            for name, loss in zip(self.names, losses, strict=True)
         ]
         return pd.DataFrame(rows, columns=["step", "epoch", "task", "weight", "loss", "share", "metric"])
 
@@ -257,7 +186,7 @@ class LiveTraining:
         self.shares: list[tuple[int, dict[str, float]]] = []
         self.metrics: list[tuple[int, dict[str, float]]] = []
         self.status = "ready"
-        optimizer = torch.optim.Adam(self.model.parameters(), lr=self.lr)
+        optimizer = torch.optim.AdamW(self.model.parameters(), lr=self.lr)
         self._steps: Iterator[Step] = training_steps(
             self.model,
             self.train,
@@ -265,7 +194,7 @@ class LiveTraining:
             weights=self.weights,
             batch_size=self.batch_size,
             epochs=self.epochs,
-            generator=torch.Generator().manual_seed(self.seed),
+            generator=torch.Generator().manual_seed(0),
         )
 
     def _advance(self) -> bool:
@@ -283,9 +212,9 @@ class LiveTraining:
         self.epochs_seen.append(step.epoch)
         self.losses.append(torch.stack([step.losses[name] for name in self.names]).tolist())
         self.smooth.append(self._average.add(self.losses[-1]))
-        if self.step % self.share_every == 1 or self.share_every == 1:
+        if self.step % SHARES_EVERY == 1:
             self.shares.append((self.step, gradient_shares(self.model, self.probe, used)))
-        if self.valid is not None and (self.step % self.evaluate_every == 0 or self.step == 1):
+        if self.valid is not None and (self.step % METRICS_EVERY == 0 or self.step == 1):
             values = evaluate(self.model, self.valid)
             kinds = {task.name: MAIN_METRIC[task.kind] for task in self.model.tasks}
             self.metrics.append(
@@ -361,25 +290,24 @@ def gradient_shares(model: nn.Module, batch: Any, weights: Mapping[str, float]) 
 
     Parameters
     ----------
-    model : with ``shared_parameters()``; all parameters otherwise. batch : rows to measure on. weights : of the loss.
+    model : of :mod:`mtl_helpers.models`. batch : rows to measure on. weights : ``{task: weight}`` of the loss.
     """
-    shared = list(model.shared_parameters() if hasattr(model, "shared_parameters") else model.parameters())
-    was_training = model.training
+    shared, was_training = list(model.shared_parameters()), model.training
     model.eval()  # dropout would draw random numbers that the training should not miss
     try:
         losses = task_losses(model.tasks, model(batch.numeric, batch.categorical), batch)
         norms = {}
         for name, loss in losses.items():
             grads = torch.autograd.grad(loss, shared, retain_graph=True, allow_unused=True)
-            norms[name] = weights[name] * _norm([grad for grad in grads if grad is not None])
+            lengths = [grad.norm() for grad in grads if grad is not None]
+            norms[name] = weights[name] * float(torch.stack(lengths).norm()) if lengths else 0.0
     finally:
         model.train(was_training)
     total = sum(norms.values())
     return {name: norm / total if total > 0 else math.nan for name, norm in norms.items()}
 
 
-def _norm(grads: list[Tensor]) -> float:
-    return float(torch.stack([grad.norm() for grad in grads]).norm()) if grads else 0.0
+live_training = LiveTraining  # named as the other demos are
 
 
 def _listed(values: Mapping[str, float], fmt: str = ".2f") -> str:
@@ -393,7 +321,7 @@ class _Curves:
     """
 
     def __init__(self, live: LiveTraining) -> None:
-        self.figure = plots.figure(8.6, 3.7)
+        self.figure = figure(*SIZE)
         self.axes = self.figure.subplots(1, 3)
         kinds = {MAIN_METRIC[task.kind].upper() for task in live.model.tasks}
         titles = ("Losses (smoothed)", "Who moves the shared layers", "Validation")
@@ -403,26 +331,20 @@ class _Curves:
             ax.set(title=title, xlabel="step", ylabel=label, xlim=(0, 200))
             self.lines.append({})
             for name in live.names:
-                style = plots.task_style(name)
+                style = task_style(name)
                 look = {"color": style["color"], "ls": style["linestyle"], "lw": 1.6}
                 self.lines[-1][name] = ax.plot([], [], animated=True, **look)[0]
                 ax.plot([], [], label=name, **look)
         self.axes[0].legend(loc="upper right")
-        self.axes[1].set(ylim=(-0.02, 1.2))
-        self.asked = {
-            name: self.axes[1].plot(
-                [], [], color=plots.task_style(name)["color"], lw=3, alpha=0.3, animated=True
-            )[0]
-            for name in live.names
-        }
-        self.sliders = {
-            name: self.axes[1].plot([], [], "<", color=plots.task_style(name)["color"], ms=9, animated=True)[
-                0
-            ]
-            for name in live.names
-        }
-        self.axes[1].plot([], [], color="#777777", lw=3, alpha=0.3, label="share of the weights")
-        self.axes[1].legend(handles=self.axes[1].lines[-1:], loc="upper right")
+        shares = self.axes[1]
+        shares.set_ylim(-0.02, 1.2)
+        self.asked, self.sliders = {}, {}
+        for name in live.names:
+            color = task_style(name)["color"]
+            self.asked[name] = shares.plot([], [], color=color, lw=3, alpha=0.3, animated=True)[0]
+            self.sliders[name] = shares.plot([], [], "<", color=color, ms=9, animated=True)[0]
+        weight = shares.plot([], [], color=GREY, lw=3, alpha=0.3, label="share of the weights")
+        shares.legend(handles=weight, loc="upper right")
 
     def show(self, live: LiveTraining) -> None:
         steps = np.arange(1, live.step + 1)

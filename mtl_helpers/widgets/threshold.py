@@ -32,6 +32,8 @@ def threshold_explorer(
     Raises ValueError when the lengths differ, a label is not 0 or 1, or a probability is outside [0, 1].
     """
     y, p = np.asarray(labels, float), np.asarray(probabilities, float)
+    if ((p < 0) | (p > 1)).any():
+        raise ValueError("Probabilities lie between 0 and 1. If these are logits, apply a sigmoid first.")
     stops = sorted({*np.geomspace(1e-3, 0.95, 60).round(4).tolist(), threshold})
     counts = [tuple(confusion(y, p, stop).values()) for stop in stops]
     tp, fp, fn, tn = np.array(counts, float).T

@@ -419,7 +419,7 @@ print("Share of the sum:", {name: f"{found['loss'] / total:.0%}" for name, found
 # shared layers: whose gradient moves them?
 
 # %%
-from mtl_helpers.widgets.live import gradient_shares
+from mtl_helpers.widgets import gradient_shares
 
 probe = next(data.train.batches(1024, generator=torch.Generator().manual_seed(1)))
 for label, plan in plans.items():

@@ -611,7 +611,7 @@ Explorer(fig, knobs, draw_walk, title="Walks over two losses")
 # **Predict.** Set the weight of `next_category` to zero. Which curves react, and how fast?
 
 # %%
-from mtl_helpers.widgets.live import live_training
+from mtl_helpers.widgets import live_training
 
 live = live_training(build(), splits.train, splits.valid, lr=1e-3)
 live

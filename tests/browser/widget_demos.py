@@ -146,11 +146,11 @@ def dashboard(**options):
     return shop_dashboard(shopfront(**options), exponents=TODAY)
 
 
-def live(**options) -> LiveTraining:
+def live() -> LiveTraining:
     train, schema = clicks_and_purchases()
     torch.manual_seed(0)
     model = SharedBottom(schema, train.tasks, bottom=(32, 16), tower=(8,))
-    return live_training(model, train, clicks_and_purchases(3000, seed=1)[0], batch_size=256, **options)
+    return live_training(model, train, clicks_and_purchases(3000, seed=1)[0], batch_size=256)
 
 
 ALL = {
