@@ -9,13 +9,12 @@ the shared representation Z, which need one backward pass through the bottom in 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mtl_helpers.data.tables import Task
+from mtl_helpers.data.tables import Batch, Task
 from mtl_helpers.weighting import Weighting
 
 __all__ = [
@@ -133,12 +132,16 @@ def nash_mtl(gram: np.ndarray) -> np.ndarray:
 def imtl_g(gram: np.ndarray) -> np.ndarray:
     """IMTL-G (Liu et al., ICLR 2021, eq. 5): the combination with equal projections on all unit gradients, Σ w = 1.
 
-    w ∝ G⁺ d with d the gradients' lengths. Weights may be negative; equal ones are used where the sum is 0.
+    w ∝ G⁺ d with d the gradients' lengths. Weights may be negative. Zero gradients get 0; equal weights where
+    no such combination exists.
     """
-    n = len(gram)
-    w = np.linalg.pinv(gram, hermitian=True) @ np.sqrt(np.clip(np.diag(gram), 0, None))
-    total = w.sum()
-    return w / total if abs(total) > 1e-12 * max(np.abs(w).max(), 1e-300) else np.full(n, 1 / n)
+    kept, lengths, cosines = _cosines(gram)
+    v = np.linalg.pinv(cosines, hermitian=True) @ np.ones(len(kept))
+    w, n = np.zeros(len(gram)), len(gram)
+    w[kept] = v / lengths
+    # unit gradients that face each other have no common projection but 0
+    solved = np.allclose(cosines @ v, 1) and abs(w.sum()) > 1e-12 * np.abs(w).max(initial=0)
+    return w / w.sum() if solved else np.full(n, 1 / n)
 
 
 def aligned_mtl(gram: np.ndarray) -> np.ndarray:
@@ -158,13 +161,25 @@ def upgrad(gram: np.ndarray) -> np.ndarray:
 
     The projection of gᵢ is Jᵀ(eᵢ + u) with u ≥ 0 minimising its length: a non-negative least-squares problem.
     """
-    n, root = len(gram), _root(gram)
-    return np.mean([unit + _nnls(root, -root @ unit) for unit in np.eye(n)], axis=0)
+    kept, lengths, cosines = _cosines(gram)
+    root, w = _root(cosines), np.zeros(len(gram))
+    projections = [unit + _nnls(root, -root @ unit) for unit in np.eye(len(kept))]
+    for length, projection in zip(lengths, projections, strict=True):
+        w[kept] += length * projection / lengths / len(gram)
+    return w
+
+
+def _cosines(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Which gradients are not zero, their lengths, and the Gramian of their directions."""
+    lengths = np.sqrt(np.clip(np.diag(gram), 0, None))
+    kept = np.flatnonzero(lengths)
+    lengths = lengths[kept]
+    return kept, lengths, gram[np.ix_(kept, kept)] / np.outer(lengths, lengths)
 
 
 def _root(gram: np.ndarray) -> np.ndarray:
     """R (T, T) with RᵀR = G / mean squared gradient length."""
-    scale = np.trace(gram) / len(gram)
+    scale = np.trace(gram) / max(len(gram), 1)
     values, vectors = np.linalg.eigh(gram / scale if scale > 0 else gram)
     return np.sqrt(np.clip(values, 0, None))[:, None] * vectors.T
 
@@ -238,131 +253,64 @@ class CombinedGradients(Weighting):
         self.rng = np.random.default_rng(seed)
         self._shared: tuple[Tensor, ...] = ()
         self._copies: tuple[Tensor, ...] = ()
-        self._own: dict[str, Tensor] = {}
-        self._undo: list[Callable[[], None]] = []
 
     def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Let the towers read copies of the shared representation that are cut off from the graph below."""
-        if not hasattr(model, "represent") or not hasattr(model, "shared_parameters"):
+        if not hasattr(model, "from_shared"):
             raise ValueError(
-                f"{type(model).__name__} has no shared bottom whose gradients could be combined: it needs the methods "
-                "represent and shared_parameters, as SharedBottom has them."
+                f"{type(model).__name__} has no shared bottom whose gradients could be combined: it needs represent, "
+                "from_shared and shared_parameters, as SharedBottom has them."
             )
-        self.end()
-        represent = model.represent
 
-        def cut(numeric: Tensor, categorical: Tensor) -> Tensor | tuple[Tensor, ...]:
-            found = represent(numeric, categorical)
-            if not torch.is_grad_enabled():
-                return found
-            self._own = {}
-            self._shared = (found,) if isinstance(found, Tensor) else tuple(found)
-            self._copies = tuple(part.detach().requires_grad_() for part in self._shared)
-            return self._copies[0] if isinstance(found, Tensor) else self._copies
-
-        model.represent = cut  # on this object alone, until end()
-        self._undo = [partial(delattr, model, "represent")]
-        shared = {id(p) for p in model.shared_parameters()}
-        towers = getattr(model, "towers", {})
-        if not any(id(p) in shared for name in towers for p in towers[name].parameters()):
-            # where each tower reads the representation itself, and only its task's loss reaches it, a copy for each
-            # separates the tasks in one backward pass
-            self._undo += [
-                towers[name].register_forward_pre_hook(partial(self._give_own, name)).remove
-                for name in towers
-            ]
-
-    def _give_own(self, name: str, tower: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor] | None:
-        if not torch.is_grad_enabled() or not any(inputs[0] is copy for copy in self._copies):
-            return None
-        self._own[name] = inputs[0].detach().requires_grad_()
-        return (self._own[name],)
-
-    def end(self) -> None:
-        for undo in self._undo:
-            undo()
-        self._undo, self._shared, self._copies, self._own = [], (), (), {}
+    def logits(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """The forward pass; at the representation, the towers read a copy that is cut off from what lies below."""
+        if self.at == "parameters":
+            return super().logits(model, batch)
+        shared = model.represent(batch.numeric, batch.categorical)
+        parts = shared if isinstance(shared, tuple) else (shared,)
+        self._shared, self._copies = parts, tuple(part.detach().requires_grad_() for part in parts)
+        return model.from_shared(self._copies if isinstance(shared, tuple) else self._copies[0])
 
     def weigh(self, gram: np.ndarray) -> np.ndarray:
         """Weights (T,) of the method for one Gramian."""
         return self.method(gram, self.rng) if self.method is pcgrad else self.method(gram)
 
     def backward(self, losses: Tensor, model: nn.Module) -> None:
-        shared = [p for p in model.shared_parameters() if p.requires_grad]
-        if len(self._own) == self.n_tasks:
-            self._backward_once(losses, shared)
-            return
-        known = {id(p) for p in shared}
-        heads = [p for p in model.parameters() if p.requires_grad and id(p) not in known]
-        at_copies, at_shared = [], []
-        for loss in losses:
-            wanted = [*self._copies, *shared, *heads]
-            found = list(torch.autograd.grad(loss, wanted, retain_graph=True, allow_unused=True))
-            at_copies.append([_or_zeros(found.pop(0), copy) for copy in self._copies])
-            at_shared.append([found.pop(0) for _ in shared])  # None for what lies below the cut
-            for p, grad in zip(heads, found, strict=True):
-                _add_grad(p, grad)
-        if self.at == "representation":
-            weights = self._weights(at_copies, losses)
-            for p, rows in zip(shared, zip(*at_shared, strict=True), strict=True):
-                if any(row is not None for row in rows):
-                    _add_grad(p, _combined(weights, [_or_zeros(row, p) for row in rows]))
-            flows = [_combined(weights, rows) for rows in zip(*at_copies, strict=True)]
-            torch.autograd.backward(*self._that_need(flows))
-            return
-        for below, above in zip(at_copies, at_shared, strict=True):
-            parts, flows = self._that_need(below)
-            lower = torch.autograd.grad(parts, [*shared, *heads], flows, retain_graph=True, allow_unused=True)
-            above[:] = [
-                _or_zeros(low, p) if high is None else high + _or_zeros(low, p)
-                for p, low, high in zip(shared, lower, above, strict=False)
-            ]
-            for p, grad in zip(heads, lower[len(shared) :], strict=True):
-                _add_grad(p, grad)
-        weights = self._weights(at_shared, losses)
-        for p, rows in zip(shared, zip(*at_shared, strict=True), strict=True):
-            p.grad = _combined(weights, rows)
-
-    def _backward_once(self, losses: Tensor, shared: list[nn.Parameter]) -> None:
-        losses.sum().backward()  # through the towers only: each loss reaches its own tower and its own copy
-        (bottom,) = self._shared
-        slopes = [_or_zeros(self._own[task.name].grad, bottom) for task in self.tasks]
-        if self.at == "representation":
-            flow = _combined(self._weights([[slope] for slope in slopes], losses), slopes)
-            if bottom.requires_grad:
-                bottom.backward(flow)
-            return
-        rows = []
-        for slope in slopes:
-            found = torch.autograd.grad(bottom, shared, slope, retain_graph=True, allow_unused=True)
-            rows.append([_or_zeros(grad, p) for p, grad in zip(shared, found, strict=True)])
-        weights = self._weights(rows, losses)
-        for p, grads in zip(shared, zip(*rows, strict=True), strict=True):
-            p.grad = _combined(weights, grads)
-
-    def _that_need(self, flows: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """The parts of the representation that depend on a parameter, and the flows into them."""
-        pairs = [(part, flow) for part, flow in zip(self._shared, flows, strict=True) if part.requires_grad]
-        return [part for part, _ in pairs], [flow for _, flow in pairs]
-
-    def _weights(self, rows: Sequence[Sequence[Tensor]], like: Tensor) -> Tensor:
-        """The method's weights for the gradients of the tasks, each given in parts."""
-        gram = sum(
-            _gramian(torch.stack([part.flatten() for part in parts])) for parts in zip(*rows, strict=True)
+        params, shared = [p for p in model.parameters() if p.requires_grad], set(model.shared_parameters())
+        wanted = [*self._copies, *params]
+        rows = [torch.autograd.grad(loss, wanted, retain_graph=True, allow_unused=True) for loss in losses]
+        columns = list(
+            zip(*rows, strict=True)
+        )  # of each tensor, every task's gradient; None where it does not reach
+        flows, own = columns[: len(self._copies)], columns[len(self._copies) :]
+        weights = self._weights(
+            flows or [column for p, column in zip(params, own, strict=True) if p in shared], losses
         )
-        self.effective = torch.tensor(self.weigh(gram), dtype=like.dtype, device=like.device)
+        for p, column in zip(params, own, strict=True):
+            p.grad = _combined(weights if p in shared else torch.ones_like(weights), column)
+        below = [
+            (part, _combined(weights, flow))
+            for part, flow in zip(self._shared, flows, strict=True)
+            if part.requires_grad
+        ]
+        if below:
+            torch.autograd.backward(*zip(*below, strict=True))
+        self._shared = self._copies = ()
+
+    def _weights(self, columns: Sequence[Sequence[Tensor | None]], losses: Tensor) -> Tensor:
+        """The method's weights (T,) for gradients given in parts; 0 for a task without a label."""
+        gram = np.zeros((self.n_tasks, self.n_tasks))
+        for column in columns:
+            rows = [(i, grad.flatten()) for i, grad in enumerate(column) if grad is not None]
+            if rows:
+                at, stack = zip(*rows, strict=True)
+                gram[np.ix_(at, at)] += _gramian(torch.stack(stack))
+        self.effective = torch.zeros_like(losses)
+        if self.present:
+            found = self.weigh(gram[np.ix_(self.present, self.present)])
+            self.effective[self.present] = torch.tensor(found, dtype=losses.dtype, device=losses.device)
         return self.effective
 
 
-def _combined(weights: Tensor, rows: Sequence[Tensor]) -> Tensor:
-    stack = torch.stack(list(rows))  # in bfloat16 where the forward pass was
-    return torch.tensordot(weights, stack.to(weights.dtype), 1).to(stack.dtype)
-
-
-def _or_zeros(grad: Tensor | None, like: Tensor) -> Tensor:
-    return torch.zeros_like(like) if grad is None else grad
-
-
-def _add_grad(p: Tensor, grad: Tensor | None) -> None:
-    if grad is not None:
-        p.grad = grad if p.grad is None else p.grad + grad
+def _combined(weights: Tensor, column: Sequence[Tensor | None]) -> Tensor | None:
+    parts = [weight * grad for weight, grad in zip(weights, column, strict=True) if grad is not None]
+    return sum(parts[1:], parts[0]) if parts else None

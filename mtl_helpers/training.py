@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mtl_helpers.data.tables import Batch, MultiTaskDataset, Task
-from mtl_helpers.losses import check_weights, label_counts, task_loss, task_losses
+from mtl_helpers.losses import check_weights, label_counts, task_loss
 from mtl_helpers.metrics import accuracy, auc
 from mtl_helpers.weighting import Fixed, Weighting
 
@@ -120,12 +120,9 @@ def training_steps(
     _check_place(model, train)
     strategy = weights if isinstance(weights, Weighting) else Fixed(model.tasks, weights)
     strategy.to(train.device).begin(model, optimizer)
-    try:
-        for epoch in range(1, epochs + 1):
-            for number, batch in enumerate(train.batches(batch_size, generator=generator), start=1):
-                yield Step(epoch, number, _step(model, optimizer, strategy, batch, epoch, number), batch)
-    finally:
-        strategy.end()
+    for epoch in range(1, epochs + 1):
+        for number, batch in enumerate(train.batches(batch_size, generator=generator), start=1):
+            yield Step(epoch, number, _step(model, optimizer, strategy, batch, epoch, number), batch)
 
 
 def _step(
@@ -139,20 +136,16 @@ def _step(
     """One step on one batch; the losses before it."""
     names = [task.name for task in model.tasks]
 
-    def losses_of() -> Tensor:
-        losses = task_losses(model.tasks, model(batch.numeric, batch.categorical), batch)
-        return torch.stack([losses[name] for name in names])
-
     if not model.training:  # somebody may have evaluated between two steps
         model.train()
-    losses = losses_of()
+    losses = strategy.losses(model, batch)
     for name, value in zip(names, losses.tolist(), strict=True):
         if not math.isfinite(value):
             raise TrainingDiverged(name, epoch, number, value)
     optimizer.zero_grad(set_to_none=True)
     strategy.backward(losses, model)
-    optimizer.step()
-    strategy.after_step(losses_of)
+    strategy.step(optimizer)
+    strategy.after_step(lambda: strategy.losses(model, batch))
     return dict(zip(names, losses.detach(), strict=True))
 
 

@@ -1,10 +1,13 @@
 """Strategies that turn the losses of several tasks into one training step.
 
 Taught in notebook 04. Every strategy is one small class with the same protocol, and
-``fit(…, weights=strategy)`` runs it: :meth:`Weighting.forward` maps the losses (T,) to the total that is
+``fit(…, weights=strategy)`` runs it: :meth:`Weighting.forward` maps the losses to the total that is
 differentiated; hooks after a step and after an epoch let a strategy learn from what happened.
 :attr:`Weighting.effective` is what multiplied each task's gradient in the last step, which is what the figures draw.
 The module ``gradients`` has the strategies that need more than the losses.
+
+A task without one label in a batch is left out of that step: the others get the weights that the strategy would give
+them if they were all there is, and what it remembers of that task stays as it was.
 """
 
 from __future__ import annotations
@@ -15,8 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from mtl_helpers.data.tables import MultiTaskDataset, Task, check_tasks
-from mtl_helpers.losses import check_weights
+from mtl_helpers.data.tables import Batch, MultiTaskDataset, Task, check_tasks
+from mtl_helpers.losses import check_weights, label_counts, task_losses
 
 __all__ = [
     "DWA",
@@ -45,12 +48,17 @@ class Weighting(nn.Module):
     Parameters
     ----------
     tasks : the tasks of the model, in its order.
+
+    Attributes
+    ----------
+    effective : (T,), the weights of the last step. present : positions of the tasks with a label in the last batch.
     """
 
     def __init__(self, tasks: Sequence[Task]) -> None:
         super().__init__()
         self.tasks = check_tasks(tasks)
         self.n_tasks = len(self.tasks)
+        self.present = list(range(self.n_tasks))
         self.register_buffer("effective", torch.ones(self.n_tasks))
 
     def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -59,25 +67,50 @@ class Weighting(nn.Module):
         if own:
             optimizer.add_param_group({"params": own, "weight_decay": 0.0})
 
+    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Run the model; one loss a task, (T,), 0 for one without a label. Remembers who has labels here."""
+        self.present = list(range(self.n_tasks))
+        if batch.masks or batch.weights is not None:
+            self.present = label_counts(self.tasks, batch).nonzero().flatten().tolist()
+        return torch.stack(list(task_losses(self.tasks, self.logits(model, batch), batch).values()))
+
+    def logits(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """The forward pass of a step."""
+        return model(batch.numeric, batch.categorical)
+
+    def pick(self, values: Tensor) -> Tensor:
+        """Of one value a task, (T,), those of the present tasks, (P,)."""
+        return values if len(self.present) == self.n_tasks else values[self.present]
+
     def forward(self, losses: Tensor) -> Tensor:
-        """Losses (T,) → the total, a scalar."""
+        """Losses of the present tasks, (P,) → the total, a scalar."""
         return losses.sum()
 
     def backward(self, losses: Tensor, model: nn.Module) -> None:
         """Fill ``.grad`` of the model (and of the strategy's own parameters) from the losses (T,)."""
         leaf = losses.detach().requires_grad_()
-        self(leaf).backward()
-        self.effective = leaf.grad.detach()
+        if self.present:
+            self(self.pick(leaf)).backward()
+        self.effective = torch.zeros_like(losses) if leaf.grad is None else leaf.grad.detach()
         losses.backward(self.effective)
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """The optimiser's step. Its momentum must not move what is kept of a task that was left out."""
+        absent = [i for i in range(self.n_tasks) if i not in self.present]
+        kept = []
+        for p in self.parameters() if absent else ():
+            memory = (value for value in optimizer.state.get(p, {}).values() if torch.is_tensor(value))
+            kept += [(value, value.clone()) for value in (p.data, *memory) if value.shape == p.shape]
+        optimizer.step()
+        for value, before in kept:
+            value[absent] = before[absent]
 
     def after_step(self, recompute: Callable[[], Tensor]) -> None:
         """After the optimiser's step; ``recompute()`` runs the batch again and gives its losses (T,)."""
 
     def after_epoch(self, train: Tensor, valid: Tensor | None) -> None:
-        """After an epoch, with its mean training losses (T,) and the validation losses (T,), if there is validation."""
-
-    def end(self) -> None:
-        """After training, however it ended."""
+        """After an epoch, with its mean training losses (T,) and the validation losses (T,), if there is validation;
+        NaN for a task without a label."""
 
     def current(self) -> dict[str, float]:
         """Effective weights of the last step, by task."""
@@ -100,16 +133,9 @@ class Fixed(Weighting):
         self.weights = weights
 
     def forward(self, losses: Tensor) -> Tensor:
-        return (losses * self._vector(losses)).sum()
-
-    def backward(self, losses: Tensor, model: nn.Module) -> None:
-        self.effective = self._vector(losses.detach())  # ∂L/∂Lᵢ = wᵢ: no pass through the sum is needed
-        losses.backward(self.effective)
-
-    def _vector(self, losses: Tensor) -> Tensor:
         if self.weights is None:
-            return torch.ones_like(losses)
-        return losses.new_tensor([self.weights[task.name] for task in self.tasks])
+            return losses.sum()
+        return (losses * losses.new_tensor([self.weights[self.tasks[i].name] for i in self.present])).sum()
 
 
 # ------------------------------------------------------------------------------------------------- from data
@@ -190,12 +216,14 @@ class ValidationGap(Weighting):
         self.register_buffer("weights", torch.ones(self.n_tasks))
 
     def forward(self, losses: Tensor) -> Tensor:
-        return (losses * self.weights).sum()
+        return (losses * self.pick(self.weights)).sum()
 
     def after_epoch(self, train: Tensor, valid: Tensor | None) -> None:
         gap = ((train if valid is None else valid).to(self.reference) / self.reference) ** self.power
-        if torch.isfinite(gap).all() and gap.sum() > 0:
-            self.weights = self.n_tasks * gap / gap.sum()
+        known = torch.isfinite(gap)
+        if gap[known].sum() > 0:
+            share = self.weights[known].sum()  # a task that was not measured keeps its weight
+            self.weights = self.weights.masked_scatter(known, share * gap[known] / gap[known].sum())
 
 
 # ------------------------------------------------------------------------------------------------- adaptive
@@ -216,7 +244,8 @@ class UncertaintyWeighting(Weighting):
         )
 
     def forward(self, losses: Tensor) -> Tensor:
-        return (self.factor * torch.exp(-self.log_variance) * losses + 0.5 * self.log_variance).sum()
+        s = self.pick(self.log_variance)
+        return (self.pick(self.factor) * torch.exp(-s) * losses + 0.5 * s).sum()
 
 
 class IMTLL(Weighting):
@@ -227,7 +256,8 @@ class IMTLL(Weighting):
         self.log_scale = nn.Parameter(torch.zeros(self.n_tasks))
 
     def forward(self, losses: Tensor) -> Tensor:
-        return (self.log_scale.exp() * losses - self.log_scale).sum()
+        s = self.pick(self.log_scale)
+        return (s.exp() * losses - s).sum()
 
 
 class DWA(Weighting):
@@ -246,14 +276,17 @@ class DWA(Weighting):
         self.register_buffer("previous", torch.full((self.n_tasks,), math.nan))
 
     def forward(self, losses: Tensor) -> Tensor:
-        return (losses * self.weights).sum()
+        return (losses * self.pick(self.weights)).sum()
 
     def after_epoch(self, train: Tensor, valid: Tensor | None) -> None:
         now = train.detach().to(self.previous)
         ratio = now / self.previous.clamp(min=1e-12)
-        if torch.isfinite(ratio).all():
-            self.weights = self.n_tasks * torch.softmax(ratio / self.temperature, dim=0)
-        self.previous = now
+        known = torch.isfinite(ratio)
+        if known.any():
+            share = self.weights[known].sum()  # a task that was not measured keeps its weight
+            moved = share * torch.softmax(ratio[known] / self.temperature, dim=0)
+            self.weights = self.weights.masked_scatter(known, moved)
+        self.previous = torch.where(torch.isfinite(now), now, self.previous)
 
 
 class RandomWeighting(Weighting):
@@ -267,7 +300,7 @@ class RandomWeighting(Weighting):
         self.generator = torch.Generator().manual_seed(seed)
 
     def forward(self, losses: Tensor) -> Tensor:
-        drawn = torch.randn(self.n_tasks, generator=self.generator).softmax(0)
+        drawn = self.pick(torch.randn(self.n_tasks, generator=self.generator)).softmax(0)
         return (losses * drawn.to(losses)).sum()
 
     def get_extra_state(self) -> Tensor:
@@ -317,7 +350,8 @@ class STCH(Weighting):
         self.register_buffer("ideal", torch.tensor([0.0 if ideal is None else ideal[name] for name in names]))
 
     def forward(self, losses: Tensor) -> Tensor:
-        return self.mu * torch.logsumexp(self.preference * (losses - self.ideal) / self.mu, dim=0)
+        above = self.pick(self.preference) * (losses - self.pick(self.ideal))
+        return self.mu * torch.logsumexp(above / self.mu, dim=0)
 
 
 class FAMO(Weighting):
@@ -338,21 +372,23 @@ class FAMO(Weighting):
         self._before: Tensor | None = None
 
     def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        self.optimizer.param_groups[0]["params"] = [
-            self.w
-        ]  # moved to a device, w may have become another object
+        # moved to a device, w may have become another object
+        self.optimizer.param_groups[0]["params"] = [self.w]
 
     def forward(self, losses: Tensor) -> Tensor:
         self._before = losses.detach().clamp(min=1e-8)
-        z = self.w.detach().softmax(0)
+        z = self.pick(self.w.detach()).softmax(0)
         c = 1 / (z / self._before).sum()
         return c * (z * losses.clamp(min=1e-8).log()).sum()
 
     def after_step(self, recompute: Callable[[], Tensor]) -> None:
-        fall = self._before.log() - recompute().detach().clamp(min=1e-8).log()
-        z = self.w.softmax(0)
-        self.w.grad = z * (fall - (z * fall).sum())  # softmax's Jacobian times the fall
-        self.optimizer.step()
+        if not self.present:
+            return
+        fall = self._before.log() - self.pick(recompute().detach()).clamp(min=1e-8).log()
+        z = self.pick(self.w).softmax(0)
+        self.w.grad = torch.zeros_like(self.w)
+        self.w.grad[self.present] = z * (fall - (z * fall).sum())  # softmax's Jacobian times the fall
+        self.step(self.optimizer)
 
     def get_extra_state(self) -> dict:
         return self.optimizer.state_dict()
@@ -380,24 +416,26 @@ class GradNorm(Weighting):
         self.register_buffer("first", torch.full((self.n_tasks,), math.nan))
 
     def forward(self, losses: Tensor) -> Tensor:
-        return (losses * self.weights).sum()
+        return (losses * self.pick(self.weights)).sum()
 
     def backward(self, losses: Tensor, model: nn.Module) -> None:
         layer = model.last_shared_layer()
-        grads = [torch.autograd.grad(loss, layer, retain_graph=True) for loss in losses]
-        norms = torch.stack([torch.cat([part.flatten() for part in grad]).norm() for grad in grads])
+        grads = [torch.autograd.grad(losses[i], layer, retain_graph=True) for i in self.present]
         super().backward(losses, model)
-        if torch.isnan(self.first).all():
-            self.first = losses.detach().clone()
-        self.weights = self.updated(losses.detach(), norms)
+        if grads:
+            norms = torch.stack([torch.cat([part.flatten() for part in grad]).norm() for grad in grads])
+            self.weights = self.updated(self.pick(losses.detach()), norms)
 
     def updated(self, losses: Tensor, norms: Tensor) -> Tensor:
-        """The weights after one step, from losses (T,) and unweighted gradient norms (T,)."""
-        rate = losses / self.first.clamp(min=1e-12)
+        """All weights (T,) after one step, from losses and unweighted gradient norms of the present tasks, (P,)."""
+        first, weights = self.pick(self.first), self.pick(self.weights)
+        self.first[self.present] = first = torch.where(torch.isnan(first), losses, first)
+        rate = losses / first.clamp(min=1e-12)
         rate = rate / rate.mean().clamp(min=1e-12)
-        size = self.weights * norms
+        size = weights * norms
         target = size.mean() * rate**self.alpha
-        moved = (
-            self.weights - self.lr * torch.sign(size - target) * norms / norms.mean().clamp(min=1e-12)
-        ).clamp(min=1e-4)
-        return self.n_tasks * moved / moved.sum()
+        moved = weights - self.lr * torch.sign(size - target) * norms / norms.mean().clamp(min=1e-12)
+        moved = moved.clamp(min=1e-4)
+        found = self.weights.clone()
+        found[self.present] = weights.sum() * moved / moved.sum()  # the sum stays T
+        return found

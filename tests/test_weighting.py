@@ -167,7 +167,7 @@ class TestEveryStrategy:
 
     @each
     def test_wrong_tasks_are_refused(self, name, splits):
-        with pytest.raises(ValueError, match="made for"):
+        with pytest.raises(ValueError, match="The weighting is for"):
             fit(make(splits), splits.train, weights=STRATEGIES[name](MIXED_TASKS[:2]), progress=False)
 
 
