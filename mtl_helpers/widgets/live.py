@@ -78,9 +78,7 @@ class LiveTraining:
         self._untrained = copy.deepcopy(model.state_dict())
         self._loop_task: asyncio.Task | None = None
         self._begin()
-        for _ in range(PREVIEW_STEPS):
-            self._advance()
-        self.status = "paused" if self.status == "ready" else self.status
+        self._go(PREVIEW_STEPS)
         self._figure = _Curves(self)
         self._figure.fit(self)
         title = f"Training {', '.join(self.names)} while their weights change"
@@ -101,7 +99,7 @@ class LiveTraining:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             raise RuntimeError(
-                "start() needs the event loop of a notebook; in a script call run_steps(n)"
+                "start() needs a notebook's event loop; in a script call run_steps(n)"
             ) from None
         for other in list(_running):
             other.pause()
@@ -130,13 +128,7 @@ class LiveTraining:
         """Trains that many steps here and now, without an event loop, and draws the picture."""
         if self.status in ("stopped", "finished", "failed"):
             self._begin()
-        try:
-            for _ in range(steps):
-                if not self._advance():
-                    break
-        finally:
-            if self.status == "ready":
-                self.status = "paused"
+        self._go(steps)
         self._draw()
         return self
 
@@ -153,6 +145,11 @@ class LiveTraining:
     def step(self) -> int:
         """Optimiser steps made so far."""
         return len(self.losses)
+
+    def smooth(self) -> np.ndarray:
+        """The losses (steps, tasks) as exponential moving averages, unbiased at their start; NaN stays a gap."""
+        losses = pd.DataFrame(self.losses, columns=self.names, dtype=float)
+        return losses.ewm(alpha=1 - SMOOTH, ignore_na=True).mean().where(losses.notna()).to_numpy()
 
     def frame(self) -> pd.DataFrame:
         """One row for each step and task: step, epoch, task, weight, loss, share (of the gradient), metric.
@@ -180,8 +177,6 @@ class LiveTraining:
         self.model.load_state_dict(self._untrained)
         self.used: list[dict[str, float]] = []
         self.losses: list[list[float]] = []
-        self.smooth: list[np.ndarray] = []
-        self._average = _Average(len(self.names))
         self.epochs_seen: list[int] = []
         self.shares: list[tuple[int, dict[str, float]]] = []
         self.metrics: list[tuple[int, dict[str, float]]] = []
@@ -211,16 +206,19 @@ class LiveTraining:
         self.used.append(used)
         self.epochs_seen.append(step.epoch)
         self.losses.append(torch.stack([step.losses[name] for name in self.names]).tolist())
-        self.smooth.append(self._average.add(self.losses[-1]))
         if self.step % SHARES_EVERY == 1:
             self.shares.append((self.step, gradient_shares(self.model, self.probe, used)))
         if self.valid is not None and (self.step % METRICS_EVERY == 0 or self.step == 1):
-            values = evaluate(self.model, self.valid)
-            kinds = {task.name: MAIN_METRIC[task.kind] for task in self.model.tasks}
-            self.metrics.append(
-                (self.step, {name: values[name].get(kinds[name], math.nan) for name in self.names})
-            )
+            found = evaluate(self.model, self.valid)
+            main = {task.name: found[task.name][MAIN_METRIC[task.kind]] for task in self.model.tasks}
+            self.metrics.append((self.step, main))
         return True
+
+    def _go(self, steps: int) -> None:
+        for _ in range(steps):
+            if not self._advance():
+                return
+        self.status = "paused" if self.status == "ready" else self.status
 
     async def _train_on(self) -> None:
         """Slices of training, each followed by a look at the sliders, and now and then a picture."""
@@ -348,10 +346,8 @@ class _Curves:
 
     def show(self, live: LiveTraining) -> None:
         steps = np.arange(1, live.step + 1)
-        smooth = np.array(live.smooth).reshape(live.step, len(live.names))
-        used = np.array([[weights[name] for name in live.names] for weights in live.used], float).reshape(
-            smooth.shape
-        )
+        smooth = live.smooth()
+        used = pd.DataFrame(live.used, columns=live.names).to_numpy(float)
         with np.errstate(invalid="ignore", divide="ignore"):
             asked = used / used.sum(axis=1, keepdims=True)
         for i, name in enumerate(live.names):
@@ -370,7 +366,7 @@ class _Curves:
             for ax in self.axes:
                 ax.set_xlim(0, wanted)
         metrics = [list(values.values()) for _, values in live.metrics]
-        for ax, curve in ((self.axes[0], live.smooth), (self.axes[2], metrics)):
+        for ax, curve in ((self.axes[0], live.smooth()), (self.axes[2], metrics)):
             values = np.asarray(curve[len(curve) // 2 :], float)
             values = values[np.isfinite(values)]
             if not len(values):
@@ -380,17 +376,3 @@ class _Curves:
             bottom, top = ax.get_ylim()
             if low < bottom or high > top or span < 0.2 * (top - bottom):
                 ax.set_ylim(low - 0.6 * span, high + 0.6 * span)
-
-
-class _Average:
-    """Exponential moving average, unbiased at its start; NaN stays a gap."""
-
-    def __init__(self, count: int) -> None:
-        self.sums, self.weights = np.zeros(count), np.zeros(count)
-
-    def add(self, values: list[float]) -> np.ndarray:
-        row = np.asarray(values, float)
-        fine = np.isfinite(row)
-        self.sums = np.where(fine, SMOOTH * self.sums + (1 - SMOOTH) * np.nan_to_num(row), self.sums)
-        self.weights = np.where(fine, SMOOTH * self.weights + (1 - SMOOTH), self.weights)
-        return np.where(fine, self.sums / np.where(fine, self.weights, 1), np.nan)
