@@ -1192,10 +1192,8 @@ def _loss_and_slope(task: Task, logits: Tensor, labels: Tensor, mask: Tensor | N
 
 def _chain(template: nn.Module) -> list[_Layer]:
     """The layers of a shared-bottom or single-task model; ValueError with the reason when it is something else."""
-    if type(template) is SharedBottom:
+    if type(template) in (SharedBottom, SingleTask):
         trunk, towers = "bottom", [f"towers.{task.name}" for task in template.tasks]
-    elif type(template) is SingleTask:
-        trunk, towers = "hidden", ["tower"]
     else:
         raise ValueError(f"it is a {type(template).__name__}, neither SharedBottom nor SingleTask")
 

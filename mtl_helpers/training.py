@@ -325,6 +325,8 @@ def check_parts(
                 f"{what} needs rows with labels for {', '.join(names)}; got {len(part)} rows with labels for "
                 f"{', '.join(part.labels)}."
             )
+        if hasattr(model, "check_data"):
+            model.check_data(part)
     empty = [name for name in names if not _has_label(train, name)]
     if empty:
         raise ValueError(

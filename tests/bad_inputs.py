@@ -96,7 +96,7 @@ def splits() -> data.Splits:
 
 def model(**settings) -> models.SharedBottom:
     torch.manual_seed(0)
-    return models.SharedBottom(splits().schema, MIXED_TASKS, bottom=(8,), tower=(4,), **settings)
+    return models.SharedBottom(splits().schema, MIXED_TASKS, hidden=(8,), tower=(4,), **settings)
 
 
 def train(**arguments):
@@ -294,7 +294,7 @@ bad(
     "'a'.*int64.*float32",
     lambda _: losses.task_loss(Task("a", "multiclass", 3), torch.zeros(4, 3), torch.zeros(4)),
 )
-bad("models", "a negative width", ValueError, "-3", lambda _: model_of(bottom=(-3,)))
+bad("models", "a negative width", ValueError, "-3", lambda _: model_of(hidden=(-3,)))
 bad("models", "dropout of 2", ValueError, "dropout.*2", lambda _: model_of(dropout=2.0))
 bad("models", "embedding of width 0", ValueError, "embedding_dim is 0", lambda _: model_of(embedding_dim=0))
 bad(
@@ -988,22 +988,6 @@ bad(
 
 # --- who shares what --------------------------------------------------------------------------------------------
 
-bad(
-    "sharing",
-    "no expert",
-    ValueError,
-    "n_experts is 0",
-    lambda _: models.MMoE(SCHEMA, MIXED_TASKS, n_experts=0),
-)
-bad("sharing", "no layer", ValueError, r"expert=\(\)", lambda _: models.PLE(SCHEMA, MIXED_TASKS, expert=()))
-bad("sharing", "no level", ValueError, "levels=0", lambda _: models.PLE(SCHEMA, MIXED_TASKS, levels=0))
-bad(
-    "sharing",
-    "a funnel of a regression",
-    ValueError,
-    "regression|multiclass",
-    lambda _: models.ESMM(SCHEMA, MIXED_TASKS),
-)
 bad(
     "sharing",
     "a funnel of unknown tasks",

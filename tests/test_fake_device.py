@@ -87,12 +87,12 @@ def test_the_fake_counts_what_comes_back():
 # ------------------------------------------------------------------------------------------------- training
 
 MODELS = {
-    "shared bottom": (SharedBottom, {"bottom": (8, 6)}),
-    "cross-stitch": (CrossStitch, {"column": (8, 6)}),
-    "MMoE": (MMoE, {"n_experts": 3, "expert": (8, 6), "expert_dropout": 0.2}),
-    "PLE": (PLE, {"expert": (8, 6), "levels": 2}),
-    "ESMM": (models.ESMM, {"bottom": (8, 6), "chain": ("click",)}),
-    "AITM": (models.AITM, {"column": (8, 6)}),
+    "shared bottom": (SharedBottom, {"hidden": (8, 6)}),
+    "cross-stitch": (CrossStitch, {"hidden": (8, 6)}),
+    "MMoE": (MMoE, {"n_experts": 3, "hidden": (8, 6), "expert_dropout": 0.2}),
+    "PLE": (PLE, {"hidden": (8, 6), "levels": 2}),
+    "ESMM": (models.ESMM, {"hidden": (8, 6), "chain": ("click",)}),
+    "AITM": (models.AITM, {"hidden": (8, 6)}),
 }
 
 
@@ -142,7 +142,7 @@ STRATEGIES = {
 def test_every_strategy_trains_there_to_the_same_numbers(kind, name):
     def work(place):
         train, valid = parts(place)
-        model, strategy = make(bottom=(8, 6)), STRATEGIES[name]()
+        model, strategy = make(hidden=(8, 6)), STRATEGIES[name]()
         fit(model, train, valid, epochs=2, batch_size=64, weights=strategy, progress=False)
         return numbers(model), getattr(strategy, "current", dict)()
 
@@ -155,7 +155,7 @@ def test_a_step_waits_for_the_gpu_once():
     """The losses are looked at, since they may be NaN; nothing else comes back to the host."""
     with FakeDevice("cuda") as device:
         train, _ = parts("cuda")
-        model = make(bottom=(8, 6)).to("cuda")
+        model = make(hidden=(8, 6)).to("cuda")
         optimizer = torch.optim.Adam(model.parameters())
         before = device.transfers
         steps = sum(1 for _ in training_steps(model, train, optimizer, batch_size=64))
@@ -171,7 +171,7 @@ def test_a_sweep_runs_there(kind, engine):
     def work(place):
         train, valid = parts(place)
         result = sweep(
-            lambda: SharedBottom(SPLITS.schema, MIXED_TASKS, bottom=(8, 6)),
+            lambda: SharedBottom(SPLITS.schema, MIXED_TASKS, hidden=(8, 6)),
             train,
             valid,
             weightings=simplex_grid(["click", "kind", "dwell"], 4),
@@ -215,7 +215,7 @@ def test_auc_of_many_models_works_there():
 def test_live_training_runs_there(kind):
     def work(place):
         train, valid = parts(place)
-        live = LiveTraining(make(bottom=(8, 6)), train, valid, batch_size=64)
+        live = LiveTraining(make(hidden=(8, 6)), train, valid, batch_size=64)
         live.set(click=0.9)
         live.run_steps(3)
         return numbers(live.model)
@@ -249,7 +249,7 @@ def test_a_recommender_answers_from_there(kind, tmp_path):
     items = pd.DataFrame({"item_id": list("abcdef"), "item": list("abcdef"), "price": range(6)})
     users, context = pd.DataFrame({"user_id": [0, 1, 2]}), {"x": 0.5, "z": 10.0}
     fusion = Fusion({"click": 1, "price": 0.5})
-    save_model(tmp_path / "model", make(bottom=(8, 6)), SPLITS.encoder)
+    save_model(tmp_path / "model", make(hidden=(8, 6)), SPLITS.encoder)
 
     def work(place):
         model, encoder = load_model(tmp_path / "model")

@@ -20,7 +20,7 @@ def batch(n: int = 7):
 @pytest.mark.parametrize("tower", [(16,), ()])
 @pytest.mark.parametrize("bottom", [(64, 32), ()])
 def test_shapes(bottom, tower):
-    model = SharedBottom(SCHEMA, MIXED_TASKS, bottom=bottom, tower=tower)
+    model = SharedBottom(SCHEMA, MIXED_TASKS, hidden=bottom, tower=tower)
     shapes = {name: tuple(logits.shape) for name, logits in model(*batch()).items()}
     assert shapes == {"click": (7,), "kind": (7, 3), "dwell": (7,)}
 

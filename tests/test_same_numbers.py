@@ -41,7 +41,7 @@ def trained(strategy: str = "fixed", seed: int = 3) -> torch.Tensor:
     """All parameters of a model after two epochs, as one vector."""
     splits = toy_splits(400)
     seed_everything(seed)
-    model = SharedBottom(splits.schema, MIXED_TASKS, bottom=(16, 8), tower=(4,), dropout=0.1)
+    model = SharedBottom(splits.schema, MIXED_TASKS, hidden=(16, 8), tower=(4,), dropout=0.1)
     weights = STRATEGIES[strategy](MIXED_TASKS)
     fit(
         model, splits.train, splits.valid, epochs=2, batch_size=64, weights=weights, seed=seed, progress=False
@@ -73,7 +73,7 @@ ELSEWHERE = {
 def test_other_versions_give_the_same_numbers(strategy):
     splits = toy_splits(400)
     seed_everything(3)
-    model = SharedBottom(splits.schema, MIXED_TASKS, bottom=(16, 8), tower=(4,))
+    model = SharedBottom(splits.schema, MIXED_TASKS, hidden=(16, 8), tower=(4,))
     weights = STRATEGIES[strategy](MIXED_TASKS)
     fit(model, splits.train, splits.valid, epochs=5, batch_size=64, weights=weights, seed=3, progress=False)
     found = [measured["loss"] for measured in evaluate(model, splits.test).values()]
@@ -215,7 +215,7 @@ def test_gates_part_when_tasks_have_nothing_in_common():
         for seed in FRESH:
             data = correlated_tasks(correlation, seed)
             torch.manual_seed(seed)
-            model = MMoE(data.schema, data.tasks, 1, n_experts=4, expert=(32,), tower=(8,))
+            model = MMoE(data.schema, data.tasks, 1, n_experts=4, hidden=(32,), tower=(8,))
             fit(
                 model,
                 data.train,

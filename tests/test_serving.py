@@ -112,7 +112,7 @@ def test_categories_of_every_kind_come_back(tmp_path):
 
 def test_saving_again_replaces_the_model(splits, tmp_path):
     torch.manual_seed(1)
-    first, second = make(splits), SharedBottom(splits.schema, MIXED_TASKS, bottom=(8,))
+    first, second = make(splits), SharedBottom(splits.schema, MIXED_TASKS, hidden=(8,))
     save_model(tmp_path, first, splits.encoder)
     save_model(tmp_path, second, splits.encoder)
     assert len(list(tmp_path.iterdir())) == 2
@@ -132,7 +132,7 @@ def test_a_crash_while_saving_leaves_the_old_model(splits, tmp_path, monkeypatch
 
     monkeypatch.setattr(serving, "write_atomically", disk_full)
     with pytest.raises(OSError, match="space"):
-        save_model(tmp_path, SharedBottom(splits.schema, MIXED_TASKS, bottom=(8,)), splits.encoder)
+        save_model(tmp_path, SharedBottom(splits.schema, MIXED_TASKS, hidden=(8,)), splits.encoder)
     assert same(load_model(tmp_path)[0], first, splits.test)
 
 
@@ -191,7 +191,7 @@ HOSTILE = [
     ({"settings": {"embedding_dim": 10**12}}, "more than"),
     ({"settings": {"embedding_dim": 9_000_000}}, "tensors differ"),
     ({"settings": {"embedding_dim": -3}}, "no saved model"),
-    ({"settings": {"bottom": ["a"]}}, "no saved model"),
+    ({"settings": {"hidden": ["a"]}}, "no saved model"),
     ({"settings": {"colour": 1}}, "unexpected keyword"),
     ({"settings": [1]}, "AttributeError"),
     ({"settings": {}}, None),  # the defaults are what was saved

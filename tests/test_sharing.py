@@ -49,15 +49,15 @@ SMALL = {"embedding_dim": 4, "tower": (5,)}
 
 # label → (class, settings); ESMM needs to know which of the mixed tasks are probabilities
 KINDS = {
-    "shared bottom": (SharedBottom, {"bottom": (12, 8)}),
-    "cross-stitch": (CrossStitch, {"column": (12, 8)}),
-    "MMoE": (MMoE, {"n_experts": 3, "expert": (12, 8)}),
-    "CGC": (PLE, {"n_specific": 2, "n_shared": 1, "expert": (12, 8)}),
-    "PLE, 2 levels": (PLE, {"n_specific": 1, "n_shared": 2, "expert": (8,), "levels": 2}),
-    "PLE, 3 levels": (PLE, {"n_specific": 2, "n_shared": 2, "expert": (8,), "levels": 3}),
-    "PLE, shared experts only": (PLE, {"n_specific": 0, "n_shared": 3, "expert": (8,), "levels": 3}),
-    "ESMM": (ESMM, {"bottom": (12, 8)}),
-    "AITM": (AITM, {"column": (12, 8)}),
+    "shared bottom": (SharedBottom, {"hidden": (12, 8)}),
+    "cross-stitch": (CrossStitch, {"hidden": (12, 8)}),
+    "MMoE": (MMoE, {"n_experts": 3, "hidden": (12, 8)}),
+    "CGC": (PLE, {"n_specific": 2, "n_shared": 1, "hidden": (12, 8)}),
+    "PLE, 2 levels": (PLE, {"n_specific": 1, "n_shared": 2, "hidden": (8,), "levels": 2}),
+    "PLE, 3 levels": (PLE, {"n_specific": 2, "n_shared": 2, "hidden": (8,), "levels": 3}),
+    "PLE, shared experts only": (PLE, {"n_specific": 0, "n_shared": 3, "hidden": (8,), "levels": 3}),
+    "ESMM": (ESMM, {"hidden": (12, 8)}),
+    "AITM": (AITM, {"hidden": (12, 8)}),
 }
 each = pytest.mark.parametrize("label", KINDS)
 
@@ -153,12 +153,12 @@ class TestEveryArchitecture:
     @pytest.mark.parametrize(
         ("kind", "settings"),
         [
-            (SharedBottom, {"bottom": (12, 8)}),
-            (CrossStitch, {"column": (12, 8)}),
-            (MMoE, {"n_experts": 1, "expert": (12, 8)}),
-            (PLE, {"n_specific": 0, "n_shared": 1, "expert": (12, 8)}),
-            (ESMM, {"bottom": (12, 8)}),
-            (AITM, {"column": (12, 8)}),
+            (SharedBottom, {"hidden": (12, 8)}),
+            (CrossStitch, {"hidden": (12, 8)}),
+            (MMoE, {"n_experts": 1, "hidden": (12, 8)}),
+            (PLE, {"n_specific": 0, "n_shared": 1, "hidden": (12, 8)}),
+            (ESMM, {"hidden": (12, 8)}),
+            (AITM, {"hidden": (12, 8)}),
         ],
     )
     def test_one_task_and_one_expert_are_the_single_task_net(self, kind, settings):
@@ -608,7 +608,7 @@ class TestMatching:
     }
 
     def test_counts_are_as_near_as_widths_allow(self):
-        like = SharedBottom(SCHEMA, MIXED_TASKS, bottom=(128, 64))
+        like = SharedBottom(SCHEMA, MIXED_TASKS, hidden=(128, 64))
         builds = match_parameters(like, self.KINDS, embedding_dim=8)
         assert list(builds) == list(self.KINDS)
         for label, make in builds.items():
@@ -626,7 +626,7 @@ class TestMatching:
         assert make() is not make()
 
     def test_a_kind_that_cannot_be_small_enough(self):
-        like = SharedBottom(SCHEMA, MIXED_TASKS, bottom=(2,))
+        like = SharedBottom(SCHEMA, MIXED_TASKS, hidden=(2,))
         with pytest.raises(ValueError, match="fewer experts"):
             match_parameters(like, {"MMoE": (MMoE, {"n_experts": 50})})
 
@@ -635,11 +635,11 @@ class TestMatching:
     ("make", "error", "words"),
     [
         (lambda: MMoE(SCHEMA, FUNNEL, n_experts=0), ValueError, "n_experts is 0"),
-        (lambda: MMoE(SCHEMA, FUNNEL, expert=()), ValueError, "at least one width"),
+        (lambda: MMoE(SCHEMA, FUNNEL, hidden=()), ValueError, "at least one width"),
         (lambda: MMoE(SCHEMA, FUNNEL, expert_dropout=1.0), ValueError, "below 1"),
         (lambda: PLE(SCHEMA, FUNNEL, n_shared=0), ValueError, "n_shared=0"),
         (lambda: PLE(SCHEMA, FUNNEL, levels=0), ValueError, "levels=0"),
-        (lambda: CrossStitch(SCHEMA, FUNNEL, column=()), ValueError, "at least one width"),
+        (lambda: CrossStitch(SCHEMA, FUNNEL, hidden=()), ValueError, "at least one width"),
         (lambda: ESMM(SCHEMA, MIXED_TASKS), ValueError, "'kind' is a multiclass task"),
         (lambda: ESMM(SCHEMA, FUNNEL, chain=("click", "like")), ValueError, "names of click, cart, purchase"),
         (lambda: ESMM(SCHEMA, FUNNEL, chain=("click", "click")), ValueError, "different names"),

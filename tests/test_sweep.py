@@ -56,11 +56,11 @@ class Gated(nn.Module):
 
 
 BUILDERS = {
-    "shared bottom": lambda schema, tasks: SharedBottom(schema, tasks, bottom=(16, 8), tower=(4,)),
-    "deep towers": lambda schema, tasks: SharedBottom(schema, tasks, bottom=(8,), tower=(6, 4)),
-    "heads only": lambda schema, tasks: SharedBottom(schema, tasks, bottom=(12, 6), tower=()),
-    "no bottom": lambda schema, tasks: SharedBottom(schema, tasks, bottom=(), tower=(5,)),
-    "linear": lambda schema, tasks: SharedBottom(schema, tasks, bottom=(), tower=()),
+    "shared bottom": lambda schema, tasks: SharedBottom(schema, tasks, hidden=(16, 8), tower=(4,)),
+    "deep towers": lambda schema, tasks: SharedBottom(schema, tasks, hidden=(8,), tower=(6, 4)),
+    "heads only": lambda schema, tasks: SharedBottom(schema, tasks, hidden=(12, 6), tower=()),
+    "no bottom": lambda schema, tasks: SharedBottom(schema, tasks, hidden=(), tower=(5,)),
+    "linear": lambda schema, tasks: SharedBottom(schema, tasks, hidden=(), tower=()),
     "gated": Gated,
 }
 
@@ -144,7 +144,7 @@ class TestEqualToSingleRuns:
             splits = prepare(parts, MIXED_TASKS, numeric, categorical)
 
             def build(schema=splits.schema):
-                return SharedBottom(schema, MIXED_TASKS, bottom=(8,), tower=(4,))
+                return SharedBottom(schema, MIXED_TASKS, hidden=(8,), tower=(4,))
 
             settings = SETTINGS | {"weight_decay": 0.01}
             result = sweep(
@@ -189,7 +189,7 @@ class TestEqualToSingleRuns:
         data = MultiTaskDataset(numeric, torch.zeros(3000, 0, dtype=torch.long), labels, {}, tasks)
 
         def build():
-            return SharedBottom(schema, tasks, bottom=(128, 64), tower=())
+            return SharedBottom(schema, tasks, hidden=(128, 64), tower=())
 
         grid = simplex_grid(tasks, 3)
         for faster in (False, torch.backends.mkldnn.is_available()):
@@ -200,7 +200,7 @@ class TestEqualToSingleRuns:
     @pytest.mark.parametrize("chunk", [1, 2, 4])
     def test_in_chunks(self, splits, chunk):
         def build():
-            return SharedBottom(splits.schema, MIXED_TASKS, bottom=(8,))
+            return SharedBottom(splits.schema, MIXED_TASKS, hidden=(8,))
 
         whole, parts = (
             sweep(
@@ -238,7 +238,7 @@ class TestEqualToSingleRuns:
 
     def test_best_epoch_of_each_run(self, splits):
         def build():
-            return SharedBottom(splits.schema, MIXED_TASKS, bottom=(16,))
+            return SharedBottom(splits.schema, MIXED_TASKS, hidden=(16,))
 
         settings = {"epochs": 8, "batch_size": 50, "lr": 2e-2}
         result = sweep(
@@ -260,7 +260,7 @@ class TestEqualToSingleRuns:
 def result(splits):
     grid = simplex_grid(MIXED_TASKS, 3)
     return sweep(
-        lambda: SharedBottom(splits.schema, MIXED_TASKS, bottom=(8,)),
+        lambda: SharedBottom(splits.schema, MIXED_TASKS, hidden=(8,)),
         splits.train,
         splits.valid,
         weightings=grid,
@@ -409,7 +409,7 @@ class TestWhatIsLeftAlone:
 
     def test_a_run_that_diverges(self, splits, engine):
         def build():
-            return SharedBottom(splits.schema, TWO, bottom=(8,))
+            return SharedBottom(splits.schema, TWO, hidden=(8,))
 
         grid = simplex_grid(TWO, 3)
         result = sweep(

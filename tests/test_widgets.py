@@ -488,7 +488,7 @@ def test_a_real_sweep_fits():
     train, schema = demos.clicks_and_purchases(600)
     valid, _ = demos.clicks_and_purchases(300, seed=1)
     trained = sweep(
-        lambda: SharedBottom(schema, train.tasks, bottom=(8,), tower=(4,)),
+        lambda: SharedBottom(schema, train.tasks, hidden=(8,), tower=(4,)),
         train,
         valid,
         weightings=simplex_grid(train.tasks, 5),
@@ -524,7 +524,7 @@ def live_from_scratch(pace: float = 60.0, epochs: int = 50) -> LiveTraining:
 def test_live_training_is_the_course_s_training_loop_with_weights_read_each_step():
     train, schema = demos.clicks_and_purchases()
     torch.manual_seed(0)
-    model = SharedBottom(schema, train.tasks, bottom=(32, 16), tower=(8,))
+    model = SharedBottom(schema, train.tasks, hidden=(32, 16), tower=(8,))
     weights = {"click": 0.5, "purchase": 0.5}
     steps = training_steps(
         model,
@@ -551,7 +551,7 @@ def test_live_training_is_the_course_s_training_loop_with_weights_read_each_step
 
 def test_gradient_shares_are_norms_over_their_sum():
     train, schema = demos.clicks_and_purchases(500)
-    model = SharedBottom(schema, train.tasks, bottom=(8,), tower=(4,), dropout=0.5)
+    model = SharedBottom(schema, train.tasks, hidden=(8,), tower=(4,), dropout=0.5)
     model.train()
     batch = next(iter(train.batches(500, shuffle=False)))
     weights = {"click": 0.2, "purchase": 3.0}

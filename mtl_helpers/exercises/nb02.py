@@ -18,7 +18,7 @@ CLICK, PURCHASE, DWELL = Task("click"), Task("purchase"), Task("dwell", "regress
 def add_task(model, task):
     # The tower reads the shared representation, which is as wide as the last layer of the
     # bottom.
-    width = model.settings["bottom"][-1]
+    width = model.settings["hidden"][-1]
     # It must lie where the model lies.
     device = next(model.parameters()).device
     # A ModuleDict registers what is assigned to it, so that optimisers and checkpoints find
@@ -60,7 +60,7 @@ def grown_facts(result, model, task):
 
 def _tower_of(width, outputs=None, listed=True):
     def answer(model, task):
-        n_in = width or model.settings["bottom"][-1]
+        n_in = width or model.settings["hidden"][-1]
         made = Task(task.name, "multiclass", outputs) if outputs else task
         model.towers[task.name] = Tower(n_in, made)
         if listed:
@@ -125,7 +125,7 @@ EXERCISES = (
                 "the width written down",
                 _tower_of(32),
                 "Your tower expects 32 inputs whatever the bottom gives. Ask the model how wide its last shared layer "
-                "is: `model.settings['bottom'][-1]`.",
+                "is: `model.settings['hidden'][-1]`.",
             ),
             Mistake(
                 "two outputs for all",
@@ -135,7 +135,7 @@ EXERCISES = (
         ),
         hints=(
             "`model.towers` is a ModuleDict, which takes new entries as a dict does.",
-            "`mtl_helpers.models.Tower(width, task)` makes a tower; the width is `model.settings['bottom'][-1]`. "
+            "`mtl_helpers.models.Tower(width, task)` makes a tower; the width is `model.settings['hidden'][-1]`. "
             "`model.tasks` is a tuple.",
             "`model.towers[task.name] = Tower(width, task)`, `model.tasks = (*model.tasks, task)`, `return model`.",
         ),

@@ -16,15 +16,13 @@ from mtl_helpers.models.case import (
     score_candidates,
     true_values,
 )
+from mtl_helpers.models.funnel import AITM, ESMM, complete_chain
 from mtl_helpers.models.fusion import Fusion, LearnedFusion
 from mtl_helpers.models.layers import FeatureLayer, Tower, count_parameters, mlp
 from mtl_helpers.models.saving import Recommender, load_model, model_classes, save_model
 from mtl_helpers.models.sharing import (
-    AITM,
-    ESMM,
     PLE,
     CrossStitch,
-    Experts,
     MMoE,
     SharedBottom,
     SingleTask,
@@ -38,7 +36,6 @@ __all__ = [
     "CaseModel",
     "CrossStitch",
     "ESMM",
-    "Experts",
     "FeatureLayer",
     "Fusion",
     "ITEM_COLUMNS",
@@ -56,6 +53,7 @@ __all__ = [
     "case_frames",
     "case_model",
     "case_tasks",
+    "complete_chain",
     "count_parameters",
     "item_table",
     "load_model",

@@ -1,14 +1,6 @@
-"""The models of the course: input → feature extraction → task layers → fusion.
+"""Layers that every model is made of: input and features, hidden layers, task towers.
 
-Taught in notebooks 01 (single task), 02 (shared bottom) and 06 (who shares what: :class:`CrossStitch`, :class:`MMoE`,
-:class:`PLE`, :class:`ESMM`, :class:`AITM`). All share one contract: ``model(numeric, categorical)`` returns
-``{task name: logits}``, (n,) for binary and regression tasks and (n, n_classes) for multiclass tasks.
-Each keeps what it was made from in ``tasks``, ``schema`` and ``settings`` (its other arguments), so that a saved model
-can be built again.
-
-Models of several tasks also say who owns what. ``task_parameters(name)`` are reached by that task's loss alone;
-``shared_parameters()`` are all others, those next to the towers last. ``represent(numeric, categorical)`` gives the
-last tensors that several tasks look at, one tensor or a tuple; a model's forward pass calls it exactly once.
+Taught in notebooks 01 and 02. Models of several tasks are in :mod:`mtl_helpers.models.sharing`.
 """
 
 from __future__ import annotations
@@ -27,7 +19,6 @@ def mlp(n_in: int, hidden: Sequence[int], dropout: float = 0.0) -> nn.Sequential
     """Linear and ReLU for each width in ``hidden`` (then dropout, if any)."""
     if any(width < 1 for width in hidden):
         raise ValueError(f"Widths of layers are {tuple(hidden)}: expected whole numbers of 1 or more.")
-    _check_share("dropout", dropout)
     layers: list[nn.Module] = []
     for n_out in hidden:
         layers += [nn.Linear(n_in, n_out), nn.ReLU()]
@@ -48,8 +39,6 @@ class FeatureLayer(nn.Module):
 
     def __init__(self, schema: Schema, embedding_dim: int = 8) -> None:
         super().__init__()
-        if embedding_dim < 1:
-            raise ValueError(f"embedding_dim is {embedding_dim}: expected 1 or more.")
         self.schema, sizes = schema, list(schema.categorical.values())
         self.n_out = len(sizes) * embedding_dim + len(schema.numeric)
         self.embedding = nn.Embedding(max(sum(sizes), 1), embedding_dim)
@@ -62,9 +51,7 @@ class FeatureLayer(nn.Module):
         given = (numeric.shape[-1], categorical.shape[-1])
         wanted = (len(self.schema.numeric), len(self.schema.categorical))
         if given != wanted:
-            raise ValueError(
-                f"Got {given[0]} numeric and {given[1]} categorical columns, expected {wanted[0]} and {wanted[1]}."
-            )
+            raise ValueError(f"Got {given} numeric and categorical columns, expected {wanted}.")
         try:
             vectors = self.embedding(categorical + self.offset)
         except IndexError:
@@ -92,16 +79,6 @@ class Tower(nn.Module):
     def forward(self, shared: Tensor) -> Tensor:
         logits = self.head(self.hidden(shared))
         return logits if self.multiclass else logits.squeeze(-1)
-
-
-def _check_widths(model: str, name: str, widths: Sequence[int]) -> None:
-    if not widths:
-        raise ValueError(f"{model} got {name}=(): expected at least one width, such as (64, 32).")
-
-
-def _check_share(name: str, value: float) -> None:
-    if not 0 <= value < 1:
-        raise ValueError(f"{name} is {value}: expected 0 or more, below 1.")
 
 
 def count_parameters(module: nn.Module) -> int:

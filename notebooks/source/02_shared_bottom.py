@@ -177,7 +177,7 @@ for name, tensor in layers.items():
 
 # %%
 torch.manual_seed(0)
-model = SharedBottom(data.schema, data.tasks, embedding_dim=4, bottom=(64, 32), tower=(16,)).to(device)
+model = SharedBottom(data.schema, data.tasks, embedding_dim=4, hidden=(64, 32), tower=(16,)).to(device)
 ours, theirs = tiny(numeric, categorical), model(numeric, categorical)
 worst = max((ours[name] - theirs[name]).abs().max().item() for name in ours)
 print(f"largest difference of a logit: {worst:.1e} →", "equal" if worst < 1e-5 else "not equal")
@@ -979,7 +979,7 @@ from mtl_helpers.check import check, hint, solution, use
 def add_task(model, task):
     """Add a tower for ``task`` to a SharedBottom, leave all else as it is, and return the model.
 
-    The new tower maps the shared representation (n, width), width = ``model.settings["bottom"][-1]``, to
+    The new tower maps the shared representation (n, width), width = ``model.settings["hidden"][-1]``, to
     ``task.n_outputs`` logits. For next_category and n = 5 the model then also returns logits of shape (5, 8).
     ``model.tasks``, a tuple, must list the new task.
     """

@@ -713,7 +713,7 @@ def toy(unit=1.0, n=2048):
 def toy_model(seed=0):
     seed_everything(seed)
     schema = Schema(tuple(f"x{k}" for k in range(6)), {})
-    return SharedBottom(schema, toy(n=2).tasks, bottom=(16,), tower=(8,)).double()
+    return SharedBottom(schema, toy(n=2).tasks, hidden=(16,), tower=(8,)).double()
 
 
 # %%

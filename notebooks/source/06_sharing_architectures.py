@@ -419,7 +419,7 @@ small = {"embedding_dim": 1, "tower": (8,)}
 
 
 def eight(data):
-    return MMoE(data.schema, data.tasks, n_experts=8, expert=(16,), **small)
+    return MMoE(data.schema, data.tasks, n_experts=8, hidden=(16,), **small)
 
 
 model, _, test = trained_pair(0.0, eight, rates["MMoE"])
@@ -529,7 +529,7 @@ print(f"Between neighbouring correlations below 1, {clear} of {len(inner)} diffe
 
 # %%
 def four(data, bias=0.0, **settings):
-    model = MMoE(data.schema, data.tasks, n_experts=4, expert=(32,), **small, **settings)
+    model = MMoE(data.schema, data.tasks, n_experts=4, hidden=(32,), **small, **settings)
     for gate in model.gates.values():
         gate.bias.data[0] += bias
     return model
@@ -637,13 +637,13 @@ print(f"with a random start it is {(fresh - fresh[:1]).abs().max():.2f} before t
 # %%
 from mtl_helpers.models import match_parameters
 
-like = SharedBottom(splits.schema, splits.tasks, embedding_dim=4, bottom=(128, 64))
+like = SharedBottom(splits.schema, splits.tasks, embedding_dim=4, hidden=(128, 64))
 matched = match_parameters(
     like, {"MMoE": (MMoE, {"n_experts": 4}), "cross-stitch": CrossStitch}, embedding_dim=4
 )
 for label, build in {"shared-bottom": lambda: like, **matched}.items():
     model = build()
-    widths = model.settings.get("expert") or model.settings.get("column") or model.settings["bottom"]
+    widths = model.settings["hidden"]
     print(f"{label}: {count_parameters(model):,} parameters with layers of {widths}")
 
 # %% [markdown]

@@ -43,13 +43,13 @@ def builds(data: CorrelatedTasks) -> Builds:
 
     "separate" stands for two single-task networks, which share nothing.
     """
-    like = MMoE(data.schema, data.tasks, n_experts=8, expert=(16,), **SIZE)
+    like = MMoE(data.schema, data.tasks, n_experts=8, hidden=(16,), **SIZE)
     kinds = {
-        "shared-bottom": (SharedBottom, {"bottom": (64,)}),
-        "MMoE": (MMoE, {"n_experts": 8, "expert": (16,)}),
-        "CGC": (PLE, {"n_specific": 2, "n_shared": 4, "expert": (16,)}),
-        "MMoE, 4 experts": (MMoE, {"n_experts": 4, "expert": (32,)}),
-        "MMoE, 2 experts": (MMoE, {"n_experts": 2, "expert": (64,)}),
+        "shared-bottom": (SharedBottom, {"hidden": (64,)}),
+        "MMoE": (MMoE, {"n_experts": 8, "hidden": (16,)}),
+        "CGC": (PLE, {"n_specific": 2, "n_shared": 4, "hidden": (16,)}),
+        "MMoE, 4 experts": (MMoE, {"n_experts": 4, "hidden": (32,)}),
+        "MMoE, 2 experts": (MMoE, {"n_experts": 2, "hidden": (64,)}),
     }
     return match_parameters(like, kinds, **SIZE)
 

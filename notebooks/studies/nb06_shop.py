@@ -79,7 +79,7 @@ def shop(seed: int) -> Splits:
 
 
 def builds(splits: Splits) -> Mapping[str, Callable[[], nn.Module]]:
-    like = SharedBottom(splits.schema, splits.tasks, embedding_dim=4, bottom=(128, 64))
+    like = SharedBottom(splits.schema, splits.tasks, embedding_dim=4, hidden=(128, 64))
     return {"single-task": lambda: SingleTasks(splits), **match_parameters(like, KINDS, embedding_dim=4)}
 
 

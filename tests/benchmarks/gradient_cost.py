@@ -35,7 +35,7 @@ class Contest:
         torch.manual_seed(0)
         self.tasks = tuple(Task(f"t{i}") for i in range(n_tasks))
         self.model = SharedBottom(
-            Schema(tuple(f"x{i}" for i in range(WIDTH)), {}), self.tasks, bottom=(256, 128)
+            Schema(tuple(f"x{i}" for i in range(WIDTH)), {}), self.tasks, hidden=(256, 128)
         )
         self.model.features.requires_grad_(False)  # no categories: its table is never looked up
         labels = {task.name: (torch.rand(BATCH) < 0.3).float() for task in self.tasks}

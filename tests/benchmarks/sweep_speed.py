@@ -55,7 +55,7 @@ def make_data() -> MultiTaskDataset:
 
 
 def build() -> SharedBottom:
-    return SharedBottom(SCHEMA, TASKS, bottom=HIDDEN, tower=())
+    return SharedBottom(SCHEMA, TASKS, hidden=HIDDEN, tower=())
 
 
 def one_model(batches: Callable, weights: dict[str, float]) -> float:

@@ -149,7 +149,7 @@ def dashboard(**options):
 def live() -> LiveTraining:
     train, schema = clicks_and_purchases()
     torch.manual_seed(0)
-    model = SharedBottom(schema, train.tasks, bottom=(32, 16), tower=(8,))
+    model = SharedBottom(schema, train.tasks, hidden=(32, 16), tower=(8,))
     return live_training(model, train, clicks_and_purchases(3000, seed=1)[0], batch_size=256)
 
 
