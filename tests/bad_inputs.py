@@ -990,6 +990,13 @@ bad(
 
 bad(
     "sharing",
+    "a funnel of a regression",
+    ValueError,
+    "not binary",
+    lambda _: models.ESMM(SCHEMA, MIXED_TASKS),
+)
+bad(
+    "sharing",
     "a funnel of unknown tasks",
     ValueError,
     "buy",
@@ -998,8 +1005,8 @@ bad(
 bad(
     "sharing",
     "a funnel as text",
-    TypeError,
-    "'click'",
+    ValueError,
+    "different names",
     lambda _: models.AITM(SCHEMA, MIXED_TASKS, chain="click"),
 )
 bad(

@@ -22,7 +22,7 @@ from mtl_helpers.gradients import (
     upgrad,
 )
 from mtl_helpers.losses import task_losses
-from mtl_helpers.models import SharedBottom, SingleTask
+from mtl_helpers.models import SharedBottom
 from mtl_helpers.training import evaluate, fit
 
 each = pytest.mark.parametrize("name", METHODS)
@@ -294,6 +294,7 @@ class TestInTraining:
         with pytest.raises(ValueError, match="'heads'"):
             CombinedGradients(MIXED_TASKS, "MGDA", at="heads")
         splits = toy_splits()
-        single = SingleTask(splits.schema, MIXED_TASKS[0])
+        single = torch.nn.Linear(2, 1)
+        single.tasks = MIXED_TASKS[:1]
         with pytest.raises(ValueError, match="no shared bottom"):
             fit(single, splits.train, weights=CombinedGradients(MIXED_TASKS[:1], "MGDA"), progress=False)

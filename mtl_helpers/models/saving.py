@@ -38,7 +38,7 @@ from mtl_helpers.training import (
 __all__ = ["Recommender", "load_model", "model_classes", "save_model"]
 
 FORMAT = "mtl_helpers model 1"
-MODULES = ("sharing", "case")
+MODULES = ("sharing", "funnel", "case")
 LARGEST_SETTING = 10_000_000  # of a whole number in a config; a larger one is damage or mischief
 CONFIG_KEYS = ("format", "class", "tasks", "schema", "settings", "encoder", "weights_sha256")
 

@@ -10,7 +10,7 @@ others; ``last_shared_layer()`` are the weights at which GradNorm compares the t
 
 Arguments that mean the same everywhere: ``schema`` of the encoded features; ``tasks`` to predict, in order;
 ``embedding_dim``, width of a category's vector; ``hidden``, widths of the layers of the bottom, a task's column or an
-expert; ``tower``, widths of each task's last own layers, may be empty; ``dropout``, share of units left out in training.
+expert; ``tower``, widths of each task's last own layers, may be empty; ``dropout``, share of units left out.
 """
 
 from __future__ import annotations

@@ -121,11 +121,10 @@ torch.manual_seed(0)
 stitched = makers["cross-stitch"]().to(device)
 x = stitched.features(batch.numeric, batch.categorical)
 hidden = [x, x, x]
-for column, alpha in zip(stitched.columns, stitched.stitches, strict=True):
-    w, b = column.weights[0], column.biases[0]
-    own = [torch.relu(hidden[t] @ w[t].T + b[t]) for t in range(3)]
+for layer, alpha in zip(stitched.layers, stitched.stitches, strict=True):
+    own = [layer[name](h) for name, h in zip(names, hidden, strict=True)]
     hidden = [sum(alpha[t, s] * own[s] for s in range(3)) for t in range(3)]
-    print("a column's weights", tuple(w[0].shape), "→ hidden", tuple(hidden[0].shape))
+    print("a column's weights", tuple(layer["click"][0].weight.shape), "→ hidden", tuple(hidden[0].shape))
 by_hand = stitched.towers["click"](hidden[0])
 package = stitched(batch.numeric, batch.categorical)["click"]
 print("equal:", torch.allclose(by_hand, package, atol=1e-5))
@@ -161,26 +160,12 @@ print(
 torch.manual_seed(0)
 mmoe = makers["MMoE"]().to(device)
 x = mmoe.features(batch.numeric, batch.categorical)
-experts = []
-for e in range(4):
-    h = x
-    for w, b in zip(mmoe.experts.weights, mmoe.experts.biases, strict=True):
-        h = torch.relu(h @ w[e].T + b[e])
-    experts.append(h)
+experts = [expert(x) for expert in mmoe.experts]
 gate = mmoe.gates["click"](x).softmax(-1)
 mixed = sum(gate[:, e : e + 1] * experts[e] for e in range(4))
 print(f"gate {tuple(gate.shape)} · {len(experts)} experts {tuple(experts[0].shape)} → {tuple(mixed.shape)}")
 same = torch.allclose(mmoe.towers["click"](mixed), mmoe(batch.numeric, batch.categorical)["click"], atol=1e-5)
 print("equal:", same)
-
-# %% [markdown]
-# The loop is for reading. The package stacks the experts' matrices and multiplies once:
-
-# %%
-wide = torch.relu(x @ mmoe.experts.weights[0].flatten(0, 1).T + mmoe.experts.biases[0].flatten())
-print("one product for all first layers:", tuple(wide.shape), "= 6 rows × (4 experts · 64 units)")
-first = torch.relu(x @ mmoe.experts.weights[0][2].T + mmoe.experts.biases[0][2])
-print("expert 3 is a slice of it:", torch.allclose(wide[:, 128:192], first, atol=1e-6))
 
 # %% [markdown]
 # ## 3 · CGC and PLE: some experts belong to one task
@@ -193,7 +178,7 @@ torch.manual_seed(0)
 cgc = makers["CGC"]().to(device)
 level = cgc.levels[0]
 x = cgc.features(batch.numeric, batch.categorical)
-seen = torch.cat([level.own["purchase"](x), level.shared(x)])
+seen = torch.stack([expert(x) for expert in (*level.own["purchase"], *level.shared)])
 gate = level.gates["purchase"](x).softmax(-1)
 mixed = torch.einsum("ne,end->nd", gate, seen)
 print("experts that purchase sees", tuple(seen.shape), "· gate", tuple(gate.shape), "→", tuple(mixed.shape))
@@ -212,7 +197,7 @@ reached = {}
 for name in names:
     ple.zero_grad()
     ple(batch.numeric, batch.categorical)[name].sum().backward()
-    reached[name] = [bool(lvl.own["click"].weights[0].grad.any()) for lvl in ple.levels]
+    reached[name] = [bool(lvl.own["click"][0][0].weight.grad.any()) for lvl in ple.levels]
 print(pd.DataFrame(reached, index=["click expert, level 1", "click expert, level 2"]))
 wide_open = all(reached[name][0] for name in names)
 print("Level 1 is reached by", "every task, through the shared gate." if wide_open else "some tasks only.")
@@ -280,7 +265,7 @@ print("stable", -torch.logsumexp(torch.stack([-far, -far, -2 * far]), dim=0).ite
 torch.manual_seed(0)
 aitm = makers["AITM"]().to(device)
 x = aitm.features(batch.numeric, batch.categorical)
-q = {name: column(x)[0] for name, column in aitm.columns.items()}
+q = {name: column(x) for name, column in aitm.columns.items()}
 link = aitm.transfers["purchase"]
 both = torch.stack([link.info(q["click"]), q["purchase"]], dim=1)
 scores = (link.query(both) * link.key(both)).sum(-1) / both.shape[-1] ** 0.5

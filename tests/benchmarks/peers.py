@@ -129,10 +129,9 @@ class Plain(nn.Module):
 
     def start_as(self, other: nn.Module) -> None:
         """Copy the weights of our model, so that both must see the same losses."""
-        theirs = dict(other.named_parameters())
         groups = {"MMoE": ["experts"], "PLE": [f"levels.0.own.{t.name}" for t in TASKS] + ["levels.0.shared"]}
         with torch.no_grad():
-            self.table.weight.copy_(theirs["features.embedding.weight"])
+            self.table.weight.copy_(other.features.embedding.weight)
             for i, task in enumerate(TASKS):
                 copy(self.towers[i], other.towers[task.name])
                 if self.kind != "shared bottom":
@@ -141,13 +140,9 @@ class Plain(nn.Module):
             if self.kind == "shared bottom":
                 copy(self.experts[0], other.bottom)
                 return
-            stacks = [other.get_submodule(name) for name in groups[self.kind]]
-            places = [(stack, i) for stack in stacks for i in range(len(stack.weights[0]))]
-            for expert, (stack, i) in zip(self.experts, places, strict=True):
-                linears = [layer for layer in expert if isinstance(layer, nn.Linear)]
-                for layer, weight, bias in zip(linears, stack.weights, stack.biases, strict=True):
-                    layer.weight.copy_(weight[i])
-                    layer.bias.copy_(bias[i])
+            theirs = [expert for name in groups[self.kind] for expert in other.get_submodule(name)]
+            for mine, its in zip(self.experts, theirs, strict=True):
+                copy(mine, its)
 
 
 def started(kind: str, schema: Schema) -> Plain:
