@@ -1,10 +1,6 @@
-"""Tasks, features and batches: from a pandas table to tensors on the device.
+"""Tasks, schema, data sets and batches: a table as tensors on the device.
 
-Taught in notebook 01 (cleaning, encoding, splitting) and used by every later one.
-
-The path is always the same: clean a frame, split it, fit a :class:`FeatureEncoder` on the training part only,
-and turn each part into a :class:`MultiTaskDataset`, whose batches are slices of tensors that already lie on the
-device. :func:`prepare` does the last two steps at once.
+Taught in notebook 01 and used by every later one. `features` makes these from a pandas table; here nothing is fitted.
 """
 
 from __future__ import annotations
@@ -19,7 +15,6 @@ import torch
 from torch import Tensor
 
 __all__ = ["Batch", "MultiTaskDataset", "Schema", "Task", "hide_labels"]
-
 
 KINDS = ("binary", "multiclass", "regression")
 
@@ -46,14 +41,9 @@ class Task:
             raise ValueError(
                 f"Task {self.name!r}: kind is {self.kind!r}, expected one of {', '.join(KINDS)}."
             )
-        if self.kind == "multiclass" and (self.n_classes is None or self.n_classes < 2):
-            raise ValueError(
-                f"Task {self.name!r} is multiclass: give n_classes of 2 or more, got {self.n_classes}."
-            )
-        if self.kind != "multiclass" and self.n_classes is not None:
-            raise ValueError(
-                f"Task {self.name!r} is {self.kind}: leave n_classes out (it came as {self.n_classes})."
-            )
+        if (self.n_classes or 0) < 2 if self.kind == "multiclass" else self.n_classes is not None:
+            rule = "a multiclass task needs n_classes of 2 or more, any other kind none"
+            raise ValueError(f"Task {self.name!r} is {self.kind} with n_classes={self.n_classes}: {rule}.")
 
     @property
     def n_outputs(self) -> int:
@@ -65,18 +55,31 @@ class Task:
         return self.label or self.name
 
 
-def check_tasks(tasks: Sequence[Task]) -> tuple[Task, ...]:
+def check_tasks(tasks: Task | Sequence[Task]) -> tuple[Task, ...]:
     """Return the tasks as a tuple; raise ValueError when there is none or two share a name."""
     tasks = (tasks,) if isinstance(tasks, Task) else tuple(tasks)
     names = [task.name for task in tasks]
-    if not names:
-        raise ValueError("No task was given: expected at least one Task.")
-    doubled = sorted({name for name in names if names.count(name) > 1})
-    if doubled:
-        raise ValueError(
-            f"Task names must differ, but {', '.join(map(repr, doubled))} stands more than once."
-        )
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"Expected one Task or more, each with a name of its own, got {names or 'none'}.")
     return tasks
+
+
+def need_columns(frame: pd.DataFrame, columns: Sequence[str], use: str) -> None:
+    """Raise KeyError with one sentence when a column that ``use`` needs is missing, ValueError when it is doubled."""
+    for column in columns:
+        if column not in frame:
+            raise KeyError(f"{use} needs a column {column!r}; the table has {', '.join(map(str, frame))}.")
+        if frame[column].ndim > 1:
+            raise ValueError(
+                f"The column {column!r} stands more than once in the table: rename or drop the others."
+            )
+
+
+def need_dataset(data: Any, use: str) -> None:
+    """Raise TypeError with one sentence when a table or loader was passed in place of a :class:`MultiTaskDataset`."""
+    if not isinstance(data, MultiTaskDataset):
+        cure = "pass a part of prepare(frames, tasks, numeric, categorical), such as splits.train"
+        raise TypeError(f"{use} needs a MultiTaskDataset and got a {type(data).__name__}: {cure}.")
 
 
 @dataclass(frozen=True)
@@ -92,8 +95,8 @@ class Schema:
 
 @dataclass
 class Batch:
-    """Rows a model sees at once: ``numeric`` (n, D), ``categorical`` (n, C), ``labels`` and ``masks`` by task, (n,);
-    ``weights`` (n,) of the rows, or None."""
+    """Rows a model sees at once: ``numeric`` (n, D), ``categorical`` (n, C), ``labels`` and ``masks`` by task, (n,),
+    and ``weights`` (n,) or None."""
 
     numeric: Tensor
     categorical: Tensor
@@ -115,8 +118,9 @@ class MultiTaskDataset:
     labels : ``{task: (n,)}``, float32 for binary and regression, int64 for multiclass. A missing label is stored as 0.
     masks : ``{task: bool (n,)}``, True where the label is known; only for tasks with missing labels.
     tasks : the tasks, in order.
-    weights : float32 (n,), how much each row counts in every loss (recency, sampling); None when all count alike.
-    scales : ``{task: (mean, standard deviation)}`` by which a regression task's labels were standardised.
+    weights : float32 (n,), how much each row counts in a loss or metric, or None where all count alike.
+    scales : ``{task: (mean, deviation)}`` of the training labels of a regression task whose labels were standardised;
+        ``label * deviation + mean`` is in the unit of the table. Empty where the labels are as they came.
     """
 
     numeric: Tensor
@@ -128,15 +132,29 @@ class MultiTaskDataset:
     scales: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     @classmethod
-    def from_frame(cls, frame: pd.DataFrame, encoder: Any, tasks: Sequence[Task]) -> MultiTaskDataset:
-        """Encode a frame; labels that are NaN (or negative, for multiclass) count as missing."""
+    def from_frame(
+        cls, frame: pd.DataFrame, encoder: Any, tasks: Sequence[Task], weight: str | None = None
+    ) -> MultiTaskDataset:
+        """Encode a frame; labels that are NaN (or negative, for multiclass) count as missing.
+
+        ``encoder`` is a fitted :class:`FeatureEncoder`; ``weight`` names the column of row weights.
+        """
         numeric, categorical = encoder.transform(frame)
-        tasks, labels, masks = check_tasks(tasks), {}, {}
+        tasks, labels, masks, weights = check_tasks(tasks), {}, {}, None
+        scales = {task.name: encoder.scales[task.name] for task in tasks if task.name in encoder.scales}
         for task in tasks:
-            labels[task.name], known = _encode_labels(frame, task)
-            if not bool(known.all()):
-                masks[task.name] = known
-        return cls(numeric, categorical, labels, masks, tasks)
+            values, known = read_labels(frame, task)
+            mean, spread = scales.get(task.name, (0, 1))
+            dtype = np.int64 if task.kind == "multiclass" else np.float32
+            labels[task.name] = torch.from_numpy(np.where(known, (values - mean) / spread, 0).astype(dtype))
+            if not known.all():
+                masks[task.name] = torch.from_numpy(known)
+        if weight is not None:
+            need_columns(frame, [weight], "weight")
+            weights = torch.from_numpy(frame[weight].to_numpy(np.float32, na_value=np.nan))
+            if not (weights.isfinite() & (weights >= 0)).all():
+                raise ValueError(f"The weights in {weight!r} must be finite and 0 or more in every row.")
+        return cls(numeric, categorical, labels, masks, tasks, weights, scales)
 
     def __len__(self) -> int:
         return len(self.numeric)
@@ -161,18 +179,20 @@ class MultiTaskDataset:
         missing = [name for name in tasks if name not in known]
         if missing:
             raise KeyError(f"No task {', '.join(map(repr, missing))}; this dataset has {', '.join(known)}.")
+
+        def kept(values: dict[str, Any]) -> dict[str, Any]:
+            return {name: values[name] for name in tasks if name in values}
+
         return replace(
             self,
-            labels={name: self.labels[name] for name in tasks},
-            masks={name: self.masks[name] for name in tasks if name in self.masks},
+            labels=kept(self.labels),
+            masks=kept(self.masks),
             tasks=tuple(known[name] for name in tasks),
+            scales=kept(self.scales),
         )
 
     def batches(
-        self,
-        batch_size: int,
-        shuffle: bool = True,
-        generator: torch.Generator | None = None,
+        self, batch_size: int, shuffle: bool = True, generator: torch.Generator | None = None
     ) -> Iterator[Batch]:
         """Yield :class:`Batch` after batch; ``generator`` (a CPU generator) fixes the order.
 
@@ -180,9 +200,8 @@ class MultiTaskDataset:
         """
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}: expected 1 or more.")
-        n = len(self)
-        order = torch.randperm(n, generator=generator).to(self.device) if shuffle else None
-        for start in range(0, n, batch_size):
+        order = torch.randperm(len(self), generator=generator).to(self.device) if shuffle else None
+        for start in range(0, len(self), batch_size):
             rows = slice(start, start + batch_size) if order is None else order[start : start + batch_size]
             yield Batch(
                 self.numeric[rows],
@@ -203,17 +222,16 @@ class MultiTaskDataset:
         )
 
 
-def _encode_labels(frame: pd.DataFrame, task: Task) -> tuple[Tensor, Tensor]:
-    """Label tensor (missing as 0) and the mask of known labels; ValueError when a label does not fit its task."""
-    if task.label_column not in frame:
-        raise KeyError(
-            f"Task {task.name!r} needs a column {task.label_column!r}; the table has "
-            f"{', '.join(map(str, frame.columns))}."
-        )
+def read_labels(frame: pd.DataFrame, task: Task) -> tuple[np.ndarray, np.ndarray]:
+    """Labels (n,) as float64 and which are known (n,) bool; ValueError when one does not fit its task."""
+    need_columns(frame, [task.label_column], f"Task {task.name!r}")
+    column = frame[task.label_column]
     try:
-        values = frame[task.label_column].astype(float).to_numpy()
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"Labels of task {task.name!r} must be numbers: {error}.") from None
+        values = column.astype(float).to_numpy()
+    except (TypeError, ValueError):
+        cure = "write 1 for yes, 0 for no, NaN where it is not known"
+        found = next((value for value in column if isinstance(value, str)), column.iloc[0])
+        raise ValueError(f"Labels of task {task.name!r} must be numbers; found {found!r}: {cure}.") from None
     known = ~np.isnan(values)
     if task.kind == "multiclass":
         known &= values >= 0
@@ -221,18 +239,15 @@ def _encode_labels(frame: pd.DataFrame, task: Task) -> tuple[Tensor, Tensor]:
     if task.kind == "binary":
         fits, expected = np.isin(seen, (0, 1)), "0 or 1"
     elif task.kind == "multiclass":
-        fits, expected = (
-            (seen == np.floor(seen)) & (seen < task.n_classes),
-            f"whole numbers from 0 to {task.n_classes - 1}",
-        )
+        fits = (seen == np.floor(seen)) & (seen < task.n_classes)
+        expected = f"whole numbers from 0 to {task.n_classes - 1}"
     else:
         fits, expected = np.isfinite(seen), "finite numbers"
     if not fits.all():
         raise ValueError(
             f"Labels of {task.kind} task {task.name!r} must be {expected}; found {seen[~fits][0]:g}."
         )
-    dtype = np.int64 if task.kind == "multiclass" else np.float32
-    return torch.from_numpy(np.where(known, values, 0).astype(dtype)), torch.from_numpy(known)
+    return values, known
 
 
 def hide_labels(dataset: MultiTaskDataset, task: str, keep: int | float, seed: int = 0) -> MultiTaskDataset:
@@ -242,6 +257,7 @@ def hide_labels(dataset: MultiTaskDataset, task: str, keep: int | float, seed: i
     ----------
     keep : how many labelled rows stay (a whole number) or which share of them (a float between 0 and 1).
     """
+    need_dataset(dataset, "hide_labels")
     if task not in dataset.labels:
         raise KeyError(f"No task {task!r}; this dataset has {', '.join(dataset.labels)}.")
     mask = dataset.masks.get(task, torch.ones(len(dataset), dtype=torch.bool, device=dataset.device))

@@ -704,7 +704,7 @@ print("AUC unchanged:", np.isclose(metrics.auc(labels, q), metrics.auc(labels, h
 
 # %%
 place = list(data.schema.categorical).index("position")
-code = {p: int(c) for c, p in enumerate(data.encoder.categories_["position"], start=1)}
+code = {int(p): c for c, p in enumerate(data.encoder.categories_["position"], start=1)}
 
 
 def at_place(part, p):

@@ -298,7 +298,7 @@ def position(case: Case) -> Iterator[Row]:
     """The effect of the place on the page: counted, learned, true; and what ignoring it costs."""
     data, train, test = case.data, case.frames["train"], case.frames["test"]
     place = list(data.schema.categorical).index("position")
-    codes = {p: int(code) for code, p in enumerate(data.encoder.categories_["position"], start=1)}
+    codes = {int(p): code for code, p in enumerate(data.encoder.categories_["position"], start=1)}
     ctr = train.groupby("position")["click"].mean()
     odds = np.log(ctr / (1 - ctr))
     yield "truth", "effect", -0.5 * np.log(5)
