@@ -144,10 +144,6 @@ def test_what_cannot_be_saved(splits, tmp_path):
         save_model(tmp_path, Mine(splits.schema, MIXED_TASKS), splits.encoder)
     with pytest.raises(ValueError, match="differ in categorical columns: user_id"):
         save_model(tmp_path, make(splits), FeatureEncoder(["x", "z"], ["user_id", "item"]).fit(toy_frame(5)))
-    dates = pd.DataFrame({"day": pd.date_range("2024-01-01", periods=3)})
-    encoder = FeatureEncoder([], ["day"]).fit(dates)
-    with pytest.raises(TypeError, match="Timestamp"):
-        save_model(tmp_path, SingleTask(encoder.schema, Task("click")), encoder)
     assert not list(tmp_path.iterdir())
 
 
@@ -218,14 +214,10 @@ def test_configs_that_are_wrong_or_hostile(splits, tmp_path, change, says):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"mean": [0.0]}, "2 finite numbers"),
+        ({"mean": [0.0]}, "state is damaged"),
         ({"mean": ["a", 0]}, "could not convert"),
-        ({"scale": [1.0, 0.0]}, "not above 0"),
-        ({"categories": {"user_id": [1]}}, "not those of its categorical columns"),
-        ({"categories": {"user_id": [[1]], "item": ["a"]}}, "not a list of text or numbers"),
-        ({"categories": {"user_id": [1, 1], "item": ["a"]}}, "one twice"),
-        ({"categories": {"user_id": [1, 2], "item": ["a"]}}, "differ in categorical columns"),
-        ({"numeric": ["x"]}, "finite numbers"),
+        ({"scale": [1.0, 0.0]}, "state is damaged"),
+        ({"categories": {"user_id": ["1", "2"], "item": ["a"]}}, "differ in categorical columns"),
     ],
 )
 def test_encoders_that_are_wrong(splits, tmp_path, change, says):

@@ -264,7 +264,8 @@ class TestPredict:
         assert torch.allclose(out["kind"].sum(-1), torch.ones(len(splits.test)))
         whole = model(splits.test.numeric, splits.test.categorical)
         assert torch.allclose(out["click"], whole["click"].sigmoid(), atol=1e-6)
-        assert torch.allclose(out["dwell"], whole["dwell"], atol=1e-6)
+        mean, std = splits.test.scales["dwell"]
+        assert torch.allclose(out["dwell"], whole["dwell"] * std + mean, atol=1e-6)
 
     def test_dropout_is_off_and_the_mode_comes_back(self, splits):
         model = make(dropout=0.5).train()
@@ -369,9 +370,10 @@ def test_row_weights_equal_duplicated_rows(splits):
 def test_regression_is_reported_in_the_labels_unit(splits):
     scaled = replace(splits.test, scales={"dwell": (3000.0, 500.0)})
     model = make()
-    plain, ours = predict(model, splits.test)["dwell"], predict(model, scaled)["dwell"]
+    raw = replace(splits.test, scales={})
+    plain, ours = predict(model, raw)["dwell"], predict(model, scaled)["dwell"]
     assert torch.allclose(ours, plain * 500 + 3000)
-    before, now = evaluate(model, splits.test)["dwell"], evaluate(model, scaled)["dwell"]
+    before, now = evaluate(model, raw)["dwell"], evaluate(model, scaled)["dwell"]
     assert now["loss"] == before["loss"] and now["rmse"] == pytest.approx(500 * before["rmse"], rel=1e-4)
 
 

@@ -319,6 +319,9 @@ class FeatureEncoder:
         encoder.mean_, encoder.scale_ = (np.array(state[part], dtype=float) for part in ("mean", "scale"))
         encoder.categories_ = {c: pd.Index(state["categories"][c], dtype=object) for c in encoder.categorical}
         encoder.scales = {name: tuple(pair) for name, pair in state["scales"].items()}
+        size, values = sum(encoder.widths_), np.concatenate([encoder.mean_, encoder.scale_])
+        if len(values) != 2 * size or not np.isfinite(values).all() or not (encoder.scale_ > 0).all():
+            raise ValueError("The encoder's means or scales do not fit its columns: the state is damaged.")
         return encoder
 
     def _check_fitted(self) -> None:

@@ -90,7 +90,7 @@ def save_model(folder: str | Path, model: nn.Module, encoder: FeatureEncoder) ->
         "tasks": [asdict(task) for task in model.tasks],
         "schema": asdict(model.schema),
         "settings": dict(model.settings),
-        "encoder": _encoder_state(encoder),
+        "encoder": encoder.state(),
         "weights_sha256": digest,
     }
     check_plain(config, "saved model")
@@ -127,7 +127,7 @@ def load_model(folder: str | Path, schema: Schema | None = None) -> tuple[nn.Mod
     try:
         tasks = [Task(**task) for task in config["tasks"]]
         saved = Schema(tuple(config["schema"]["numeric"]), dict(config["schema"]["categorical"]))
-        encoder = _encoder_from(config["encoder"])
+        encoder = FeatureEncoder.from_state(config["encoder"])
         settings = {name: _setting(name, value) for name, value in config["settings"].items()}
         _compare_schemas(encoder.schema, saved, "its encoder", "its schema")
         cls = model_classes().get(config["class"])
@@ -211,39 +211,6 @@ def _compare_schemas(one: Schema, other: Schema, first: str, second: str) -> Non
         raise ValueError(
             f"{first} and {second} differ in categorical columns: {'; '.join(differ) or 'their order'} categories."
         )
-
-
-def _encoder_state(encoder: FeatureEncoder) -> dict[str, Any]:
-    return {
-        "numeric": list(encoder.numeric),
-        "categorical": list(encoder.categorical),
-        "min_count": int(encoder.min_count),
-        "mean": encoder.mean_.tolist(),
-        "scale": encoder.scale_.tolist(),
-        "categories": {name: known.tolist() for name, known in encoder.categories_.items()},
-    }
-
-
-def _encoder_from(state: Mapping[str, Any]) -> FeatureEncoder:
-    encoder = FeatureEncoder(state["numeric"], state["categorical"], state["min_count"])
-    for part in ("mean", "scale"):
-        values = np.array(state[part], dtype=float)
-        if values.shape != (len(encoder.numeric),) or not np.isfinite(values).all():
-            raise ValueError(f"the encoder's {part} are not {len(encoder.numeric)} finite numbers")
-        setattr(encoder, f"{part}_", values)
-    if not (encoder.scale_ > 0).all():
-        raise ValueError("the encoder's scale holds a number that is not above 0")
-    if list(state["categories"]) != list(encoder.categorical):
-        raise ValueError("the encoder's categories are not those of its categorical columns")
-    encoder.categories_ = {}
-    for name, known in state["categories"].items():
-        if not isinstance(known, list) or any(not isinstance(one, str | int | float) for one in known):
-            raise ValueError(f"the categories of {name!r} are not a list of text or numbers")
-        index = pd.Index(known)
-        if not index.is_unique:
-            raise ValueError(f"the categories of {name!r} hold one twice")
-        encoder.categories_[name] = index
-    return encoder
 
 
 # ------------------------------------------------------------------------------------------------- one user's list
