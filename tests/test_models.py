@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import MIXED_TASKS, toy_splits
+from helpers import MIXED_TASKS
 
 from mtl_helpers.data import Schema, Task
-from mtl_helpers.losses import task_losses, weighted_sum
-from mtl_helpers.models import FeatureLayer, Fusion, SharedBottom, SingleTask, Tower, count_parameters
+from mtl_helpers.models import FeatureLayer, SharedBottom, SingleTask, Tower, count_parameters
 
 SCHEMA = Schema(("x", "z"), {"user_id": 5, "item": 3})
 
@@ -42,32 +41,6 @@ def test_only_numbers_or_only_categories():
     assert FeatureLayer(Schema((), {"user_id": 5, "item": 3}))(torch.zeros(7, 0), batch()[1]).shape == (7, 16)
 
 
-def test_gradient_reaches_every_parameter():
-    data = toy_splits().train
-    model = SharedBottom(toy_splits().schema, MIXED_TASKS)
-    one = next(data.batches(len(data)))
-    weighted_sum(task_losses(MIXED_TASKS, model(one.numeric, one.categorical), one)).backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
-
-
-def test_a_task_trains_the_bottom_and_its_own_tower_only():
-    model = SharedBottom(SCHEMA, MIXED_TASKS)
-    model(*batch())["click"].sum().backward()
-    assert all(p.grad is not None for p in model.shared_parameters())
-    assert all(p.grad is not None for p in model.task_parameters("click"))
-    assert all(p.grad is None for name in ("kind", "dwell") for p in model.task_parameters(name))
-
-
-def test_shared_and_task_parameters_are_all_there_is():
-    model = SharedBottom(SCHEMA, MIXED_TASKS)
-    parts = [
-        *model.shared_parameters(),
-        *(p for task in MIXED_TASKS for p in model.task_parameters(task.name)),
-    ]
-    assert sum(p.numel() for p in parts) == count_parameters(model)
-    assert len({id(p) for p in parts}) == len(parts)
-
-
 def test_one_task_shared_bottom_is_the_single_task_model():
     task = Task("click")
     torch.manual_seed(0)
@@ -87,39 +60,3 @@ def test_parameter_count_by_hand():
 
 def test_tower_keeps_the_class_axis_of_two_classes():
     assert Tower(4, Task("m", "multiclass", 2))(torch.randn(5, 4)).shape == (5, 2)
-
-
-PREDICTIONS = {"click": torch.tensor([0.1, 0.5, 0.9]), "purchase": torch.tensor([0.2, 0.2, 0.4])}
-
-
-class TestFusion:
-    def test_power_and_sum(self):
-        assert torch.allclose(
-            Fusion({"click": 1, "purchase": 1})(PREDICTIONS), PREDICTIONS["click"] * PREDICTIONS["purchase"]
-        )
-        power = Fusion({"click": 0.5, "purchase": 2})(PREDICTIONS)
-        assert torch.allclose(power, PREDICTIONS["click"] ** 0.5 * PREDICTIONS["purchase"] ** 2)
-        assert torch.allclose(
-            Fusion({"click": 2, "purchase": 3}, "sum")(PREDICTIONS),
-            2 * PREDICTIONS["click"] + 3 * PREDICTIONS["purchase"],
-        )
-        assert torch.allclose(Fusion({"click": 1})(PREDICTIONS), PREDICTIONS["click"])
-
-    @pytest.mark.parametrize("kind", ["power", "sum"])
-    def test_rises_with_each_prediction(self, kind):
-        fusion = Fusion({"click": 0.7, "purchase": 1.3}, kind)
-        for name in PREDICTIONS:
-            assert (fusion(PREDICTIONS | {name: PREDICTIONS[name] + 0.05}) > fusion(PREDICTIONS)).all()
-
-    def test_an_exponent_of_zero_ignores_the_task(self):
-        fusion = Fusion({"click": 0, "purchase": 1})
-        assert torch.allclose(fusion(PREDICTIONS | {"click": torch.zeros(3)}), PREDICTIONS["purchase"])
-
-    @pytest.mark.parametrize("weights", [{}, {"click": -1}, {"click": float("nan")}])
-    def test_bad_weights(self, weights):
-        with pytest.raises(ValueError, match="0 or more"):
-            Fusion(weights)
-
-    def test_bad_kind(self):
-        with pytest.raises(ValueError, match="'product'"):
-            Fusion({"click": 1}, "product")

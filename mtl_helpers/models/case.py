@@ -102,6 +102,11 @@ def case_frames(shop: Shop, fractions: Sequence[float] = (0.7, 0.15, 0.15)) -> d
     return parts
 
 
+def _categories_of(items: pd.DataFrame) -> np.ndarray:
+    """Each item's category as its number in CATEGORIES, (I,)."""
+    return pd.Index(CATEGORIES).get_indexer(pd.Index(items["category"]))
+
+
 def _with_past(frame: pd.DataFrame) -> pd.DataFrame:
     """Add the user's clicks on each category in strictly earlier sessions."""
     clicks = pd.DataFrame(
@@ -236,10 +241,8 @@ def candidates(rows: pd.DataFrame, items: pd.DataFrame) -> pd.DataFrame:
     own = items[[*ITEM_COLUMNS[0], *ITEM_COLUMNS[1], "price", "item_past_ctr"]]
     item = pd.concat([own] * len(rows), ignore_index=True)
     table = pd.concat([user, item], axis=1)
-    past = rows[list(PAST)].to_numpy()
-    category = pd.Index(CATEGORIES).get_indexer(pd.Index(items["category"]))
-    table["user_category_past_clicks"] = past[:, category].ravel()
-    return table.assign(position=1)
+    past = rows[list(PAST)].to_numpy()[:, _categories_of(items)]
+    return table.assign(user_category_past_clicks=past.ravel(), position=1)
 
 
 def item_table(shop: Shop, train: pd.DataFrame) -> pd.DataFrame:
@@ -297,13 +300,12 @@ def score_candidates(
     answers = {
         name: logits.softmax(-1) for name, logits in model(*once, only=[t.name for t in others]).items()
     }
-    own = pd.Index(CATEGORIES).get_indexer(pd.Index(items["category"]))
     for task in others:
         p = answers[task.name].cpu().numpy()
         if task.n_outputs == len(items):
             signals["next"] = p
         elif task.name == "next_category":
-            signals["category"] = p[:, own]
+            signals["category"] = p[:, _categories_of(items)]
     return signals
 
 

@@ -1,6 +1,6 @@
-"""A fusion layer that learns its exponents.
+"""Fusion: many predictions, one ranking score, with exponents set by hand or fitted.
 
-Taught in notebook 05, after the hand-set :class:`mtl_helpers.models.Fusion`.
+Taught in notebooks 02 and 05.
 """
 
 from __future__ import annotations
@@ -31,33 +31,31 @@ class Fusion(nn.Module):
             raise ValueError(f"Fusion kind is {kind!r}, expected 'power' or 'sum'.")
         if not weights or any(not weight >= 0 for weight in weights.values()):
             raise ValueError(f"Fusion weights must be 0 or more, at least one task; got {dict(weights)}.")
-        self.kind, self.names = kind, tuple(weights)
-        self.register_buffer("weights", torch.tensor([float(weight) for weight in weights.values()]))
+        self.kind, self.weights = kind, dict(weights)
 
     def forward(self, predictions: Mapping[str, Tensor]) -> Tensor:
         """``{task: (n,)}`` probabilities (or values above 0) → score (n,)."""
-        missing = [name for name in self.names if name not in predictions]
-        if missing:
-            raise KeyError(
-                f"Fusion needs a prediction of {', '.join(map(repr, missing))}; got those of {', '.join(predictions)}."
-            )
-        stacked = torch.stack([predictions[name] for name in self.names], dim=-1)
-        if self.kind == "sum":
-            return stacked @ self.weights
-        return stacked.pow(self.weights).prod(dim=-1)
+        stacked = torch.stack([_named(predictions, name) for name in self.weights], dim=-1)
+        weights = stacked.new_tensor(list(self.weights.values()))
+        return stacked @ weights if self.kind == "sum" else stacked.pow(weights).prod(dim=-1)
+
+
+def _named(predictions: Mapping[str, Tensor], name: str) -> Tensor:
+    if name not in predictions:
+        raise KeyError(f"Fusion needs a prediction of {name!r}; got those of {', '.join(predictions)}.")
+    return torch.as_tensor(predictions[name])
 
 
 INPUTS = ("log_odds", "log")
 SMALLEST = 1e-6  # probabilities are kept this far from 0 and 1
 
 
-class LearnedFusion(nn.Module):
+class LearnedFusion:
     """A small fusion that is fitted on a target and rises, or stays, with each of its inputs.
 
-    score = σ(b + Σ wᵢ φᵢ(pᵢ)) with wᵢ = softplus(vᵢ) > 0, where φ is the log-odds of a probability or the log of a
-    value above 0 such as a price. It is a logistic regression whose weights cannot be negative. With logs alone it
-    ranks as ``Fusion(weights, kind="power")``: Π pᵢ^wᵢ = exp(Σ wᵢ log pᵢ). It computes in float64 on the CPU, wherever
-    its inputs lie.
+    score = σ(b + Σ wᵢ φᵢ(pᵢ)) with wᵢ > 0, where φ is the log-odds of a probability or the log of a value above 0 such
+    as a price. It is a logistic regression whose ``weights`` cannot be negative. With logs alone it ranks as
+    ``Fusion(weights, kind="power")``: Π pᵢ^wᵢ = exp(Σ wᵢ log pᵢ). It computes in float64 on the CPU.
 
     Parameters
     ----------
@@ -69,50 +67,27 @@ class LearnedFusion(nn.Module):
     """
 
     def __init__(self, inputs: Mapping[str, str] | Sequence[str]) -> None:
-        super().__init__()
-        kinds = dict(inputs) if isinstance(inputs, Mapping) else dict.fromkeys(inputs, "log_odds")
-        if not kinds or isinstance(inputs, str):
-            raise ValueError(
-                f"LearnedFusion needs names of inputs, such as ['click', 'purchase']; got {inputs!r}."
-            )
-        wrong = {name: kind for name, kind in kinds.items() if kind not in INPUTS}
-        if wrong:
-            raise ValueError(f"An input is one of {', '.join(INPUTS)}; got {wrong}.")
-        self.inputs, self.names = kinds, tuple(kinds)
-        # inputs are standardised inside, so that weights of very different size are learned alike
-        self.register_buffer("shift", torch.zeros(len(kinds)))
-        self.register_buffer("scale", torch.ones(len(kinds)))
-        self.raw = nn.Parameter(torch.full((len(kinds),), 0.5413))  # softplus gives 1
-        self.bias = nn.Parameter(torch.zeros(()))
+        self.inputs = dict(inputs) if isinstance(inputs, Mapping) else dict.fromkeys(inputs, "log_odds")
+        if wrong := set(self.inputs.values()) - set(INPUTS):
+            raise ValueError(f"An input is one of {', '.join(INPUTS)}; got {', '.join(map(repr, wrong))}.")
+        self.weights, self.bias = dict.fromkeys(self.inputs, 1.0), 0.0
 
-    def _inputs(self, predictions: Mapping[str, Tensor]) -> Tensor:
-        missing = [name for name in self.names if name not in predictions]
-        if missing:
-            raise ValueError(f"LearnedFusion needs {', '.join(missing)}; got {', '.join(predictions)}.")
+    def _phi(self, predictions: Mapping[str, Tensor]) -> Tensor:
+        """The inputs φ, (n, inputs)."""
         columns = []
         for name, kind in self.inputs.items():
-            values = torch.as_tensor(predictions[name]).cpu()
-            if not (torch.isfinite(values).all() and bool((values >= 0).all())):
-                raise ValueError(f"Input {name!r} holds negative, infinite or NaN values.")
-            if kind == "log_odds":
-                if bool((values > 1).any()):
-                    raise ValueError(f"Input {name!r} holds values above 1: expected probabilities.")
-                columns.append(torch.logit(values.double(), SMALLEST))
-            else:
-                columns.append(values.double().clamp(min=SMALLEST).log())
-        return (torch.stack(columns, dim=-1) - self.shift.cpu()) / self.scale.cpu()
+            values = _named(predictions, name).detach().cpu().double()
+            if not (values.isfinite() & (values >= 0) & ((values <= 1) | (kind == "log"))).all():
+                raise ValueError(
+                    f"Input {name!r} holds NaN, infinite or negative values, or probabilities above 1."
+                )
+            columns.append(values.logit(SMALLEST) if kind == "log_odds" else values.clamp(min=SMALLEST).log())
+        return torch.stack(columns, dim=-1)
 
-    def forward(self, predictions: Mapping[str, Tensor]) -> Tensor:
+    def __call__(self, predictions: Mapping[str, Tensor]) -> Tensor:
         """``{name: (n,)}`` → probability of the target (n,); a weighted fit shifts it, not the order."""
-        return torch.sigmoid(
-            self._inputs(predictions) @ F.softplus(self.raw.cpu()).double() + self.bias.cpu()
-        )
-
-    @property
-    def weights(self) -> dict[str, float]:
-        """``{name: wᵢ}``, the exponents: how much the score's log-odds rise with a unit of φᵢ."""
-        found = (F.softplus(self.raw.detach().cpu()).double() / self.scale.cpu()).tolist()
-        return dict(zip(self.names, found, strict=True))
+        x = self._phi(predictions)
+        return torch.sigmoid(x @ x.new_tensor(list(self.weights.values())) + self.bias)
 
     def fit(
         self,
@@ -121,54 +96,31 @@ class LearnedFusion(nn.Module):
         sample_weight: Tensor | None = None,
         *,
         l2: float = 1e-4,
-        steps: int = 100,
     ) -> LearnedFusion:
         """Fit by L-BFGS on the mean (weighted) cross-entropy + l2·Σ w² of the standardised inputs. Returns itself.
 
-        Fit on validation rows: on training rows the predictions look better than they are.
+        Fit on validation rows: on training rows the predictions look better than they are. The same input gives the
+        same weights.
 
         Parameters
         ----------
-        predictions : ``{name: (n,)}``. target : (n,), 0 or 1, both classes present.
+        predictions : ``{name: (n,)}``. target : (n,), 0 or 1, both classes present (ValueError otherwise).
         sample_weight : (n,), 0 or more, such as prices, when a bought row counts by what it brings.
-
-        Raises ValueError for anything else. The same input gives the same weights.
         """
-        y = torch.as_tensor(target).cpu().double()
-        columns = {name: torch.as_tensor(predictions[name]) for name in self.names if name in predictions}
-        lengths = {name: tuple(column.shape) for name, column in columns.items()}
-        if y.ndim != 1 or any(shape != y.shape for shape in lengths.values()):
-            raise ValueError(f"Target has shape {tuple(y.shape)}, inputs {lengths}: expected one 1-D length.")
-        if not bool(((y == 0) | (y == 1)).all()):
-            raise ValueError("The target must be 0 or 1 in every row: drop rows without a label.")
-        if not 0 < y.sum() < len(y):
-            raise ValueError(
-                f"The target has {int(y.sum())} ones in {len(y)} rows: both classes are needed to fit a fusion."
-            )
+        x, y = self._phi(predictions), torch.as_tensor(target).cpu().double()
         w = torch.ones_like(y) if sample_weight is None else torch.as_tensor(sample_weight).cpu().double()
-        if w.shape != y.shape or not (torch.isfinite(w).all() and bool((w >= 0).all())) or not w.sum():
-            raise ValueError(
-                "sample_weight needs a finite number, 0 or more, for each row, and not all may be 0."
-            )
-        for weighted in (w[y == 1].sum(), w[y == 0].sum()):
-            if not weighted:
-                raise ValueError("All rows of one class have weight 0: both classes are needed.")
-        w = w / w.sum()
-        with torch.no_grad():
-            self.shift.zero_()
-            self.scale.fill_(1.0)
-            x = self._inputs(columns)
-            shift, spread = x.mean(0), x.std(0)
-            # a constant input carries nothing: it keeps its scale and the penalty takes its weight down
-            scale = torch.where(spread > 1e-9, spread, 1.0)
-            self.shift.copy_(shift)
-            self.scale.copy_(scale)
-            x = (x - self.shift.cpu()) / self.scale.cpu()
-            self.raw.fill_(0.5413)
-            self.bias.copy_(torch.logit((y * w).sum()))
-        v, b = (p.detach().cpu().double().requires_grad_() for p in (self.raw, self.bias))
+        if y.shape != x.shape[:1] or w.shape != y.shape or not (w.isfinite() & (w >= 0)).all():
+            raise ValueError("Target and sample_weight need one number for each row, weights of 0 or more.")
+        if not ((y == 0) | (y == 1)).all() or not (w * y).sum() or not (w * (1 - y)).sum():
+            raise ValueError("The target must be 0 or 1 in every row, and both must have weight.")
+        w, shift, spread = w / w.sum(), x.mean(0), x.std(0)
+        # a constant input carries nothing: it keeps its scale and the penalty takes its weight down
+        scale = torch.where(spread > 1e-9, spread, 1.0)
+        x = (x - shift) / scale  # so that weights of very different size are learned alike
+        v, b = torch.full_like(shift, 0.5413), torch.logit((y * w).sum())  # softplus(.5413) is 1
+        v.requires_grad_(), b.requires_grad_()
         optimizer = torch.optim.LBFGS(
-            [v, b], max_iter=steps, line_search_fn="strong_wolfe", tolerance_grad=1e-9, tolerance_change=1e-12
+            [v, b], max_iter=100, line_search_fn="strong_wolfe", tolerance_grad=1e-9, tolerance_change=1e-12
         )
 
         def loss() -> Tensor:
@@ -180,7 +132,7 @@ class LearnedFusion(nn.Module):
             return value
 
         optimizer.step(loss)
-        with torch.no_grad():
-            self.raw.copy_(v)
-            self.bias.copy_(b)
+        found = F.softplus(v.detach()) / scale
+        self.weights = dict(zip(self.inputs, found.tolist(), strict=True))
+        self.bias = (b.detach() - found @ shift).item()
         return self
