@@ -8,12 +8,10 @@ folder is byte for byte what it was.
 from __future__ import annotations
 
 import errno
-import io
 import math
 import os
 import re
 import sys
-import tarfile
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,7 +29,7 @@ if __name__ == "__main__":
 from helpers import MIXED_TASKS, toy_frame, toy_splits
 
 from mtl_helpers import data, gradients, losses, metrics, models, ranking, sweep, training, weighting, widgets
-from mtl_helpers.data import FeatureEncoder, MultiTaskDataset, Schema, Task, census, kuairand, shop, tabular
+from mtl_helpers.data import FeatureEncoder, MultiTaskDataset, Schema, Task, shop, tabular
 from mtl_helpers.models import fusion
 from mtl_helpers.models import saving as serving
 
@@ -587,69 +585,6 @@ def damaged_shop(folder: Path) -> None:
 
 bad("shop", "a file cut short", ValueError, "impressions.csv.gz", shop.load_shop, damaged_shop)
 
-# --- archives ---------------------------------------------------------------------------------------------------
-
-
-def tar_with(name: str, **attributes) -> Do:
-    def prepare(folder: Path) -> None:
-        with tarfile.open(folder / "a.tar.gz", "w:gz") as archive:
-            member = tarfile.TarInfo(name)
-            member.size = 3
-            for key, value in attributes.items():
-                setattr(member, key, value)
-            archive.addfile(member, io.BytesIO(b"abc"))
-
-    return prepare
-
-
-def load_archive(folder: Path):
-    return kuairand.load_kuairand(folder / "a.tar.gz")
-
-
-BadArchive = kuairand.BadArchive
-bad("archive", "not there", kuairand.KuaiRandUnavailable, "a.tar.gz", load_archive)
-bad("archive", "empty", BadArchive, "a.tar.gz", load_archive, lambda f: (f / "a.tar.gz").write_bytes(b""))
-bad("archive", "text", BadArchive, "a.tar.gz", load_archive, lambda f: (f / "a.tar.gz").write_text("hello"))
-bad("archive", "writes outside", BadArchive, r"\.\./", load_archive, tar_with("../escape.csv"))
-bad("archive", "an absolute path", BadArchive, "/etc", load_archive, tar_with("/etc/passwd"))
-bad(
-    "archive",
-    "a link",
-    BadArchive,
-    "link",
-    load_archive,
-    tar_with("KuaiRand-Pure/data/x.csv", type=tarfile.SYMTYPE, linkname="/etc/passwd", size=0),
-)
-bad(
-    "archive",
-    "without the tables",
-    BadArchive,
-    "log_standard",
-    load_archive,
-    tar_with("KuaiRand-Pure/readme.txt"),
-)
-
-
-def no_answer(folder: Path):
-    return kuairand.load_kuairand("http://127.0.0.1:9/part.tar.gz", cache=folder, progress=False)
-
-
-def half_a_download(folder: Path) -> None:
-    (folder / ".gitignore").write_text("*\n")
-    target = kuairand._source().cached("http://127.0.0.1:9/part.tar.gz", folder)
-    target.with_name(target.name + ".part").write_bytes(b"the first half")
-    target.with_name(target.name + ".lock").touch()
-
-
-bad(
-    "archive",
-    "an interrupted download, and the network is gone",
-    kuairand.KuaiRandUnavailable,
-    "14 bytes are kept",
-    no_answer,
-    half_a_download,
-)
-
 # --- a table of the reader's own --------------------------------------------------------------------------------
 
 
@@ -967,23 +902,6 @@ bad(
     ValueError,
     "negative",
     lambda _: fusion.LearnedFusion({"p": "log_odds"})({"p": torch.tensor([-0.1])}),
-)
-bad("census", "not there", census.CensusUnavailable, "nowhere", lambda f: census.load_census(f / "nowhere"))
-bad(
-    "census",
-    "empty",
-    census.BadCensusFile,
-    "empty",
-    lambda f: census.load_census(f / "c.test"),
-    lambda f: (f / "c.test").touch(),
-)
-bad(
-    "census",
-    "another table",
-    census.BadCensusFile,
-    "c.test",
-    lambda f: census.load_census(f / "c.test"),
-    lambda f: (f / "c.test").write_text("a,b\n1,2\n"),
 )
 
 # --- who shares what --------------------------------------------------------------------------------------------

@@ -1,15 +1,5 @@
 """From a table to batches on the device: tasks, features, the shop, real logs."""
 
-from mtl_helpers.data.census import (
-    CENSUS_CATEGORICAL,
-    CENSUS_NUMERIC,
-    CENSUS_TASKS,
-    BadCensusFile,
-    CensusUnavailable,
-    census_available,
-    load_census,
-    split_census,
-)
 from mtl_helpers.data.correlated import CORRELATED_TASKS, CorrelatedTasks, correlated_tasks, sinusoidal
 from mtl_helpers.data.features import (
     FeatureEncoder,
@@ -23,19 +13,20 @@ from mtl_helpers.data.features import (
     split_by_user,
     tidy_text,
 )
-from mtl_helpers.data.kuairand import (
+from mtl_helpers.data.public import (
+    CENSUS_CATEGORICAL,
+    CENSUS_NUMERIC,
+    CENSUS_TASKS,
     KUAIRAND_CATEGORICAL,
-    KUAIRAND_MD5,
     KUAIRAND_NUMERIC,
     KUAIRAND_OUTCOMES,
     KUAIRAND_PLAY_TASK,
     KUAIRAND_TASKS,
-    KUAIRAND_URL,
     KUAIRAND_WIDE_CATEGORICAL,
     KUAIRAND_WIDE_NUMERIC,
-    BadArchive,
-    KuaiRandUnavailable,
+    census_available,
     kuairand_available,
+    load_census,
     load_kuairand,
     split_by_date,
 )
@@ -74,8 +65,6 @@ from mtl_helpers.data.tabular import ColumnGuess, LabelLeak, TabularLog
 
 __all__ = [
     "AGE_GROUPS",
-    "BadArchive",
-    "BadCensusFile",
     "Batch",
     "CATEGORIES",
     "CENSUS_CATEGORICAL",
@@ -83,20 +72,16 @@ __all__ = [
     "CENSUS_TASKS",
     "CHANNELS",
     "CORRELATED_TASKS",
-    "CensusUnavailable",
     "ColumnGuess",
     "CorrelatedTasks",
     "FeatureEncoder",
     "KUAIRAND_CATEGORICAL",
-    "KUAIRAND_MD5",
     "KUAIRAND_NUMERIC",
     "KUAIRAND_OUTCOMES",
     "KUAIRAND_PLAY_TASK",
     "KUAIRAND_TASKS",
-    "KUAIRAND_URL",
     "KUAIRAND_WIDE_CATEGORICAL",
     "KUAIRAND_WIDE_NUMERIC",
-    "KuaiRandUnavailable",
     "LabelLeak",
     "MultiTaskDataset",
     "PRIOR_CTR",
@@ -142,7 +127,6 @@ __all__ = [
     "split_by_date",
     "split_by_time",
     "split_by_user",
-    "split_census",
     "tidy_text",
     "write_shop",
 ]

@@ -900,16 +900,16 @@ live
 # say so and go on.
 
 # %%
-from mtl_helpers.data import kuairand
+from mtl_helpers.data import public
 
-VIDEO_TASKS, days = kuairand.KUAIRAND_TASKS, None
-if kuairand.kuairand_available():
-    days = kuairand.split_by_date(kuairand.load_kuairand(progress=False))
+VIDEO_TASKS, days = public.KUAIRAND_TASKS, None
+if public.kuairand_available():
+    days = public.split_by_date(public.load_kuairand(progress=False))
     print({part: len(rows) for part, rows in days.items()}, "rows, split by date")
     print("share of yes:", days["train"][[t.name for t in VIDEO_TASKS]].mean().round(3).to_dict())
 else:
     print("KuaiRand-Pure is not on this machine, so this section has nothing to show. To fetch it once, run")
-    print("kuairand.load_kuairand() in a new cell (it downloads the publisher's archive), then this section.")
+    print("public.load_kuairand() in a new cell (it downloads the publisher's archive), then this section.")
 
 # %% [markdown]
 # 20,000 training rows, drawn anew for each seed from the same days; tuned as before on a draw that is not among
@@ -917,7 +917,7 @@ else:
 
 
 # %%
-NUMERIC, CATEGORICAL = kuairand.KUAIRAND_NUMERIC, kuairand.KUAIRAND_CATEGORICAL
+NUMERIC, CATEGORICAL = public.KUAIRAND_NUMERIC, public.KUAIRAND_CATEGORICAL
 cut = 5 if FAST else 1
 limits = {"train": 20_000 // cut, "valid": 8_000 // cut, "test": 20_000 // cut}
 

@@ -41,7 +41,7 @@ import pandas as pd
 from IPython.display import display
 
 import mtl_helpers
-from mtl_helpers.data import census, check_leaks, kuairand, prepare
+from mtl_helpers.data import check_leaks, prepare, public
 from mtl_helpers.metrics import auc, mean_interval, paired_difference
 from mtl_helpers.models import PLE, SharedBottom, SingleTask
 from mtl_helpers.training import evaluate, fit
@@ -54,8 +54,8 @@ torch.set_num_threads(1)  # models this small need no more, and more threads stu
 # anywhere. Others are **live**: they need the data on this machine and are skipped without it.
 
 # %%
-LIVE = kuairand.kuairand_available() is not None
-frame = kuairand.load_kuairand(progress=False) if LIVE else None
+LIVE = public.kuairand_available() is not None
+frame = public.load_kuairand(progress=False) if LIVE else None
 folder = Path(mtl_helpers.__file__).parents[1] / "notebooks" / "results"
 
 
@@ -70,7 +70,7 @@ print(
     "KuaiRand-Pure:", f"{len(frame):,} rows, live cells run" if LIVE else "not here, live cells are skipped"
 )
 if not LIVE:
-    print("To fetch it once: kuairand.load_kuairand(), or set MTL_KUAIRAND to a copy. Then run again.")
+    print("To fetch it once: public.load_kuairand(), or set MTL_KUAIRAND to a copy. Then run again.")
 
 # %% [markdown]
 # ## 1 · A log of videos
@@ -136,10 +136,10 @@ if LIVE:
 # id that training has hardly seen shares the bucket "unknown".
 
 # %%
-TASKS = kuairand.KUAIRAND_TASKS
-NUMERIC, CATEGORICAL = kuairand.KUAIRAND_WIDE_NUMERIC, kuairand.KUAIRAND_WIDE_CATEGORICAL
+TASKS = public.KUAIRAND_TASKS
+NUMERIC, CATEGORICAL = public.KUAIRAND_WIDE_NUMERIC, public.KUAIRAND_WIDE_CATEGORICAL
 if LIVE:
-    parts = kuairand.split_by_date(frame)
+    parts = public.split_by_date(frame)
     data = prepare(parts, TASKS, NUMERIC, CATEGORICAL, min_count=2, device=device)
     for name in ("user_id", "video_id", "author_id"):
         codes = data.test.categorical[:, CATEGORICAL.index(name)]
@@ -340,7 +340,7 @@ for model in ("shared, equal weights", "shared, entropy weights"):
 
 # %%
 if LIVE:
-    play = kuairand.KUAIRAND_PLAY_TASK
+    play = public.KUAIRAND_PLAY_TASK
     y = parts["train"]["log_play"]
     p = parts["train"][names].mean()
     constant = -(p * np.log(p) + (1 - p) * np.log(1 - p))
@@ -551,8 +551,8 @@ print("published figures span", spans.round(3).to_dict(), "AUC: far more than an
 # A score near one there is no feat. A live look, if you have the file:
 
 # %%
-if census.census_available():
-    people = census.load_census(progress=False)
+if public.census_available():
+    people = public.load_census(progress=False)
     rate = people.groupby("detailed_household_summary_in_household", observed=True)["never_married"].agg(
         ["mean", "size"]
     )
@@ -564,7 +564,7 @@ if census.census_available():
     print(f"This one column alone reaches AUC {alone:.3f}.")
 else:
     print(
-        "skipped: no file. Set MTL_CENSUS to census-income.test.gz, or run census.load_census() to download it."
+        "skipped: no file. Set MTL_CENSUS to census-income.test.gz, or run public.load_census() to download it."
     )
 
 # %% [markdown]

@@ -26,12 +26,14 @@ import pandas as pd
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from mtl_helpers.data import MultiTaskDataset, Splits, prepare
-from mtl_helpers.data.kuairand import (
+from mtl_helpers.data import (
     KUAIRAND_CATEGORICAL,
     KUAIRAND_NUMERIC,
     KUAIRAND_TASKS,
+    MultiTaskDataset,
+    Splits,
     load_kuairand,
+    prepare,
     split_by_date,
 )
 from mtl_helpers.data.shop import (

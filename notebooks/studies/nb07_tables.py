@@ -7,7 +7,7 @@
     python notebooks/studies/nb07_tables.py census    # Census-Income
 
 Each writes ``notebooks/results/07_<name>.csv``: one row for each run, task and metric; its first line is the command.
-``MTL_KUAIRAND`` and ``MTL_CENSUS`` name the data (see ``mtl_helpers.data.kuairand`` and ``mtl_helpers.data.census``).
+``MTL_KUAIRAND`` and ``MTL_CENSUS`` name the data (see ``mtl_helpers.data.public``).
 
 What is kept equal: embeddings of 8, layers of 64 and 32 units (an expert has them too), towers of 16, batches of 1,024,
 20 epochs at most, patience 3. Every contestant is tuned with the same number of trials on one tuning draw that is not
@@ -34,18 +34,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mtl_helpers.data import MultiTaskDataset, Splits, Task, hide_labels, prepare
-from mtl_helpers.data.census import (
+from mtl_helpers.data.public import (
     CENSUS_CATEGORICAL,
     CENSUS_NUMERIC,
     CENSUS_TASKS,
-    load_census,
-    split_census,
-)
-from mtl_helpers.data.kuairand import (
     KUAIRAND_PLAY_TASK,
     KUAIRAND_TASKS,
     KUAIRAND_WIDE_CATEGORICAL,
     KUAIRAND_WIDE_NUMERIC,
+    load_census,
     load_kuairand,
     split_by_date,
 )
@@ -272,6 +269,19 @@ def drift(seeds: Sequence[int]) -> list[dict]:
                 yield task, f"{day} calibration_error", calibration_error(y[rows], p[rows])
 
     return run((*alone(tasks), Contestant("shared bottom", tasks)), draw, seeds, by_day)
+
+
+def split_census(frame: pd.DataFrame, seed: int) -> dict[str, pd.DataFrame]:
+    """At random. With both files, train is the publisher's ``.data`` and ``.test`` is halved, as in Ma et al. (KDD
+    2018, section 6.2); one file is cut 70, 15, 15."""
+    order = np.random.default_rng(seed).permutation(len(frame))
+    if set(frame["file"]) == {"data", "test"}:
+        is_test = (frame["file"] == "test").to_numpy()
+        train, rest = np.flatnonzero(~is_test), order[is_test[order]]
+        valid, test = np.split(rest, [len(rest) // 2])
+    else:
+        train, valid, test = np.split(order, [int(0.7 * len(order)), int(0.85 * len(order))])
+    return {"train": frame.iloc[train], "valid": frame.iloc[valid], "test": frame.iloc[test]}
 
 
 def census(seeds: Sequence[int]) -> list[dict]:
