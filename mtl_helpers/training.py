@@ -238,7 +238,7 @@ def fit(
                 continue
             values = evaluate(model, valid)
             for name in names:
-                if not np.isfinite(values[name]["loss"]) and _has_label(valid, name):
+                if not np.isfinite(values[name]["loss"]) and has_label(valid, name):
                     raise TrainingDiverged(name, step.epoch, step.number, values[name]["loss"])
             history.add(step.epoch, "valid", values)
             waited = best.see(step.epoch, values, history)
@@ -327,7 +327,7 @@ def check_parts(
             )
         if hasattr(model, "check_data"):
             model.check_data(part)
-    empty = [name for name in names if not _has_label(train, name)]
+    empty = [name for name in names if not has_label(train, name)]
     if empty:
         raise ValueError(
             f"No training row has a label of {', '.join(empty)}: leave that task out of the model."
@@ -355,7 +355,7 @@ def _check_kinds(model: nn.Module, *parts: object) -> None:
             )
 
 
-def _has_label(data: MultiTaskDataset, name: str) -> bool:
+def has_label(data: MultiTaskDataset, name: str) -> bool:
     return name not in data.masks or bool(data.masks[name].any())
 
 
@@ -461,7 +461,7 @@ def evaluate(
     for task in model.tasks:
         own, labels, mask = logits[task.name], data.labels[task.name], data.masks.get(task.name)
         loss = task_loss(task, own, labels, mask, data.weights).item()
-        values[task.name] = {"loss": loss if _has_label(data, task.name) else float("nan")}
+        values[task.name] = {"loss": loss if has_label(data, task.name) else float("nan")}
         if np.isfinite(own.sum().item()):
             prediction = _to_prediction(task, own, data).cpu()
             truth = _to_prediction(task, labels, data) if task.kind == "regression" else labels
