@@ -749,36 +749,19 @@ def run_sweep(**arguments):
     )
 
 
-bad("sweep", "no weighting", ValueError, "empty", lambda _: run_sweep(weightings=[]))
-bad("sweep", "one dictionary", TypeError, "dict", lambda _: run_sweep(weightings=EQUAL))
+bad("sweep", "no weighting", ValueError, "one or more", lambda _: run_sweep(weightings=[]))
+bad("sweep", "one dictionary", ValueError, "one or more", lambda _: run_sweep(weightings=EQUAL))
 bad(
     "sweep",
     "a negative weight",
     ValueError,
-    "Weighting 1.*-1",
+    "-1",
     lambda _: run_sweep(weightings=[EQUAL, EQUAL | {"kind": -1}]),
 )
 bad("sweep", "one seed twice", ValueError, r"seeds is \[1, 1\]", lambda _: run_sweep(seeds=[1, 1]))
-bad("sweep", "a learning rate of 0", ValueError, "above 0", lambda _: run_sweep(lrs=[0.0]))
 bad("sweep", "the best of no validation", ValueError, "validation", lambda _: run_sweep(keep="best"))
-bad("sweep", "an unknown engine", ValueError, "'gpu'", lambda _: run_sweep(engine="gpu"))
 bad("sweep", "a grid of one task", ValueError, "two or more tasks", lambda _: sweep.simplex_grid(["a"]))
 bad("sweep", "a front of one number", ValueError, r"\(3,\)", lambda _: sweep.pareto_mask(np.zeros(3)))
-bad(
-    "sweep",
-    "a file that is none",
-    ValueError,
-    "a.sweep",
-    lambda f: sweep.load_sweep(f / "a.sweep"),
-    lambda f: (f / "a.sweep").write_text("hello"),
-)
-bad(
-    "sweep",
-    "a file that is not there",
-    FileNotFoundError,
-    "a.sweep",
-    lambda f: sweep.load_sweep(f / "a.sweep"),
-)
 
 # --- lists, serving ---------------------------------------------------------------------------------------------
 

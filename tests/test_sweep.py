@@ -190,14 +190,14 @@ class TestEqualToSingleRuns:
             assert torch.allclose(low, one, atol=1e-4) and torch.allclose(high, one, atol=1e-4), name
 
 
-class TestResult:
-    @pytest.fixture(scope="class")
-    def result(self):
-        data = toy_splits(900)
-        build = lambda: SharedBottom(data.schema, MIXED_TASKS, hidden=(8,))  # noqa: E731
-        grid = simplex_grid(MIXED_TASKS, 3)
-        return sweep(build, data.train, data.valid, weightings=grid, seeds=(0, 1), epochs=2, progress=False)
+@pytest.fixture(scope="module")
+def result(splits):
+    build = lambda: SharedBottom(splits.schema, MIXED_TASKS, hidden=(8,))  # noqa: E731
+    grid = simplex_grid(MIXED_TASKS, 3)
+    return sweep(build, splits.train, splits.valid, weightings=grid, seeds=(0, 1), epochs=2, progress=False)
 
+
+class TestResult:
     def test_records_are_tidy(self, result):
         records = result.records
         assert list(records) == ["weighting", "seed", "epoch", "split", "task", "metric", "value"]

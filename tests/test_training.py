@@ -11,7 +11,7 @@ import pytest
 import torch
 from helpers import MIXED_TASKS, toy_frame, toy_splits
 
-from mtl_helpers import training
+from mtl_helpers import training, weighting
 from mtl_helpers.data import Task, hide_labels
 from mtl_helpers.gradients import METHODS, CombinedGradients
 from mtl_helpers.losses import task_losses
@@ -174,7 +174,7 @@ class TestThingsThatGoWrong:
 
     def test_divergence_after_a_good_epoch_restores_that_epoch(self, splits, monkeypatch):
         model, per_epoch = make(), -(-len(splits.train) // 64)
-        real, calls, good = training.task_losses, [], {}
+        real, calls, good = weighting.task_losses, [], {}
 
         def breaks_later(tasks, logits, batch):
             calls.append(1)
@@ -185,7 +185,7 @@ class TestThingsThatGoWrong:
                 losses if len(calls) < per_epoch + 4 else losses | {"click": losses["click"] * float("inf")}
             )
 
-        monkeypatch.setattr(training, "task_losses", breaks_later)
+        monkeypatch.setattr(weighting, "task_losses", breaks_later)
         with pytest.raises(TrainingDiverged, match=r"'click' became inf in epoch 2, step 4"):
             fit(model, splits.train, splits.valid, epochs=5, batch_size=64, progress=False)
         assert torch.equal(weights_of(model), good["weights"])
@@ -277,14 +277,15 @@ class TestPredict:
         assert set(values) == {"click"} and set(values["click"]) == {"loss", "auc", "accuracy"}
 
 
+@pytest.fixture(scope="module")
+def run(splits):
+    model = make()
+    settings = {"epochs": 60, "lr": 2e-2, "batch_size": 64, "patience": 4, "progress": False}
+    return model, fit(model, splits.train, splits.valid, stop="each", **settings)
+
+
 class TestEachTasksOwnBest:
     """stop="each": a task is predicted with the weights of its own best epoch."""
-
-    @pytest.fixture(scope="class")
-    def run(self, splits):
-        model = make()
-        settings = {"epochs": 60, "lr": 2e-2, "batch_size": 64, "patience": 4, "progress": False}
-        return model, fit(model, splits.train, splits.valid, stop="each", **settings)
 
     def test_best_epochs_differ_and_each_is_the_lowest(self, run):
         _, history = run
