@@ -64,7 +64,7 @@ BUILDERS = {
     "experts": lambda schema, tasks: MMoE(schema, tasks, n_experts=2, tower=(4,)),
     "gated": Gated,
 }
-STACKED = set(BUILDERS) - {"experts", "gated"}
+STACKED = set(BUILDERS) - {"gated"}
 
 
 def stacked(build, data) -> bool:
