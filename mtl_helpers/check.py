@@ -13,14 +13,8 @@ the reference otherwise. ``strict=True``, or the environment variable ``MTL_STRI
 
 How to write an exercise
 ------------------------
-In the notebook, a stub that returns ``...`` under a docstring with shapes and a worked example. In the next cell::
-
-    check("05.recall_at", recall_at)
-
-In ``mtl_helpers/exercises/nb05.py``::
-
-    import numpy as np
-    from mtl_helpers.exercises import Case, Exercise, Mistake
+In the notebook, a stub that returns ``...`` under a docstring with shapes and a worked example, and in the next cell
+``check("05.recall_at", recall_at)``. In ``mtl_helpers/exercises/nb05.py``::
 
     def recall_at(scores, relevant, k):
         best = np.argsort(-scores)[:k]  # the k best, best first
@@ -35,7 +29,7 @@ In ``mtl_helpers/exercises/nb05.py``::
 
     EXERCISES = (
         Exercise(
-            "05.recall_at", "recall at k", recall_at, recall_cases,
+            "05.recall_at", recall_at, recall_cases,
             mistakes=(
                 Mistake("precision", lambda s, r, k: r[np.argsort(-s)[:k]].mean(), "You divide by k …"),
                 Mistake("worst first", lambda s, r, k: r[np.argsort(s)[:k]].sum() / r.sum(), "argsort sorts …"),
@@ -45,21 +39,21 @@ In ``mtl_helpers/exercises/nb05.py``::
         ),
     )
 
-The reference is what a reader sees of the solution: comment why, and give it the stub's parameters. Both are run on the
-same cases, twice: once with a fixed seed, so that the first failing input stays the same while a reader mends, and once
-with a seed drawn from the reader's code, so that no answer can be written for known inputs. Say the limits in ``cases``
-(nothing flagged, one class, huge logits, float64), for whatever is not in them is not checked.
+The reference is the solution that a reader sees: comment why, and give it the stub's parameters. Both run on the same
+cases, twice: with a fixed seed, so that the first failing input stays the same while a reader mends, and with a seed
+drawn from the reader's code, so that no answer can be written for known inputs. Say the limits in ``cases`` (nothing
+flagged, one class, huge logits, lists in another order): whatever is not in them is not checked.
 
-A reader's answer is compared with the reference in kind, shape, dtype, device and numbers, and in the gradient if
-``gradients`` names arguments. It may not change its arguments (unless in ``changes``), draw from the global random
-generators (unless ``draws``) or leave autograd off. Where several answers are right, or the answer is a model,
-``observe`` turns it into facts that can be compared. The hint of a mistake is shown if that mistake explains all that
-is wrong with the answer, so two mistakes of one exercise must differ somewhere in the cases. The tests demand
-at least three, each with a hint of its own that its answer brings up.
+Shape and numbers of an answer must be the reference's; tensor, array, list, float32 and float64 are all one. The
+gradient counts only if ``gradients`` names arguments. An answer may not change its arguments (unless in ``changes``),
+draw from the global generators (unless ``draws``) or leave autograd off. Where several answers are right, or the answer
+is a model, ``observe`` turns it into facts that can be compared. A mistake's hint is shown if that mistake explains all
+that is wrong, so two mistakes must differ somewhere in the cases. The tests demand three, each with a hint of its own.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import html
 import inspect
@@ -68,24 +62,23 @@ import os
 import sys
 import textwrap
 import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import platformdirs
+import torch
+from torch import nn
 
-from mtl_helpers.exercises import Case, Exercise, Mistake, all_exercises, find
-from mtl_helpers.exercises import compare as trial
-from mtl_helpers.exercises.compare import Outcome, Run
+from mtl_helpers.exercises import Exercise, Mistake, all_exercises, find
+from mtl_helpers.exercises.compare import Outcome, difference, draw_cases, kind, run, show
+from mtl_helpers.notebook import get_device
 
-__all__ = ["Answer", "check", "hint", "progress", "progress_file", "reset_progress", "solution", "use"]
+__all__ = ["Answer", "check", "hint", "progress", "progress_file", "solution", "use"]
 
-SECONDS = (
-    5.0  # that a reader's function may take for all cases together; the references take a fraction of one
-)
 FIRST_SEED = 20
-MARKS = {"not attempted": "○", "correct": "✓", "not yet": "✗", "raised": "!", "note": ""}
+MARKS = {"not attempted": "○", "correct": "✓", "not yet": "✗", "raised": "!", "check failed": "?", "note": ""}
 
 
 class NotPassed(AssertionError):
@@ -96,13 +89,13 @@ class NotPassed(AssertionError):
 class Answer:
     """What a check, a hint or a solution says: a headline, then lines of (label, text).
 
-    ``state`` is ``"not attempted"``, ``"correct"``, ``"not yet"``, ``"raised"`` or ``"note"``. Shown as the last
-    expression of a cell; ``str(answer)`` is the same in plain text.
+    ``state`` is ``"not attempted"``, ``"correct"``, ``"not yet"``, ``"raised"``, ``"check failed"`` (the course's own
+    fault) or ``"note"``. Shown as the last expression of a cell; ``str(answer)`` is the same in plain text.
     """
 
     state: str
     headline: str
-    lines: tuple[tuple[str, str], ...] = field(default=())
+    lines: tuple[tuple[str, str], ...] = ()
 
     def __repr__(self) -> str:
         width = max((len(label) for label, _ in self.lines), default=0)
@@ -162,7 +155,8 @@ def use(id: str, fn: Callable[..., Any]) -> Callable[..., Any]:
     if answer.state == "correct":
         return fn
     _settle(answer)
-    why = "is not written yet" if answer.state == "not attempted" else "does not pass its check yet"
+    why = {"not attempted": "is not written yet", "check failed": "could not be checked"}
+    why = why.get(answer.state, "does not pass its check yet")
     print(f"Your {exercise.name} {why}: from here on the solution's version is used.")
     return exercise.reference
 
@@ -194,28 +188,60 @@ def solution(id: str) -> Answer:
 
 
 def _examine(exercise: Exercise, fn: Callable[..., Any]) -> Answer:
-    """The answer to a function, recorded nowhere."""
+    """The answer to a function, recorded nowhere. What goes wrong outside of it is said to be ours."""
     id = exercise.id
     if fn is ...:
         return _not_attempted(id)
     if not callable(fn):
-        text = f"expected your function, got {trial.show(fn)}. Write check({id!r}, name), without calling it."
+        text = f"expected your function, got {show(fn)}. Write check({id!r}, name), without calling it."
         return Answer("not yet", f"not yet · {id}", (("problem", text),))
-    problem = _wrong_parameters(exercise, fn)
-    if problem:
-        return Answer("not yet", f"not yet · {id}", (("problem", problem),))
-    seeds = (FIRST_SEED, _seed_from(fn))
-    for place in (None, *_accelerators()):
-        expected = trial.trusted(exercise.reference, exercise, seeds, place)
-        if any(outcome.error is not None for outcome in expected.outcomes) and place is not None:
-            continue  # the device lacks an operation that the solution itself needs
-        got = trial.run(fn, exercise, seeds, SECONDS, place)
-        if got.outcomes and got.outcomes[0].raw is ...:
+    try:
+        return _try(exercise, fn)
+    except Exception as error:
+        said = (
+            ("error", _explain(error)),
+            ("next", "nothing for you to mend: the course's own code is at fault"),
+        )
+        return Answer("check failed", f"the check itself failed, not your code · {id}", said)
+
+
+def _try(exercise: Exercise, fn: Callable[..., Any]) -> Answer:
+    id, names = exercise.id, list(inspect.signature(exercise.reference).parameters)
+    try:
+        given = inspect.signature(fn)
+        given.bind(*draw_cases(exercise, FIRST_SEED)[0].args)
+    except ValueError:  # a builtin without a readable signature
+        pass
+    except TypeError:
+        text = f"expected a function of ({', '.join(names)}), got one of ({', '.join(given.parameters)})."
+        return Answer(
+            "not yet", f"not yet · {id}", (("problem", f"{text} Keep the parameters of the stub."),)
+        )
+    # A second seed that changes with the code, so that an answer cannot be written for known inputs.
+    code = getattr(fn, "__code__", None)
+    drawn = zlib.crc32(code.co_code + repr(code.co_consts).encode()) if code is not None else FIRST_SEED + 1
+    # What is to be trained must work on the GPU, too, if there is one; other answers may come from NumPy.
+    trained = exercise.gradients or exercise.observe
+    for place in (None, *(_accelerators() if trained else ())):
+        expected, _ = run(exercise.reference, exercise, (FIRST_SEED, drawn), place)
+        if error := next((one.error for one in expected if one.error is not None), None):
+            if place is not None:
+                continue  # the device lacks an operation that the solution itself needs
+            raise error
+        got, printed = run(fn, exercise, (FIRST_SEED, drawn), place)
+        if got[0].raw is ...:
             return _not_attempted(id)
-        answer = _first_fault(exercise, seeds, place, expected, got)
-        if answer is not None:
-            return answer
-    return Answer("correct", f"correct · {id}", _printed(got))
+        said = (("it printed", textwrap.shorten(printed, 400, placeholder=" …")),) if printed.strip() else ()
+        pairs = list(zip(expected, got, strict=False))
+        failing = [n for n, (right, own) in enumerate(pairs) if _problem(exercise, right, own)]
+        if failing:
+            seeds = (FIRST_SEED, drawn)
+            mistake = _explaining(exercise, seeds, place, got, failing)
+            case = [case for seed in seeds for case in draw_cases(exercise, seed, place)][failing[0]]
+            state, headline, lines = _fault(exercise, case.args, case.note, *pairs[failing[0]])
+            advice = ("hint", mistake.hint) if mistake else ("next", f'hint("{id}")')
+            return Answer(state, f"{headline} · {id}", (*lines, advice, *said))
+    return Answer("correct", f"correct · {id}", said)
 
 
 def _not_attempted(id: str) -> Answer:
@@ -223,133 +249,83 @@ def _not_attempted(id: str) -> Answer:
     return Answer("not attempted", f"not attempted · {id}", lines)
 
 
-def _wrong_parameters(exercise: Exercise, fn: Callable[..., Any]) -> str:
-    names = list(inspect.signature(exercise.reference).parameters)
-    try:
-        given = inspect.signature(fn)
-        case = trial.draw_cases(exercise, FIRST_SEED)[0]
-        given.bind(*case.args)
-    except ValueError:  # a builtin without a readable signature
-        return ""
-    except TypeError:
-        return (
-            f"expected a function of ({', '.join(names)}), got one of ({', '.join(given.parameters)}). "
-            "Keep the parameters of the stub."
-        )
-    return ""
+def _accelerators() -> list[torch.device]:
+    return [device] if (device := get_device()).type != "cpu" else []
 
 
-def _seed_from(fn: Callable[..., Any]) -> int:
-    """A seed that changes with the code, so that an answer cannot be written for known inputs."""
-    code = getattr(fn, "__code__", None)
-    return zlib.crc32(code.co_code + repr(code.co_consts).encode()) if code is not None else FIRST_SEED + 1
+def _explain(error: BaseException) -> str:
+    from mtl_helpers.widgets.explorer import explain
+
+    return explain(error)
 
 
-def _accelerators() -> list[Any]:
-    """The GPU, if there is one: what works on the CPU must work there."""
-    from mtl_helpers.notebook import get_device
-
-    device = get_device()
-    return [] if device.type == "cpu" else [device]
-
-
-def _first_fault(
-    exercise: Exercise, seeds: tuple[int, ...], place: Any, expected: Run, got: Run
-) -> Answer | None:
-    """The answer to the first case that fails; None if none does."""
-    faults = [
-        (number, problem)
-        for number, (right, own) in enumerate(zip(expected.outcomes, got.outcomes, strict=False))
-        if (problem := _problem(exercise, right, own))
-    ]
-    if not faults and not got.stopped:
-        return None
-    cases = [case for seed in seeds for case in trial.draw_cases(exercise, seed, place)]
-    if not faults:
-        return _too_slow(exercise, cases, got)
-    number, problem = faults[0]
-    right, own, case = expected.outcomes[number], got.outcomes[number], cases[number]
-    mistake = _explaining(exercise, seeds, place, got, [number for number, _ in faults])
-    advice = ("hint", mistake.hint) if mistake else ("next", f'hint("{exercise.id}")')
-    lines = [("input", _input(exercise, case))]
-    if own.error is not None:
-        from mtl_helpers.widgets.explorer import explain
-
-        said = explain(own.error)
-        state, headline = "raised", f"your code raised {type(own.error).__name__} · {exercise.id}"
-        lines += [("error", said), ("expected", trial.show(right.value))]
-    else:
-        state, headline = "not yet", f"not yet · {exercise.id}"
-        if problem != "another number":
-            lines.append(("problem", problem))
-        if trial.difference(right.value, own.value, exercise.rtol, exercise.atol):
-            lines += [("expected", trial.show(right.value)), ("got", trial.show(own.value))]
-        elif "gradient with respect to" in problem:
-            lines += [("expected", _gradient_text(right)), ("got", _gradient_text(own))]
-    return Answer(state, headline, (*lines, advice, *_printed(got)))
-
-
-def _gradient_text(outcome: Outcome) -> str:
-    return "; ".join(f"d/d{name} = {trial.show(one)}" for name, one in (outcome.gradients or {}).items())
+def _fault(
+    exercise: Exercise, args: tuple[Any, ...], note: str, right: Outcome, own: Outcome
+) -> tuple[str, str, list[tuple[str, str]]]:
+    """State, headline and lines about a case that fails."""
+    problem = _problem(exercise, right, own)
+    differing = (
+        difference(right.value, own.value, exercise.rtol, exercise.atol) if own.error is None else None
+    )
+    at = differing.at if differing else ()
+    names = inspect.signature(exercise.reference).parameters
+    shown = [f"{name} = {show(value, at)}" for name, value in zip(names, args, strict=False)]
+    lines = [("input", "\n".join(shown + [f"({note})"] * bool(note)))]
+    if own.error is not None and not own.unusable:
+        lines += [("error", _explain(own.error)), ("expected", show(right.value))]
+        return "raised", f"your code raised {type(own.error).__name__}", lines
+    if problem != "another number":
+        lines.append(("problem", problem))
+    if differing:
+        lines += [("expected", show(right.value, at)), ("got", show(own.value, at))]
+    elif "gradient with respect to" in problem:
+        for label, outcome in (("expected", right), ("got", own)):
+            slopes = (f"d/d{name} = {show(one)}" for name, one in outcome.gradients.items())
+            lines.append((label, "; ".join(slopes)))
+    return "not yet", "not yet", lines
 
 
 def _problem(exercise: Exercise, expected: Outcome, got: Outcome) -> str:
     """What is wrong with one outcome, in words; empty if nothing is."""
-    if got.error is not None:
+    if got.error is not None and not got.unusable:
         return f"raised {type(got.error).__name__}"
     if got.raw is ...:
         return "your function returns `...` here: a branch is still empty"
-    if got.autograd_off:
-        return (
-            "your code leaves autograd switched off. Use `with torch.no_grad():`, which switches it on again"
-        )
-    if got.drew:
-        return (
-            "your code draws from, or seeds, the global random generators, which other cells share. "
-            "The answer needs no chance"
-        )
-    if got.changed:
-        return (
-            f"your code changes its argument {' and '.join(got.changed)}, which the caller still needs. "
-            "Work on a copy, or use operations that return a new object"
-        )
-    if found := trial.difference(expected.value, got.value, exercise.rtol, exercise.atol):
-        return found
-    if not exercise.gradients or exercise.observe is not None:
-        return ""
-    if got.gradients is None and expected.gradients is not None:
+    if isinstance(expected.raw, nn.Module) and not isinstance(got.raw, type(expected.raw)):
+        absent = " Is there a `return`?" if got.raw is None else ""
+        return f"expected {kind(expected.raw)}, got {kind(got.raw)}.{absent}"
+    if got.error is not None:
+        return f"what you return fails when it is used: {type(got.error).__name__}: {got.error}"
+    if got.fault:
+        return got.fault
+    if found := difference(expected.value, got.value, exercise.rtol, exercise.atol):
+        return found.words
+    if expected.gradients and not got.gradients:
         return (
             "the number is right, but autograd cannot see how it was computed, so nothing could be trained on it. "
             "`.item()`, `.detach()`, `float()`, NumPy, `torch.tensor(…)` and `no_grad` cut the graph"
         )
-    for name, gradient in (expected.gradients or {}).items():
-        own = (got.gradients or {}).get(name)
-        if gradient is not None and own is None:
+    for name, gradient in expected.gradients.items():
+        own = got.gradients[name]
+        if own is None:
             return f"the value is right, but no gradient reaches {name}: it was detached on the way"
-        if (
-            gradient is not None
-            and own is not None
-            and trial.difference(gradient, own, exercise.rtol, exercise.atol)
-        ):
-            finite = bool(own.isfinite().all())
-            return f"the value is right, its gradient with respect to {name} is " + (
-                "another one" if finite else "not finite: the backward pass would spoil the parameters"
+        if difference(gradient, own, exercise.rtol, exercise.atol):
+            which = (
+                "another one" if own.isfinite().all() else "not finite: training would spoil the parameters"
             )
+            return f"the value is right, its gradient with respect to {name} is {which}"
     return ""
 
 
 def _explaining(
-    exercise: Exercise, seeds: tuple[int, ...], place: Any, got: Run, failing: list[int]
+    exercise: Exercise, seeds: Sequence[int], place: Any, got: list[Outcome], failing: list[int]
 ) -> Mistake | None:
     """The planted mistake that explains all that is wrong; of several the one that agrees most often elsewhere."""
     best, most = None, -1
     for mistake in exercise.mistakes:
-        outcomes = trial.trusted(mistake.answer, exercise, seeds, place).outcomes
-        agreeing = {
-            number
-            for number, (own, planted) in enumerate(zip(got.outcomes, outcomes, strict=False))
-            if _same(exercise, planted, own)
-        }
+        planted, _ = run(mistake.answer, exercise, seeds, place)
+        pairs = zip(planted, got, strict=False)
+        agreeing = {n for n, (one, own) in enumerate(pairs) if _same(exercise, one, own)}
         if agreeing.issuperset(failing) and len(agreeing) > most:
             best, most = mistake, len(agreeing)
     return best
@@ -359,41 +335,12 @@ def _same(exercise: Exercise, a: Outcome, b: Outcome) -> bool:
     """Whether two outcomes are alike to the reader."""
     if a.error is not None or b.error is not None:
         return type(a.error) is type(b.error)
-    if (a.autograd_off, a.drew, a.changed) != (b.autograd_off, b.drew, b.changed):
-        return False
-    if trial.difference(a.value, b.value, exercise.rtol, exercise.atol):
+    if a.fault != b.fault or difference(a.value, b.value, exercise.rtol, exercise.atol):
         return False
     # Where the value is NaN or infinite, ways to compute it differ in their gradients without meaning to.
-    if isinstance(a.value, Tensor) and not bool(a.value.isfinite().all()):
+    if isinstance(a.value, torch.Tensor) and not a.value.isfinite().all():
         return True
-    return not trial.difference(a.gradients, b.gradients, exercise.rtol, exercise.atol)
-
-
-def _too_slow(exercise: Exercise, cases: list[Case], got: Run) -> Answer:
-    text = f"your code did not finish within {SECONDS:g} seconds and was stopped. Does a loop never end?"
-    if got.left_behind:
-        text = (
-            f"your code did not finish within {SECONDS:g} seconds and could not be stopped: it waits inside one call. "
-            "It may slow this notebook down until you restart the kernel"
-        )
-    case = cases[min(len(got.outcomes), len(cases) - 1)]
-    lines = [("input", _input(exercise, case)), ("problem", text), ("it was at", got.stopped)]
-    lines.append(("next", f'hint("{exercise.id}")'))
-    return Answer("not yet", f"not yet · {exercise.id}", (*lines, *_printed(got)))
-
-
-def _input(exercise: Exercise, case: Case) -> str:
-    names = inspect.signature(exercise.reference).parameters
-    args = [f"{name} = {trial.show(value)}" for name, value in zip(names, case.args, strict=False)]
-    return "\n".join(args + ([f"({case.note})"] if case.note else [])) or "no arguments"
-
-
-def _printed(got: Run) -> tuple[tuple[str, str], ...]:
-    text = got.printed.strip()
-    if not text:
-        return ()
-    kept = text[: trial.MOST_PRINTED] + (" …" if len(text) > trial.MOST_PRINTED else "")
-    return (("it printed", "\n".join(kept.splitlines()[:6])),)
+    return not difference(a.gradients, b.gradients, exercise.rtol, exercise.atol)
 
 
 def _settle(answer: Answer, strict: bool = False) -> Answer:
@@ -406,16 +353,10 @@ def _settle(answer: Answer, strict: bool = False) -> Answer:
 
 
 def progress_file() -> Path:
-    """Where passed exercises are kept: ``MTL_PROGRESS``, or a file in your own state folder."""
-    if named := os.environ.get("MTL_PROGRESS"):
-        return Path(named).expanduser()
-    if sys.platform == "win32":
-        folder = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        folder = Path.home() / "Library" / "Application Support"
-    else:
-        folder = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
-    return folder / "mtl-for-recommenders" / "progress.json"
+    """Where passed exercises are kept: ``MTL_PROGRESS``, or a file in your state folder. Delete it to start anew."""
+    named = os.environ.get("MTL_PROGRESS")
+    own = platformdirs.user_state_path("mtl-for-recommenders", appauthor=False) / "progress.json"
+    return Path(named).expanduser() if named else own
 
 
 def _passed() -> tuple[dict[str, str], str]:
@@ -430,23 +371,14 @@ def _passed() -> tuple[dict[str, str], str]:
         return {}, f"{path} cannot be read ({type(error).__name__}); it starts anew with your next pass."
 
 
-def _write(passed: dict[str, str]) -> str:
-    """Writes the file at once or not at all; returns a complaint, if any."""
-    path = progress_file()
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps({"passed": passed}, indent=1), encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        return f"{path} cannot be written ({error.strerror or error}); your progress is not kept."
-    return ""
-
-
 def _remember(id: str) -> None:
-    passed, _ = _passed()
-    if id not in passed:
-        _write({**passed, id: datetime.date.today().isoformat()})
+    path, (passed, _) = progress_file(), _passed()
+    if id in passed:
+        return
+    passed[id] = datetime.date.today().isoformat()
+    with contextlib.suppress(OSError):  # nothing depends on it
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"passed": passed}, indent=1), encoding="utf-8")
 
 
 def progress() -> Answer:
@@ -460,16 +392,8 @@ def progress() -> Answer:
     done = sum(id in passed for id in exercises)
     lines = [(notebook, "   ".join(names)) for notebook, names in notebooks.items()]
     lines += [("note", complaint)] if complaint else []
-    lines.append(
-        ("kept", "in one file on this computer: progress_file() names it, reset_progress() empties it")
-    )
+    lines.append(("kept", "in one file on this computer: progress_file() names it, delete it to start anew"))
     return Answer("note", f"{done} of {len(exercises)} exercises passed (✓ passed, ○ open)", tuple(lines))
-
-
-def reset_progress() -> Answer:
-    """Forget all passed exercises."""
-    complaint = _write({}) if progress_file().exists() else ""
-    return Answer("note", complaint or "Progress is empty now.")
 
 
 # --- python -m mtl_helpers.check --------------------------------------------------------------------------------
@@ -482,7 +406,7 @@ def listing() -> Iterator[str]:
     yield f"{len(exercises)} exercises, {planted} planted mistakes"
     for id, exercise in exercises.items():
         yield ""
-        yield f"{id}{inspect.signature(exercise.reference)}: {exercise.title}"
+        yield f"{id}{inspect.signature(exercise.reference)}"
         for level, text in enumerate(exercise.hints, start=1):
             yield f"  hint {level}   {text}"
         for mistake in exercise.mistakes:

@@ -43,14 +43,13 @@ class Exercise:
     Parameters
     ----------
     id : notebook and name, ``"01.precision_at"``.
-    title : what is to be written, in a few words.
     reference : the solution, an ordinary commented function; its source is what ``solution`` prints, its parameters
         are those of the stub.
     cases : ``cases(rng) -> iterable of Case`` (a bare tuple of arguments will do). ``rng`` is a NumPy generator, and
         torch's global generator is seeded too: the same seed must give the same arguments.
     mistakes : at least three.
     hints : three, from a nudge to nearly the solution.
-    gradients : names of tensor arguments to which a gradient must flow from the returned tensor.
+    gradients : names of tensor arguments to which a gradient must flow from the returned scalar; the stub says so.
     observe : ``observe(result, *args) -> facts``; facts are compared instead of the result itself. For answers that
         are no plain values, such as a model, or of which several are right.
     changes : names of arguments that the function may change.
@@ -60,7 +59,6 @@ class Exercise:
     """
 
     id: str
-    title: str
     reference: Callable[..., Any]
     cases: Callable[[np.random.Generator], Iterable[Case | tuple[Any, ...]]]
     mistakes: tuple[Mistake, ...]

@@ -78,11 +78,15 @@ def two_losses(rng):
 EXERCISES = (
     Exercise(
         "00.click_rate",
-        "the share of rows with a click",
         click_rate,
         logs,
         mistakes=(
             Mistake("a count", lambda log: log["click"].sum(), "You count the clicks. Divide by the rows."),
+            Mistake(
+                "upside down",
+                lambda log: len(log) / log["click"].sum(),
+                "Upside down: the smaller number, the clicks, belongs on top.",
+            ),
             Mistake(
                 "the wrong column",
                 lambda log: log["purchase"].mean(),
@@ -103,7 +107,6 @@ EXERCISES = (
     ),
     Exercise(
         "00.conversion_rate",
-        "the share of clicked rows that were bought",
         conversion_rate,
         logs,
         mistakes=(
@@ -136,7 +139,6 @@ EXERCISES = (
     ),
     Exercise(
         "00.rows_that_fit",
-        "how many rows fit into half of the device's memory",
         rows_that_fit,
         device_reports,
         mistakes=(
@@ -170,7 +172,6 @@ EXERCISES = (
     ),
     Exercise(
         "00.mixed_loss",
-        "two losses under one weight",
         mixed_loss,
         two_losses,
         mistakes=(

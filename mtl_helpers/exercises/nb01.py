@@ -47,44 +47,44 @@ def leaking(make_features, log, rows):
 
 def feature_makers(rng):
     """Functions that make features of a log: honest ones, and ones that know a label too early."""
-    for n, count in ((8, 3), (14, 4), (14, 5), (20, 7)):
-        kinds = list(rng.permutation([name for name in FEATURES if name not in ("past", "own")])[: count - 2])
-        chosen = dict(
-            zip(rng.permutation(list("abcdefg"))[:count].tolist(), ["past", "own", *kinds], strict=True)
-        )
-        log = pd.DataFrame({"item": rng.integers(0, 3, n), "click": rng.integers(0, 2, n)})
+    always = ["past", "own", "future"]
+    for n, count, tried in ((8, 3, None), (14, 4, 0), (14, 5, 1), (20, 7, None)):
+        kinds = rng.permutation([name for name in FEATURES if name not in always])[: count - 3]
+        chosen = dict(zip(rng.permutation(list("abcdefg"))[:count].tolist(), [*always, *kinds], strict=True))
+        click = rng.permutation(np.arange(n) % 2)
+        log = pd.DataFrame({"item": rng.integers(0, 3, n), "click": click})
 
         def make_features(log, chosen=chosen):
             item, click = log["item"].to_numpy(), log["click"].to_numpy()
             return pd.DataFrame({name: FEATURES[kind](item, click) for name, kind in chosen.items()})
 
-        yield make_features, log, list(range(n))
+        rows = np.arange(n) if tried is None else np.flatnonzero(click == tried)
+        yield make_features, log, rows.tolist()
 
 
-def _per_row(count):
-    """A feature computed row by row from (all items, all clicks, row number)."""
-    return lambda item, click: np.array([float(count(item, click, i)) for i in range(len(item))])
+def _same_item(item):
+    return (item[:, None] == item) * 1.0
 
 
-FEATURES = {
-    "past": _per_row(lambda item, click, i: click[:i][item[:i] == item[i]].sum()),
-    "own": _per_row(lambda item, click, i: click[: i + 1][item[: i + 1] == item[i]].sum()),
-    "month": _per_row(lambda item, click, i: click[item == item[i]].mean()),
-    "future": _per_row(lambda item, click, i: click[i + 1 :].sum()),
-    "place": _per_row(lambda item, click, i: i),
-    "shown": _per_row(lambda item, click, i: (item[:i] == item[i]).sum()),
-    "recent": _per_row(lambda item, click, i: click[max(0, i - 3) : i].sum()),
+FEATURES = {  # each a matrix (rows, rows) that says which clicks a row sees, times the clicks
+    "past": lambda item, click: np.tril(_same_item(item), -1) @ click,
+    "own": lambda item, click: np.tril(_same_item(item)) @ click,
+    "month": lambda item, click: _same_item(item) @ click / _same_item(item).sum(1),
+    "future": lambda item, click: np.triu(np.ones((len(item),) * 2), 1) @ click,
+    "place": lambda item, click: np.arange(len(item)),
+    "shown": lambda item, click: np.tril(_same_item(item), -1).sum(1),
+    "recent": lambda item, click: np.tril(np.triu(np.ones((len(item),) * 2), -3), -1) @ click,
 }
 
 
-def _compare_rows(upto):
-    """``leaking`` that compares other rows than it should."""
+def _compare_rows(upto=lambda row: (0, row + 1), other=lambda click: 1 - click):
+    """``leaking`` that compares other rows than it should, or tries another click."""
 
     def answer(make_features, log, rows):
         before, found = make_features(log), set()
         for row in rows:
             click = log["click"].to_numpy().copy()
-            click[row] = 1 - click[row]
+            click[row] = other(click[row])
             after = make_features(log.assign(click=click))
             found |= set(before.columns[(before != after).iloc[slice(*upto(row))].any()])
         return found
@@ -132,7 +132,6 @@ def _clamped(logits, labels):
 EXERCISES = (
     Exercise(
         "01.precision_at",
-        "the share of flagged rows that are positive",
         precision_at,
         flagged_rows,
         mistakes=(
@@ -165,7 +164,6 @@ EXERCISES = (
     ),
     Exercise(
         "01.leaking",
-        "the features that know a label before it is there",
         leaking,
         feature_makers,
         mistakes=(
@@ -179,6 +177,21 @@ EXERCISES = (
                 "the own row forgotten",
                 _compare_rows(lambda row: (0, row)),
                 "You miss features that contain the row's own label: the flipped row itself must not change either.",
+            ),
+            Mistake(
+                "the flipped row alone",
+                _compare_rows(lambda row: (row, row + 1)),
+                "You look at the flipped row alone. An earlier row that knows this click leaks, too.",
+            ),
+            Mistake(
+                "set to one",
+                _compare_rows(other=lambda click: 1),
+                "You set the click to 1. Where it is 1 already nothing changes: flip it, 1 − click.",
+            ),
+            Mistake(
+                "set to zero",
+                _compare_rows(other=lambda click: 0),
+                "You set the click to 0. Where it is 0 already nothing changes: flip it, 1 − click.",
             ),
             Mistake(
                 "the honest ones",
@@ -201,7 +214,6 @@ EXERCISES = (
     ),
     Exercise(
         "01.stable_log_loss",
-        "a log-loss that does not overflow",
         stable_log_loss,
         confident_logits,
         mistakes=(
@@ -226,6 +238,11 @@ EXERCISES = (
                 "labels swapped",
                 lambda z, y: (softplus(z) - (1 - y) * z).mean(),
                 "The labels are swapped: for label 1 a large logit must cost little.",
+            ),
+            Mistake(
+                "no absolute value",
+                lambda z, y: (z.clamp(min=0) - y * z + (-z).exp().log1p()).mean(),
+                "Beside max(z, 0) the exponent is −|z|: for a negative z, e^(−z) counts it twice and overflows.",
             ),
             Mistake(
                 "the sigmoid twice",

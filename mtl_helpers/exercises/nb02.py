@@ -52,19 +52,22 @@ def grown_facts(result, model, task):
     old = {f"logits of {name}": tensor for name, tensor in answers.items() if name != task.name}
     return {
         "tasks that are answered": " ".join(answers),
-        f"shape of the logits of {task.name}": tuple(new.shape) if new is not None else None,
+        f"shape of the logits of {task.name}": str(tuple(new.shape)) if new is not None else "",
         **old,
-        "model.tasks": " ".join(one.name for one in result.tasks),
+        "model.tasks": f"a {type(result.tasks).__name__} of " + " ".join(one.name for one in result.tasks),
     }
 
 
-def _tower_of(width, outputs=None, listed=True):
+def _tower_of(width, outputs=None, listed=True, kind=tuple, squeezed=True):
     def answer(model, task):
         n_in = width or model.settings["hidden"][-1]
         made = Task(task.name, "multiclass", outputs) if outputs else task
-        model.towers[task.name] = Tower(n_in, made)
+        plain = torch.nn.Sequential(torch.nn.Linear(n_in, 16), torch.nn.Linear(16, task.n_outputs))
+        model.towers[task.name] = (Tower(n_in, made) if squeezed else plain).to(
+            next(model.parameters()).device
+        )
         if listed:
-            model.tasks = (*model.tasks, task)
+            model.tasks = kind([*model.tasks, task])
         return model
 
     return answer
@@ -107,7 +110,6 @@ def _rows(logits, labels):
 EXERCISES = (
     Exercise(
         "02.add_task",
-        "a third task, without touching the bottom",
         add_task,
         grown_models,
         mistakes=(
@@ -120,6 +122,16 @@ EXERCISES = (
                 "tasks not told",
                 _tower_of(None, listed=False),
                 "The tower is there, but `model.tasks` does not list its task, so no loss would be computed for it.",
+            ),
+            Mistake(
+                "tasks in a list",
+                _tower_of(None, kind=list),
+                "`model.tasks` has become a list. It is a tuple: `(*model.tasks, task)`.",
+            ),
+            Mistake(
+                "a column of logits",
+                _tower_of(None, squeezed=False),
+                "Your tower gives (n, 1) for a yes/no task. The package's own give (n,): squeeze, or take `Tower`.",
             ),
             Mistake(
                 "the width written down",
@@ -145,7 +157,6 @@ EXERCISES = (
     ),
     Exercise(
         "02.shared_share",
-        "the share of parameters that all tasks use",
         shared_share,
         models_to_count,
         mistakes=(
@@ -179,7 +190,6 @@ EXERCISES = (
     ),
     Exercise(
         "02.masked_loss",
-        "a loss that skips gaps",
         masked_loss,
         gappy_labels,
         mistakes=(

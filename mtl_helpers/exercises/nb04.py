@@ -101,7 +101,6 @@ def clouds(rng):
 EXERCISES = (
     Exercise(
         "04.uncertainty_total",
-        "uncertainty weighting in a few lines",
         uncertainty_total,
         losses_and_variances,
         mistakes=(
@@ -145,7 +144,6 @@ EXERCISES = (
     ),
     Exercise(
         "04.dwa_weights",
-        "the weights of DWA",
         dwa_weights,
         two_epochs,
         mistakes=(
@@ -178,7 +176,6 @@ EXERCISES = (
     ),
     Exercise(
         "04.pcgrad_of_two",
-        "PCGrad for two tasks",
         pcgrad_of_two,
         gradient_pairs,
         mistakes=(
@@ -218,7 +215,6 @@ EXERCISES = (
     ),
     Exercise(
         "04.dominated",
-        "dominated points of a front",
         dominated,
         clouds,
         mistakes=(
@@ -230,7 +226,12 @@ EXERCISES = (
             Mistake(
                 "equal points dominate",
                 lambda p: (p[None] <= p[:, None]).all(-1).any(1),
-                "Every point is as good as itself. Ask for “better on one” as well.",
+                "Every point is as good as itself, so you mark them all. Ask for “better on one” as well.",
+            ),
+            Mistake(
+                "duplicates dominate",
+                lambda p: ((p[None] <= p[:, None]).all(-1) & ~np.eye(len(p), dtype=bool)).any(1),
+                "Two equal points: neither is better on any task, so neither dominates. Ask for “better on one”.",
             ),
             Mistake(
                 "larger is better",

@@ -27,7 +27,7 @@ def top_lists(rng):
         bought = [set(rng.permutation(n_items)[: rng.integers(1, 5)].tolist()) for _ in range(users)]
         bought[0] |= {int(lists[0, 0])}
         yield lists, bought, n_items
-    lists = np.array([[0, 1], [0, 1], [2, 1]])
+    lists = np.array([[0, 1], [3, 4], [2, 1]])
     yield Case((lists, [{0, 7}, set(), {1}], 8), "the second user bought nothing")
 
 
@@ -50,7 +50,8 @@ def predictions_and_exponents(rng):
         yield p, {task: float(rng.uniform(0.2, 3)) for task in tasks}
     p = {"click": torch.tensor([0.5, 0.1]), "purchase": torch.tensor([0.02, 0.3])}
     yield Case((p, {"click": 1.0, "purchase": 0.0}), "an exponent of 0: the purchase does not count")
-    yield Case((p, {"click": 1.0}), "a task without an exponent does not count")
+    yield Case((p, {"purchase": 2.0}), "a task without an exponent does not count")
+    yield Case((p, {"purchase": 0.5, "click": 2.0}), "the exponents come in another order")
     tiny = {"click": torch.tensor([0.0, 0.5]), "purchase": torch.tensor([0.5, 0.5])}
     yield Case((tiny, {"click": 1.0, "purchase": 2.0}), "a probability of 0")
 
@@ -63,6 +64,13 @@ def _factors(probabilities, exponents):
     score = 1.0
     for task, exponent in exponents.items():
         score = score * (exponent * probabilities[task])
+    return score
+
+
+def _by_order(probabilities, exponents):
+    score = 1.0
+    for p, exponent in zip(probabilities.values(), exponents.values(), strict=False):
+        score = score * p**exponent
     return score
 
 
@@ -97,7 +105,6 @@ def sampled_probabilities(rng):
 EXERCISES = (
     Exercise(
         "05.recall_and_coverage",
-        "recall at k and coverage of top-k lists",
         recall_and_coverage,
         top_lists,
         mistakes=(
@@ -132,6 +139,14 @@ EXERCISES = (
                 "A user who bought nothing counts as a miss with you. There was nothing to find: leave that user out.",
             ),
             Mistake(
+                "lists without purchases left out of the coverage",
+                lambda lists, bought, n: (
+                    recall_and_coverage(lists, bought, n)[0],
+                    len(np.unique(lists[[bool(b) for b in bought]])) / n,
+                ),
+                "Your coverage skips the lists of users who bought nothing. They count, too: only recall skips them.",
+            ),
+            Mistake(
                 "the other way round",
                 lambda lists, bought, n: recall_and_coverage(lists, bought, n)[::-1],
                 "The two numbers are in the wrong order: recall first, then coverage.",
@@ -146,7 +161,6 @@ EXERCISES = (
     ),
     Exercise(
         "05.power_fusion",
-        "one score as a product of powers",
         power_fusion,
         predictions_and_exponents,
         mistakes=(
@@ -159,6 +173,11 @@ EXERCISES = (
                 "factors, not exponents",
                 _factors,
                 "You multiply by the exponent: a factor common to all items that changes no order. Raise p to it.",
+            ),
+            Mistake(
+                "by order, not by name",
+                _by_order,
+                "You pair the two dicts by their order. Pair them by the task's name: `probabilities[task]`.",
             ),
             Mistake(
                 "base and exponent swapped",
@@ -179,7 +198,6 @@ EXERCISES = (
     ),
     Exercise(
         "05.undo_downsampling",
-        "true probabilities after dropping negatives",
         undo_downsampling,
         sampled_probabilities,
         mistakes=(

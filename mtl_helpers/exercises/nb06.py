@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch.nn.functional import logsigmoid
 
 from mtl_helpers.exercises import Case, Exercise, Mistake
 
@@ -20,6 +21,12 @@ def mixtures(rng):
     for n, e, d in ((2, 2, 1), (5, 3, 4), (7, 4, 2), (4, 4, 4)):
         yield torch.randn(n, e) * float(rng.uniform(0.5, 2)), torch.randn(e, n, d)
     yield Case((torch.randn(3, 1), torch.randn(1, 3, 2)), "there is one expert only")
+    yield Case((torch.tensor([[200.0, 198.0], [-300.0, -301.0]]), torch.randn(2, 2, 3)), "large logits")
+
+
+def _without_shift(gate_logits, experts):
+    e = gate_logits.exp()
+    return ((e / e.sum(-1, keepdim=True)).T.unsqueeze(-1) * experts).sum(0)
 
 
 def logit_of_product(a, b):
@@ -53,19 +60,23 @@ def gate_tables(rng):
 EXERCISES = (
     Exercise(
         "06.gated_mixture",
-        "what a gate lets through",
         gated_mixture,
         mixtures,
         mistakes=(
             Mistake(
                 "the gates ignored",
-                lambda gate_logits, experts: experts.mean(0) + 0 * gate_logits.sum(),
+                lambda gate_logits, experts: experts.mean(0),
                 "That is the plain mean of the experts. Each row has shares of its own.",
             ),
             Mistake(
                 "softmax over the rows",
                 lambda gate_logits, experts: (gate_logits.softmax(0).T.unsqueeze(-1) * experts).sum(0),
                 "Your shares sum to one over the rows. They must sum to one over the experts: the last axis.",
+            ),
+            Mistake(
+                "softmax without the shift",
+                _without_shift,
+                "Your softmax overflows for large logits. Take each row's largest logit away first, or `.softmax(-1)`.",
             ),
             Mistake(
                 "no softmax",
@@ -83,12 +94,10 @@ EXERCISES = (
             "Bring the shares to shape (experts, rows, 1); then they multiply `experts` of shape (experts, rows, d).",
             "`(gate_logits.softmax(-1).T.unsqueeze(-1) * experts).sum(0)`.",
         ),
-        gradients=("gate_logits", "experts"),
         atol=1e-5,
     ),
     Exercise(
         "06.logit_of_product",
-        "the logit of a product of probabilities",
         logit_of_product,
         two_logits,
         mistakes=(
@@ -108,6 +117,16 @@ EXERCISES = (
                 "That is the probability itself; its logit is asked for.",
             ),
             Mistake(
+                "log of the product",
+                lambda a, b: logsigmoid(a) + logsigmoid(b),
+                "That is log p. A logit is log p − log(1 − p).",
+            ),
+            Mistake(
+                "log of the product, rounded",
+                lambda a, b: torch.log(a.sigmoid() * b.sigmoid()),
+                "That is log p, and a sigmoid that rounds to 0 makes it infinite. A logit is log p − log(1 − p).",
+            ),
+            Mistake(
                 "overflow",
                 lambda a, b: torch.log(a.sigmoid() * b.sigmoid()) - torch.log1p(-a.sigmoid() * b.sigmoid()),
                 "Infinite at the ends, where a sigmoid rounds to 0 or 1. Stay with a and b, and use logsumexp.",
@@ -118,12 +137,10 @@ EXERCISES = (
             "The odds against are e^-a + e^-b + e^-(a+b). The logit is minus their logarithm.",
             "`-torch.logsumexp(torch.stack([-a, -b, -(a + b)]), dim=0)`.",
         ),
-        gradients=("a", "b"),
         atol=1e-5,
     ),
     Exercise(
         "06.load_term",
-        "a term that keeps experts busy",
         load_term,
         gate_tables,
         mistakes=(
@@ -153,6 +170,5 @@ EXERCISES = (
             "Take the mean over the rows, then that vector's variance over its squared mean.",
             "`use = gates.mean(0)`, then `use.var(unbiased=False) / use.mean() ** 2`.",
         ),
-        gradients=("gates",),
     ),
 )

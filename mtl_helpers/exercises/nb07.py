@@ -51,12 +51,13 @@ def spreads(rng):
     for _ in range(4):
         yield float(rng.uniform(0.0005, 0.004)), float(rng.uniform(0.0006, 0.002))
     yield Case((0.004, 0.001), "four times the difference in one run")
+    yield Case((5.0, 1.0), "n comes out whole: 196")
+    yield Case((0.001, 0.004), "one seed would do")
 
 
 EXERCISES = (
     Exercise(
         "07.rate_of_others",
-        "a statistic without its own label",
         rate_of_others,
         logs,
         mistakes=(
@@ -90,6 +91,13 @@ EXERCISES = (
                 "You left the row out of the sum but not out of the count.",
             ),
             Mistake(
+                "the lonely row in its own stand-in",
+                lambda ids, labels: np.where(
+                    (ids[:, None] == ids).sum(1) > 1, rate_of_others(ids, labels), labels.mean()
+                ),
+                "For an id seen once you take the mean of all rows. It holds the row's own label: leave that out.",
+            ),
+            Mistake(
                 "one rate for all",
                 lambda ids, labels: (labels.sum() - labels) / (len(labels) - 1),
                 "That is the rate of all other rows. Take the rows of the same id where there are any.",
@@ -103,7 +111,6 @@ EXERCISES = (
     ),
     Exercise(
         "07.paired_interval",
-        "an interval for a difference of pairs",
         paired_interval,
         runs,
         mistakes=(
@@ -144,7 +151,6 @@ EXERCISES = (
     ),
     Exercise(
         "07.seeds_needed",
-        "how many seeds to see a difference",
         seeds_needed,
         spreads,
         mistakes=(
@@ -157,6 +163,16 @@ EXERCISES = (
                 "rounded down",
                 lambda sd, gap: int((2.8 * sd / gap) ** 2),
                 "One seed too few: round up.",
+            ),
+            Mistake(
+                "one too many",
+                lambda sd, gap: int((2.8 * sd / gap) ** 2) + 1,
+                "`int(x) + 1` is one seed too many where x is whole already. Round up with `np.ceil`.",
+            ),
+            Mistake(
+                "at least two",
+                lambda sd, gap: max(2, int(np.ceil((2.8 * sd / gap) ** 2))),
+                "You never answer 1. An interval needs two seeds, but asked for is the smallest n of the formula.",
             ),
             Mistake(
                 "significance only",

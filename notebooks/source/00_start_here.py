@@ -616,7 +616,8 @@ check("00.rows_that_fit", rows_that_fit)
 
 # %%
 def mixed_loss(loss_click, loss_purchase, w):
-    """loss_click, loss_purchase: tensors, shape (). w: weight of the purchase. Returns a tensor, shape ().
+    """loss_click, loss_purchase: tensors, shape (). w: weight of the purchase. Returns a tensor, shape (),
+    through which a gradient flows to both losses.
 
     Example: losses 2 and 4 with w = 0.25 give 2.5.
     """

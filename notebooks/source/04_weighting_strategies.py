@@ -909,7 +909,8 @@ from mtl_helpers.check import check, hint, solution, use
 
 
 def uncertainty_total(losses, log_variance):
-    """losses (K,), log_variance (K,): tensors. Returns the total for classification tasks, a scalar tensor.
+    """losses (K,), log_variance (K,): tensors. Returns the total for classification tasks, a scalar tensor,
+    through which a gradient flows to both.
 
     Example: losses 1 and 2 with log-variances 0 and 0 give 3.
     """
@@ -973,7 +974,7 @@ beaten = use("04.dominated", dominated)
 for bend in (-1, 0, 1):  # losses that fall and rise together, are unrelated, or are traded for each other
     one, two = np.random.default_rng(0).normal(size=(2, 200))
     cloud = np.stack([one, 0.3 * two - bend * one], axis=1)
-    print(f"trade-off {bend:+d}: {(~beaten(cloud)).sum()} of {len(cloud)} points are on the front")
+    print(f"trade-off {bend:+d}: {len(cloud) - sum(beaten(cloud))} of {len(cloud)} points are on the front")
 
 # %% [markdown]
 # ## Self-check
