@@ -238,7 +238,9 @@ def show(value: Any, at: tuple[int, ...] = ()) -> str:
 
 def _text(value: Any, at: tuple[int, ...] = ()) -> str:
     if isinstance(value, (float, np.floating)):
-        return f"{value:.0f}" if float(value).is_integer() and abs(value) < 1e12 else f"{float(value):.5g}"
+        return (
+            f"{value + 0.0:.0f}" if float(value).is_integer() and abs(value) < 1e12 else f"{float(value):.5g}"
+        )
     if isinstance(value, np.generic):
         return repr(value.item())
     if isinstance(value, (Tensor, np.ndarray, pd.Series)):
