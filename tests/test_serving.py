@@ -68,7 +68,7 @@ def case_model():
     torch.manual_seed(0)
     model = ecommerce.CaseModel(schema, ecommerce.case_tasks(5), n_items=5)
     numeric, codes = torch.randn(9, len(schema.numeric)), torch.randint(0, 7, (9, len(schema.categorical)))
-    model.set_catalogue(numeric[:5], codes[:5])
+    model.set_catalogue(numeric[:5], codes[:5], torch.zeros(5))
     rng = np.random.default_rng(0)
     frame = pd.DataFrame(
         {name: rng.normal(size=12) for name in schema.numeric}

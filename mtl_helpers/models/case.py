@@ -70,17 +70,17 @@ CASE_NUMERIC = (*USER_COLUMNS[0], *ITEM_COLUMNS[0], *PAIR_COLUMNS[0])
 CASE_CATEGORICAL = ("user_id", *USER_COLUMNS[1], *ITEM_COLUMNS[1], *PAIR_COLUMNS[1])
 
 
-def case_tasks(n_items: int, n_categories: int = 8) -> tuple[Task, ...]:
+def case_tasks(n_items: int) -> tuple[Task, ...]:
     """click, purchase, next_category and next_item."""
     return (
         Task("click"),
         Task("purchase"),
-        Task("next_category", kind="multiclass", n_classes=n_categories),
+        Task("next_category", kind="multiclass", n_classes=len(PAST)),
         Task("next_item", kind="multiclass", n_classes=n_items),
     )
 
 
-def case_frames(shop: Shop, fractions: Sequence[float] = (0.7, 0.15, 0.15)) -> dict[str, pd.DataFrame]:
+def case_frames(shop: Shop) -> dict[str, pd.DataFrame]:
     """``{"train", "valid", "test"}`` of a shop, split by time, with the case's features and labels.
 
     Beyond :func:`shop_frame`: the columns ``past_<category>``, and ``next_item``, the item_id of the
@@ -92,7 +92,7 @@ def case_frames(shop: Shop, fractions: Sequence[float] = (0.7, 0.15, 0.15)) -> d
     clicked = clicked.drop_duplicates(["user_id", "timestamp"])  # in the order of position
     clicked = clicked.rename(columns={"timestamp": "next_click_time", "item_id": "next_item"})
     parts = {}
-    for name, part in shop_splits(frame, fractions=fractions).items():
+    for name, part in shop_splits(frame).items():
         # the split has forgotten the moments it cannot know, so the join finds no item for them
         part = part.merge(clicked, on=["user_id", "next_click_time"], how="left", validate="many_to_one")
         first = part["position"] == 1
@@ -148,25 +148,20 @@ class CaseModel(nn.Module):
     ) -> None:
         super().__init__()
         self.tasks, self.schema = check_tasks(tasks), schema
-        self.settings = {
-            "n_items": n_items,
-            "embedding_dim": embedding_dim,
-            "width": width,
-            "user_ids": user_ids,
-        }
+        self.settings = {"n_items": n_items, "embedding_dim": embedding_dim, "width": width}
+        self.settings["user_ids"] = user_ids
         user = (USER_COLUMNS[0], ("user_id", *USER_COLUMNS[1])) if user_ids else USER_COLUMNS
-        self._parts = {}
-        layers = {}
-        for name, columns in (("user", user), ("item", ITEM_COLUMNS), ("pair", PAIR_COLUMNS)):
-            own = Schema(columns[0], {column: schema.categorical[column] for column in columns[1]})
-            places = [list(schema.numeric).index(column) for column in columns[0]]
-            codes = [list(schema.categorical).index(column) for column in columns[1]]
-            self._parts[name] = (places, codes)
-            layers[name] = FeatureLayer(own, embedding_dim)
-        self.features = nn.ModuleDict(layers)
-        self.user = mlp(layers["user"].n_out, (2 * width, width))
-        self.item = mlp(layers["item"].n_out, (width,)).append(nn.Linear(width, width))
-        joined = 3 * width + layers["pair"].n_out
+        self._parts, self.features = {}, nn.ModuleDict()
+        for part, (numbers, codes) in {"user": user, "item": ITEM_COLUMNS, "pair": PAIR_COLUMNS}.items():
+            own = Schema(numbers, {column: schema.categorical[column] for column in codes})
+            self.features[part] = FeatureLayer(own, embedding_dim)
+            self._parts[part] = (
+                [list(schema.numeric).index(column) for column in numbers],
+                [list(schema.categorical).index(column) for column in codes],
+            )
+        self.user = mlp(self.features["user"].n_out, (2 * width, width))
+        self.item = mlp(self.features["item"].n_out, (width,)).append(nn.Linear(width, width))
+        joined = 3 * width + self.features["pair"].n_out
         self.towers = nn.ModuleDict()
         for task in self.tasks:
             if task.kind == "binary":
@@ -178,7 +173,7 @@ class CaseModel(nn.Module):
         self.register_buffer("item_codes", torch.zeros(n_items, len(ITEM_COLUMNS[1]), dtype=torch.long))
 
     @torch.no_grad()
-    def set_catalogue(self, numeric: Tensor, categorical: Tensor, clicks: Tensor | None = None) -> CaseModel:
+    def set_catalogue(self, numeric: Tensor, categorical: Tensor, clicks: Tensor) -> CaseModel:
         """Take the items' own columns out of encoded rows, one row an item in the order of the classes.
 
         ``clicks`` (n_items,), counted on the training rows, starts the bias at the log of each item's share of them:
@@ -187,9 +182,8 @@ class CaseModel(nn.Module):
         places, codes = self._parts["item"]
         self.item_numeric.copy_(numeric[:, places])
         self.item_codes.copy_(categorical[:, codes])
-        if clicks is not None:
-            share = (clicks.double() + 0.5) / (clicks.double() + 0.5).sum()
-            self.bias.copy_(share.log())
+        smoothed = clicks.double() + 0.5
+        self.bias.copy_((smoothed / smoothed.sum()).log())
         return self
 
     def feature_vectors(self, part: str, numeric: Tensor, categorical: Tensor) -> Tensor:
@@ -287,24 +281,19 @@ def score_candidates(
     ``next``, the chance that it is this item. The last two are asked once a user.
     """
     model.eval()
-    device, shape = model.bias.device, (len(rows), len(items))
-    encoded = [tensor.to(device) for tensor in data.encoder.transform(candidates(rows, items))]
+    table = data.encoder.transform(candidates(rows, items))
+    encoded = [tensor.to(model.bias.device) for tensor in table]
     binary = [task.name for task in model.tasks if task.kind == "binary"]
-    others = [task for task in model.tasks if task.kind == "multiclass"]
-    found: dict[str, list[Tensor]] = {name: [] for name in binary}
-    for numeric, codes in zip(*(tensor.split(16_384) for tensor in encoded), strict=True):
-        for name, logits in model(numeric, codes, only=binary).items():
-            found[name].append(logits.sigmoid())
-    signals = {name: torch.cat(parts).reshape(shape).cpu().numpy() for name, parts in found.items()}
-    once = [tensor[:: shape[1]] for tensor in encoded]
-    answers = {
-        name: logits.softmax(-1) for name, logits in model(*once, only=[t.name for t in others]).items()
-    }
-    for task in others:
-        p = answers[task.name].cpu().numpy()
-        if task.n_outputs == len(items):
+    parts = [model(*part, only=binary) for part in zip(*(t.split(16_384) for t in encoded), strict=True)]
+    signals = {name: torch.cat([part[name] for part in parts]).sigmoid() for name in binary}
+    signals = {name: p.reshape(len(rows), len(items)).cpu().numpy() for name, p in signals.items()}
+    once = [tensor[:: len(items)] for tensor in encoded]
+    others = [task.name for task in model.tasks if task.kind == "multiclass"]
+    for name, logits in model(*once, only=others).items():
+        p = logits.softmax(-1).cpu().numpy()
+        if p.shape[1] == len(items):
             signals["next"] = p
-        elif task.name == "next_category":
+        elif name == "next_category":
             signals["category"] = p[:, _categories_of(items)]
     return signals
 

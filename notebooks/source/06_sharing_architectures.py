@@ -197,7 +197,7 @@ reached = {}
 for name in names:
     ple.zero_grad()
     ple(batch.numeric, batch.categorical)[name].sum().backward()
-    reached[name] = [bool(lvl.own["click"][0][0].weight.grad.any()) for lvl in ple.levels]
+    reached[name] = [lvl.own["click"][0][0].weight.grad is not None for lvl in ple.levels]
 print(pd.DataFrame(reached, index=["click expert, level 1", "click expert, level 2"]))
 wide_open = all(reached[name][0] for name in names)
 print("Level 1 is reached by", "every task, through the shared gate." if wide_open else "some tasks only.")
