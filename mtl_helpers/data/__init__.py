@@ -8,6 +8,7 @@ from mtl_helpers.data.features import (
     clip_outliers,
     convert_units,
     drop_duplicate_rows,
+    guess_features,
     prepare,
     split_by_time,
     split_by_user,
@@ -61,7 +62,6 @@ from mtl_helpers.data.shop import (
     write_shop,
 )
 from mtl_helpers.data.tables import Batch, MultiTaskDataset, Schema, Task, hide_labels
-from mtl_helpers.data.tabular import ColumnGuess, LabelLeak, TabularLog
 
 __all__ = [
     "AGE_GROUPS",
@@ -72,7 +72,6 @@ __all__ = [
     "CENSUS_TASKS",
     "CHANNELS",
     "CORRELATED_TASKS",
-    "ColumnGuess",
     "CorrelatedTasks",
     "FeatureEncoder",
     "KUAIRAND_CATEGORICAL",
@@ -82,7 +81,6 @@ __all__ = [
     "KUAIRAND_TASKS",
     "KUAIRAND_WIDE_CATEGORICAL",
     "KUAIRAND_WIDE_NUMERIC",
-    "LabelLeak",
     "MultiTaskDataset",
     "PRIOR_CTR",
     "PRIOR_VIEWS",
@@ -98,7 +96,6 @@ __all__ = [
     "ShopConfig",
     "Splits",
     "TIERS",
-    "TabularLog",
     "Task",
     "World",
     "bayes_auc",
@@ -111,6 +108,7 @@ __all__ = [
     "convert_units",
     "correlated_tasks",
     "drop_duplicate_rows",
+    "guess_features",
     "hide_labels",
     "iter_impressions",
     "kuairand_available",

@@ -637,28 +637,28 @@ Explorer(fig, knobs, draw_power, title="Power of a comparison by seeds")
 # %% [markdown]
 # ## 8 · Your own log
 #
-# `TabularLog` guesses what each column is, says so, and lets you overrule. Watch it refuse first: the shop's raw log
-# has a column that is known only after the click.
+# Name the labels; `guess_features` proposes what the other columns are, with its reasons, and you overrule. The shop's
+# raw log has a column that is known only after the click: the guess cannot know that, `check_leaks` sees it.
 
 # %%
-from mtl_helpers.data.tabular import LabelLeak, TabularLog
+from mtl_helpers.data import Task, check_leaks, guess_features, prepare, split_by_time
 
-raw = pd.read_csv(folder.parents[1] / "datasets" / "shop" / "impressions.csv.gz")
-roles = {"labels": ["click", "purchase"], "user": "user_id", "item": "item_id", "time": "timestamp"}
-try:
-    TabularLog.from_frame(raw, **roles)
-except LabelLeak as error:
-    print("refused:", error)
+raw = pd.read_csv(folder.parents[1] / "datasets" / "shop" / "impressions.csv.gz").drop_duplicates()
+own_tasks = (Task("click"), Task("purchase"))
+numeric, categorical, table = guess_features(raw, own_tasks, time="timestamp", user="user_id")
+own_parts = split_by_time(raw)
+display(table)
+display(check_leaks(own_parts, [*numeric, *categorical], own_tasks, time="timestamp"))
 
 # %%
-own = TabularLog.from_frame(raw, **roles, ignore=["dwell_seconds", "session_id"])
-print(own)
+numeric = [name for name in numeric if name != "dwell_seconds"]
+categorical = [name for name in categorical if name != "session_id"]
 
 # %% [markdown]
-# From here it is what you know. With a file of your own: `TabularLog.from_file("log.csv", labels=…)`.
+# From here it is what you know. With a file of your own: `pd.read_csv("log.csv")` in place of the shop's log.
 
 # %%
-splits = own.split(by="time")
+splits = prepare(own_parts, own_tasks, numeric, categorical, min_count=2)
 torch.manual_seed(0)
 model = PLE(splits.schema, splits.tasks, embedding_dim=4)
 fit(model, splits.train, splits.valid, epochs=2 if FAST else 4, lr=3e-3, weight_decay=1e-4, progress=False)
@@ -666,12 +666,12 @@ print(
     {task: round(values["auc"], 4) for task, values in evaluate(model, splits.valid).items()},
     "validation AUC",
 )
-new = splits.encoder.transform(own.features(raw.tail(3)))
+new = splits.encoder.transform(raw.tail(3))
 print("new rows as tensors:", tuple(new[0].shape), tuple(new[1].shape))
 
 # %% [markdown]
-# Try another split: with `by="user"` the user's id is no feature, for it says nothing about users never seen. Whole
-# numbers of few values as a label (stars from one to five) are refused until you say which kind they are.
+# Try another split: `split_by_user` tests on users never seen; leave the user's id out then, for it says nothing of
+# them. Whole numbers of few values as a label (stars from one to five) are classes or amounts: you say which, by `Task`.
 #
 # Does it fit? `python tests/benchmarks/full_size.py log` repeats the rows at hand up to the full log's number and prints
 # seconds an epoch and peak memory: an estimate, since the rows are repeated. `… table` does so for a million rows.
