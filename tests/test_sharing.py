@@ -9,7 +9,7 @@ import torch
 from helpers import MIXED_TASKS, toy_splits
 from torch import nn
 
-from mtl_helpers.data import Schema, Task, hide_labels
+from mtl_helpers.data import Schema, Task, hide_labels, prepare
 from mtl_helpers.gradients import METHODS, CombinedGradients
 from mtl_helpers.losses import task_losses
 from mtl_helpers.models import (
@@ -386,13 +386,13 @@ class TestESMM:
     def log(self, bought_anyway=False):
         """A conversion log: nobody knows of a purchase where there was no click."""
         tasks = (Task("click"), Task("dwell"))  # dwell, known only after a click, becomes the purchase
-        frames = {name: frame.assign(dwell=(frame["dwell"] > 0.5).where(frame["click"] == 1)) for name, frame in
-                  SPLITS.frames.items()}  # fmt: skip
+        frames = {
+            name: frame.assign(dwell=(frame["dwell"] > 0.5).where(frame["click"] == 1))
+            for name, frame in SPLITS.frames.items()
+        }
         if bought_anyway:
             row = frames["train"].index[frames["train"]["click"] == 0][0]
             frames["train"].loc[row, "dwell"] = 1.0
-        from mtl_helpers.data import prepare
-
         return prepare(frames, tasks, ["x", "z"], ["user_id", "item"]).train, tasks
 
     def test_a_conversion_log_is_refused_unless_said_to_mean_not_bought(self):
@@ -400,6 +400,8 @@ class TestESMM:
         make = lambda: ESMM(SCHEMA, tasks, **SMALL)  # noqa: E731
         with pytest.raises(ValueError, match="complete_chain"):
             fit(make(), train, epochs=1, progress=False)
+        with pytest.raises(ValueError, match="complete_chain"):
+            sweep(make, train, weightings=[{"click": 1, "dwell": 1}], progress=False)
         whole = complete_chain(train, ("click", "dwell"))
         assert torch.equal(whole.labels["dwell"], train.labels["dwell"]) and whole.masks["dwell"].all()
         fit(model := make(), whole, epochs=60, lr=1e-2, progress=False)
