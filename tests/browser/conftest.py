@@ -19,8 +19,8 @@ SETUP = (
     "from mtl_helpers.widgets import figures; figures.use_course_style()"
 )
 BROKEN = """\
-from mtl_helpers.widgets import Explorer, dropdown, slider, toggle
-fig = plots.figure(4, 2)
+from mtl_helpers.widgets import Explorer, dropdown, figure, slider, toggle
+fig = figure(4, 2)
 line, = fig.subplots().plot([0], [0], "o", animated=True)
 
 def show(state):
