@@ -7,13 +7,9 @@ drive the same loop step by step.
 from __future__ import annotations
 
 import copy
-import json
 import math
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -32,9 +28,7 @@ __all__ = [
     "TrainingDiverged",
     "evaluate",
     "fit",
-    "load_checkpoint",
     "predict",
-    "save_checkpoint",
     "task_metrics",
     "training_steps",
 ]
@@ -468,124 +462,3 @@ def evaluate(
             known = None if mask is None else mask.cpu()
             values[task.name] |= task_metrics(task, prediction, truth.cpu(), known)
     return values
-
-
-# ------------------------------------------------------------------------------------------------- checkpoints
-
-
-FORMAT = "mtl_helpers checkpoint 2"
-
-
-def save_checkpoint(path: str | Path, model: nn.Module, **extra: object) -> Path:
-    """Save a model's weights and plain extra values (numbers, text, lists, dictionaries) in one safetensors file.
-
-    The extra values stand as JSON in the file's metadata; tuples come back as lists. The file is written beside its
-    target and moved there at the end: a crash leaves the old file as it was.
-
-    Raises
-    ------
-    FileNotFoundError : the folder does not exist. TypeError : an extra value that JSON cannot hold.
-    """
-    from safetensors.torch import save
-
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"Folder {path.parent} does not exist: create it before saving {path.name}.")
-    for name, value in extra.items():
-        check_plain(value, f"extra value {name!r}")
-    metadata = {"format": FORMAT, "extra": json.dumps(extra)}
-    write_atomically(path, save(plain_tensors(model), metadata))
-    return path
-
-
-def load_checkpoint(path: str | Path, model: nn.Module) -> dict[str, object]:
-    """Load weights saved by :func:`save_checkpoint` into a model of the same shape; return the extra values.
-
-    The file holds numbers and text only: it cannot run code.
-
-    Raises
-    ------
-    FileNotFoundError : no such file. ValueError : no checkpoint, or one of another model; the model is unchanged.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"No checkpoint at {path}.")
-    state, metadata = read_tensors(path)
-    try:
-        if metadata.get("format") != FORMAT:
-            raise ValueError(f"its format is {metadata.get('format')!r}, expected {FORMAT!r}")
-        extra = json.loads(metadata["extra"])
-        if not isinstance(extra, dict):
-            raise ValueError("its extra values are no dictionary")
-    except (KeyError, ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{path.name} is no checkpoint of save_checkpoint, or is damaged ({error})."
-        ) from None
-    check_same_tensors(state, model, path.name)
-    model.load_state_dict(state)
-    return extra
-
-
-# What saved models (module serving) need too.
-
-
-def plain_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """A model's state as tensors of their own on the CPU, which safetensors asks for."""
-    return {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
-
-
-def check_plain(value: object, what: str) -> None:
-    """Raise TypeError unless JSON gives the value back: None, bool, number, text, lists and dictionaries of these."""
-    if isinstance(value, dict):
-        wrong = [key for key in value if not isinstance(key, str)]
-        if wrong:
-            raise TypeError(f"The {what} has a key {wrong[0]!r}: only text can be a key, as in JSON.")
-        for key, part in value.items():
-            check_plain(part, f"{what}[{key!r}]")
-    elif isinstance(value, list | tuple):
-        for part in value:
-            check_plain(part, what)
-    elif type(value) not in (type(None), bool, int, float, str):
-        raise TypeError(
-            f"The {what} holds a {type(value).__name__}: expected numbers, text, lists and dictionaries. "
-            "Convert it first, say by .item() or .tolist()."
-        )
-
-
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file; ValueError when it is something else or damaged."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            metadata = file.metadata() or {}
-            return {name: file.get_tensor(name).clone() for name in file.keys()}, metadata
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path.name} is no safetensors file, or is damaged ({error}).") from None
-
-
-def check_same_tensors(state: Mapping[str, Tensor], model: nn.Module, what: str) -> None:
-    """Raise ValueError unless the names, shapes and kinds of number are the model's."""
-    own, saved = (
-        {name: (tuple(value.shape), str(value.dtype)) for name, value in tensors.items()}
-        for tensors in (model.state_dict(), state)
-    )
-    differing = sorted(name for name in own.keys() | saved.keys() if own.get(name) != saved.get(name))
-    if differing:
-        name = differing[0]
-        raise ValueError(
-            f"{what} holds another model: {len(differing)} tensors differ, first {name} "
-            f"(file {saved.get(name, 'has none')}, model {own.get(name, 'has none')})."
-        )
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside the target, then move there: a crash leaves an old file as it was."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -115,9 +115,9 @@ def test_a_failed_write_leaves_the_old_file(monkeypatch, tmp_path):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(shop_module.os, "replace", fail)
+    monkeypatch.setattr("os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
-        shop_module._write_atomically(target, b"new")
+        write_shop(SMALL, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["users.csv.gz"]
     assert target.read_bytes() == b"old"
 

@@ -16,9 +16,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import os
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from numbers import Integral, Real
@@ -37,6 +35,7 @@ from mtl_helpers.data.features import (
     tidy_text,
 )
 from mtl_helpers.data.tables import Task
+from mtl_helpers.files import write_atomically
 
 __all__ = [
     "AGE_GROUPS",
@@ -657,7 +656,8 @@ def write_shop(config: ShopConfig | None = None, folder: str | Path = SHOP_FOLDE
     for name in _COLUMNS:
         contents[f"{name}.csv.gz"] = _gzip(_csv(getattr(shop, name), _COLUMNS[name]))
     for name, content in contents.items():
-        _write_atomically(folder / name, content)
+        with write_atomically(folder / name) as file:
+            file.write(content)
     return [folder / name for name in contents]
 
 
@@ -676,18 +676,6 @@ def _gzip(content: bytes) -> bytes:
     with gzip.GzipFile(filename="", mode="wb", compresslevel=9, fileobj=buffer, mtime=0) as file:
         file.write(content)
     return buffer.getvalue()
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def load_shop(folder: str | Path | None = None) -> Shop:

@@ -19,7 +19,7 @@ from mtl_helpers.models.case import (
 from mtl_helpers.models.funnel import AITM, ESMM, complete_chain
 from mtl_helpers.models.fusion import Fusion, LearnedFusion
 from mtl_helpers.models.layers import FeatureLayer, Tower, count_parameters, mlp
-from mtl_helpers.models.saving import Recommender, load_model, model_classes, save_model
+from mtl_helpers.models.saving import load_model, model_classes, save_model, score_rows
 from mtl_helpers.models.sharing import (
     PLE,
     CrossStitch,
@@ -43,7 +43,6 @@ __all__ = [
     "MMoE",
     "PAIR_COLUMNS",
     "PLE",
-    "Recommender",
     "SharedBottom",
     "SingleTask",
     "Tower",
@@ -62,5 +61,6 @@ __all__ = [
     "model_classes",
     "save_model",
     "score_candidates",
+    "score_rows",
     "true_values",
 ]
