@@ -42,7 +42,7 @@ def test_the_e_commerce_model_keeps_its_catalogue(tmp_path):
     schema = Schema(case.CASE_NUMERIC, dict.fromkeys(case.CASE_CATEGORICAL, 7))
     model = case.CaseModel(schema, case.case_tasks(5), n_items=5)
     numeric, codes = torch.randn(9, len(schema.numeric)), torch.randint(0, 7, (9, len(schema.categorical)))
-    model.set_catalogue(numeric[:5], codes[:5])
+    model.set_catalogue(numeric[:5], codes[:5], torch.arange(5))
     frame = pd.DataFrame(np.arange(12)[:, None] % 6, columns=["one"])
     frame = frame[["one"] * (len(numeric[0]) + len(codes[0]))]
     frame.columns = [*schema.numeric, *schema.categorical]
