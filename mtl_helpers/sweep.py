@@ -33,9 +33,6 @@ BLOCK = 8  # models that step together: their activations fit the processor's ca
 RECORD_COLUMNS = ["weighting", "seed", "epoch", "split", "task", "metric", "value"]
 
 
-# ------------------------------------------------------------------------------------------------- the result
-
-
 @dataclass(repr=False)
 class Sweep:
     """What a sweep has trained and measured.
@@ -126,9 +123,6 @@ class Sweep:
         return table.reset_index()
 
 
-# ------------------------------------------------------------------------------------------------- weightings, fronts
-
-
 def simplex_grid(
     tasks: Sequence[Task] | Sequence[str], n: int | None = None, lowest: float = 0.0
 ) -> list[dict[str, float]]:
@@ -177,9 +171,6 @@ def pareto_mask(points: ArrayLike, maximise: bool | Sequence[bool] = False) -> n
     as_good = (points[:, None] <= points[None]).all(-1)
     better = (points[:, None] < points[None]).any(-1)
     return known & ~(as_good & better & known[:, None]).any(0)
-
-
-# ------------------------------------------------------------------------------------------------- training
 
 
 def sweep(
@@ -395,9 +386,6 @@ class _Block:
         for name, value in kept.items() if old.any() else ():
             value[old] = self.kept[name][old]
         self.kept = kept
-
-
-# ------------------------------------------------------------------------------------------------- K models, one call
 
 
 class _Linears(nn.Linear):

@@ -465,7 +465,7 @@ print(f"on the logits:       {bce(z, y):.6f}")
 
 # %%
 weights = [*table.parameters(), *layers.parameters()]
-optimizer = torch.optim.Adam(weights, lr=3e-3, weight_decay=1e-4)
+optimizer = torch.optim.AdamW(weights, lr=3e-3, weight_decay=1e-4)
 generator = torch.Generator().manual_seed(0)
 n_rows, target = len(data.train), data.train.labels["purchase"]
 hand_curve = []

@@ -320,7 +320,7 @@ print({name: round(loss.item(), 4) for name, loss in losses.items()})
 
 # %%
 weights = {"click": 1.0, "purchase": 1.0, "next_category": 1.0}
-optimizer = torch.optim.Adam(tiny.parameters(), lr=3e-3, weight_decay=1e-3)
+optimizer = torch.optim.AdamW(tiny.parameters(), lr=3e-3, weight_decay=1e-3)
 order = torch.Generator().manual_seed(0)
 tiny.train()
 for epoch in (1, 2):

@@ -1,0 +1,79 @@
+"""Which weight decay the course uses: validation losses of the shared bottom over a grid, on simulated shops.
+
+    python notebooks/studies/nb00_weight_decay.py [--shops 3]
+
+AdamW shrinks parameters by lr · decay a step. Shops are new ones, never the shipped log; only validation rows are
+looked at; the sum of the tasks' losses, each over what its base rate loses, chooses. Writes
+notebooks/results/00_weight_decay.csv, row by row: a run that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+from mtl_helpers.data import prepare  # noqa: E402
+from mtl_helpers.data.shop import (  # noqa: E402
+    SHOP_CATEGORICAL,
+    SHOP_NUMERIC,
+    SHOP_TASKS,
+    ShopConfig,
+    shop_frame,
+    shop_splits,
+    simulate,
+)
+from mtl_helpers.models import SharedBottom  # noqa: E402
+from mtl_helpers.training import evaluate, fit  # noqa: E402
+from mtl_helpers.weighting import constant_losses  # noqa: E402
+
+DECAYS, RATES, FIRST_SHOP = (0.0, 0.01, 0.1, 1.0, 3.0, 10.0, 30.0), (1e-3, 3e-3), 201
+IDS = ("user_id", "item_id")
+TARGET = ROOT / "notebooks" / "results" / "00_weight_decay.csv"
+KEYS = ["shop", "ids", "lr", "decay"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shops", type=int, default=3)
+    shops = parser.parse_args().shops
+    found = pd.read_csv(TARGET, comment="#") if TARGET.exists() else pd.DataFrame(columns=KEYS)
+    done = set(found[KEYS].itertuples(index=False, name=None))
+    rows = found.to_dict("records")
+    for seed in range(FIRST_SHOP, FIRST_SHOP + shops):
+        frames = shop_splits(shop_frame(simulate(ShopConfig(seed=seed))))
+        for ids in (False, True):
+            columns = [name for name in SHOP_CATEGORICAL if ids or name not in IDS]
+            data = prepare(frames, SHOP_TASKS, SHOP_NUMERIC, columns)
+            for key in [(seed, ids, lr, decay) for lr in RATES for decay in DECAYS]:
+                if key in done:
+                    continue
+                torch.manual_seed(seed)
+                model = SharedBottom(data.schema, data.tasks, embedding_dim=4)
+                settings = {"lr": key[2], "weight_decay": key[3], "seed": seed, "progress": False}
+                history = fit(model, data.train, data.valid, epochs=20, patience=3, **settings)
+                values, base = evaluate(model, data.valid), constant_losses(data.train)
+                row = dict(zip(KEYS, key, strict=True)) | {"epoch": history.best_epoch}
+                row["loss"] = round(sum(values[name]["loss"] / base[name] for name in values), 5)
+                row |= {name: round(v.get("auc", v["accuracy"]), 4) for name, v in values.items()}
+                rows.append(row)
+                command = f"# python notebooks/studies/{Path(__file__).name} --shops {shops}\n"
+                TARGET.write_text(command + pd.DataFrame(rows).to_csv(index=False))
+    print(
+        pd.DataFrame(rows)
+        .groupby(["ids", "lr", "decay"])
+        .mean(numeric_only=True)
+        .drop(columns="shop")
+        .round(4)
+    )
+
+
+if __name__ == "__main__":
+    main()
