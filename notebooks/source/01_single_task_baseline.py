@@ -355,7 +355,7 @@ reached = {}
 for name, candidate in (("without", data), ("with", leaky)):
     seed_everything(0)
     model = SingleTask(candidate.schema, purchase, embedding_dim=4)
-    fit(model, candidate.train, candidate.valid, lr=3e-3, weight_decay=1e-4, progress=False)
+    fit(model, candidate.train, candidate.valid, lr=3e-3, weight_decay=0.1, progress=False)
     reached[name] = evaluate(model, candidate.valid)["purchase"]["auc"]
     print(f"validation AUC for purchase {name} dwell_seconds: {reached[name]:.3f}")
 
@@ -465,7 +465,7 @@ print(f"on the logits:       {bce(z, y):.6f}")
 
 # %%
 weights = [*table.parameters(), *layers.parameters()]
-optimizer = torch.optim.AdamW(weights, lr=3e-3, weight_decay=1e-4)
+optimizer = torch.optim.AdamW(weights, lr=3e-3, weight_decay=0.1)
 generator = torch.Generator().manual_seed(0)
 n_rows, target = len(data.train), data.train.labels["purchase"]
 hand_curve = []
@@ -489,7 +489,7 @@ print("training loss by epoch:", [round(value, 6) for value in hand_curve])
 # %%
 seed_everything(0)
 twin = SingleTask(data.schema, purchase, embedding_dim=4, hidden=(64, 32), tower=(16,))
-history = fit(twin, data.train, epochs=3, lr=3e-3, weight_decay=1e-4, seed=0, progress=False)
+history = fit(twin, data.train, epochs=3, lr=3e-3, weight_decay=0.1, seed=0, progress=False)
 helper_curve = history.curve("purchase", split="train").tolist()
 for epoch, (mine, theirs) in enumerate(zip(hand_curve, helper_curve, strict=True), start=1):
     print(f"epoch {epoch}: by hand {mine:.6f}, helper {theirs:.6f}")
@@ -506,7 +506,7 @@ from mtl_helpers.widgets.figures import learning_curves
 
 seed_everything(0)
 baseline = SingleTask(data.schema, purchase, embedding_dim=4)
-history = fit(baseline, data.train, data.valid, lr=3e-3, weight_decay=1e-4, progress=False)
+history = fit(baseline, data.train, data.valid, lr=3e-3, weight_decay=0.1, progress=False)
 valid, train = history.curve("purchase"), history.curve("purchase", split="train")
 turns = "validation turns" if valid.iloc[-1] > valid.min() else "validation still falls"
 falls = "falls on" if train.is_monotonic_decreasing else "wavers"
@@ -629,7 +629,7 @@ EPOCHS = 5 if FAST else 20
 def train_single(splits, task, seed, lr, epochs=EPOCHS):
     seed_everything(seed)
     model = SingleTask(splits.schema, task, embedding_dim=4)
-    settings = {"epochs": epochs, "lr": lr, "weight_decay": 1e-4, "patience": 3}
+    settings = {"epochs": epochs, "lr": lr, "weight_decay": 0.1, "patience": 3}
     fit(model, splits.train, splits.valid, seed=seed, progress=False, **settings)
     return model
 
@@ -1129,7 +1129,7 @@ print({name: tuple(logits.shape) for name, logits in out.items()})
 def train_mended(splits, seed, lr, weights=None):
     seed_everything(seed)
     model = MendedNet(splits.schema)
-    settings = {"epochs": EPOCHS, "weight_decay": 1e-4, "patience": 3, "progress": False}
+    settings = {"epochs": EPOCHS, "weight_decay": 0.1, "patience": 3, "progress": False}
     history = fit(model, splits.train, splits.valid, lr=lr, weights=weights, seed=seed, **settings)
     found = {name: values["loss"] for name, values in evaluate(model, splits.valid).items()}
     return model, history, found

@@ -57,7 +57,7 @@ frame = shop.shop_frame(log)
 data = prepare(shop.shop_splits(frame), SHOP_TASKS, SHOP_NUMERIC, SHOP_CATEGORICAL, device=device)
 if FAST:
     data.train = data.train.take(slice(0, 14_000))
-settings = {"lr": 3e-3, "weight_decay": 1e-3, "epochs": 3 if FAST else 15, "progress": False}
+settings = {"lr": 3e-3, "weight_decay": 0.1, "epochs": 3 if FAST else 15, "progress": False}
 print({part: len(getattr(data, part)) for part in ("train", "valid", "test")}, "rows")
 
 # %%
@@ -320,7 +320,7 @@ print({name: round(loss.item(), 4) for name, loss in losses.items()})
 
 # %%
 weights = {"click": 1.0, "purchase": 1.0, "next_category": 1.0}
-optimizer = torch.optim.AdamW(tiny.parameters(), lr=3e-3, weight_decay=1e-3)
+optimizer = torch.optim.AdamW(tiny.parameters(), lr=3e-3, weight_decay=0.1)
 order = torch.Generator().manual_seed(0)
 tiny.train()
 for epoch in (1, 2):
@@ -358,7 +358,7 @@ print({name: round(value, 4) for name, value in mine.items()})
 # %%
 torch.manual_seed(0)
 model = SharedBottom(data.schema, data.tasks, embedding_dim=4)
-fit(model, data.train, epochs=2, lr=3e-3, weight_decay=1e-3, weights=weights, seed=0, progress=False)
+fit(model, data.train, epochs=2, lr=3e-3, weight_decay=0.1, weights=weights, seed=0, progress=False)
 helper = evaluate(model, data.valid)
 worst = max(abs(mine[name] - helper[name]["accuracy"]) for name in mine)
 print({name: round(found["accuracy"], 4) for name, found in helper.items()})
@@ -579,7 +579,7 @@ def train(schema, tasks, rows, valid, seed, decay):
 
 
 CLICK, PURCHASE, CATEGORY = SHOP_TASKS
-DECAYS = (1e-3, 1e-2) if FAST else (1e-3, 3e-3, 1e-2)
+DECAYS = (0.1, 1.0) if FAST else (0.1, 0.3, 1.0)
 
 # %% [markdown]
 # The same tuning for each side: three strengths of weight decay on a shop that is *not* among the ten, chosen by
@@ -933,7 +933,7 @@ video_teams = {task.name: (task,) for task in VIDEO_TASKS} | {"shared": VIDEO_TA
 if days is not None:
     d = draw(100)
     rounds = {name: (d.schema, tasks, d.train, d.valid) for name, tasks in video_teams.items()}
-    video_decay = tune(rounds, (1e-4, *DECAYS[:-1]))
+    video_decay = tune(rounds, (0.03, *DECAYS[:-1]))
     print("chosen weight decay:", video_decay)
 
 # %%

@@ -74,7 +74,7 @@ print(f"{largest} starts with {constants[largest] / constants[smallest]:.0f} tim
 from mtl_helpers.models import SharedBottom
 from mtl_helpers.training import evaluate, fit
 
-SETTINGS = {"lr": 1e-3, "weight_decay": 1e-4, "batch_size": 1024, "progress": False}
+SETTINGS = {"lr": 1e-3, "weight_decay": 1.0, "batch_size": 1024, "progress": False}
 
 
 def build(seed=0, tasks=splits.tasks):
@@ -106,7 +106,7 @@ from mtl_helpers.sweep import simplex_grid, sweep
 family = sweep(
     build, splits.train.take(slice(None, None, 2)), splits.valid,
     weightings=simplex_grid(splits.tasks, 4 if FAST else 6, lowest=0.05), seeds=(0, 1),
-    epochs=2 if FAST else 6, lr=3e-3, weight_decay=1e-4, keep="best", progress=False,
+    epochs=2 if FAST else 6, lr=3e-3, weight_decay=0.1, keep="best", progress=False,
 )  # fmt: skip
 print(family)
 
@@ -633,7 +633,7 @@ budget = {"epochs": 3 if FAST else 8}
 pair = sweep(
     lambda: SharedBottom(splits.schema, two, embedding_dim=4), half, valid,
     weightings=simplex_grid(two, 7 if FAST else 13, lowest=0.03), seeds=shared_seeds,
-    lr=1e-3, weight_decay=1e-4, keep="best", progress=False, **budget,
+    lr=1e-3, weight_decay=1.0, keep="best", progress=False, **budget,
 )  # fmt: skip
 line_of = pair.pareto("auc")[["click", "purchase"]].to_numpy()
 print(pair)

@@ -306,7 +306,7 @@ means.loc[methods].round(4)
 # %%
 if LIVE:
     few = data.train.take(slice(0, 10_000 if FAST else 40_000))
-    settings = {"lr": 1e-3, "weight_decay": 1e-3, "epochs": 2 if FAST else 8, "progress": False}
+    settings = {"lr": 1e-3, "weight_decay": 1.0, "epochs": 2 if FAST else 8, "progress": False}
     torch.manual_seed(0)
     models = {"single": SingleTask(data.schema, TASKS[2]), "shared": SharedBottom(data.schema, TASKS)}
     for name, model in models.items():
@@ -661,7 +661,7 @@ categorical = [name for name in categorical if name != "session_id"]
 splits = prepare(own_parts, own_tasks, numeric, categorical, min_count=2)
 torch.manual_seed(0)
 model = PLE(splits.schema, splits.tasks, embedding_dim=4)
-fit(model, splits.train, splits.valid, epochs=2 if FAST else 4, lr=3e-3, weight_decay=1e-4, progress=False)
+fit(model, splits.train, splits.valid, epochs=2 if FAST else 4, lr=3e-3, weight_decay=0.1, progress=False)
 print(
     {task: round(values["auc"], 4) for task, values in evaluate(model, splits.valid).items()},
     "validation AUC",

@@ -49,8 +49,8 @@ MONITOR = {
     "next_category": 0.5,
     "next_item": 0.15,
 }  # about 1 / loss of a constant
-TRAINING = {"epochs": 20, "lr": 3e-3, "weight_decay": 1e-3, "patience": 3, "progress": False}
-SWEEP = {"epochs": 4, "lr": 5e-3, "weight_decay": 1e-3, "keep": "best", "progress": False}
+TRAINING = {"epochs": 20, "lr": 3e-3, "weight_decay": 0.1, "patience": 3, "progress": False}
+SWEEP = {"epochs": 4, "lr": 5e-3, "weight_decay": 0.1, "keep": "best", "progress": False}
 K = 10
 USERS = 200
 Row = tuple[str, str, float]
@@ -140,7 +140,7 @@ def train_next(case: Case, kind: str, epochs: int = 12) -> tuple[nn.Module, floa
     train = case.data.train.take(case.data.train.masks["next_item"].nonzero().squeeze(-1))
     valid = case.data.valid.select(["next_item"])
     sampler = SampledSoftmax(model, case.items["clicks"].to_numpy(float), 50, kind == "sampled, corrected")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=1e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.1)
     generator = torch.Generator().manual_seed(case.seed)
     best, state, seconds = -1.0, None, 0.0
     for _ in range(epochs):
@@ -262,7 +262,7 @@ def rare(case: Case) -> Iterator[Row]:
     steps = -(-len(train) // 1024)
     for name, (loss_of, rows) in plans.items():
         model, used = case.model(tasks=task), train if rows is None else train.take(rows)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=1e-3)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.1)
         order, best, state = torch.Generator().manual_seed(case.seed), -1.0, None
         for _ in range(12):
             size = max(len(used) // steps, 1)  # as many steps an epoch for all

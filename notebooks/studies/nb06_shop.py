@@ -48,7 +48,7 @@ from mtl_helpers.training import evaluate, fit
 from mtl_helpers.weighting import constant_losses
 
 RATES = (3e-4, 1e-3, 3e-3)
-TRAINING = {"epochs": 30, "patience": 3, "batch_size": 1024, "weight_decay": 1e-4, "progress": False}
+TRAINING = {"epochs": 30, "patience": 3, "batch_size": 1024, "weight_decay": 0.1, "progress": False}
 FUNNEL = ("click", "purchase")
 KINDS = {
     "shared-bottom": SharedBottom,

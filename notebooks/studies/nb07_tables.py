@@ -65,9 +65,9 @@ from mtl_helpers.weighting import (
 TUNING_SEED = 1000
 SHARE = 0.8  # of the training rows, drawn by seed
 EPOCHS, PATIENCE, BATCH = 20, 3, 1024
-KUAIRAND_GRID = [(lr, decay, 1.0) for lr in (1e-3, 3e-3) for decay in (1e-4, 3e-4, 1e-3)]
+KUAIRAND_GRID = [(lr, decay, 1.0) for lr in (1e-3, 3e-3) for decay in (0.1, 1.0, 3.0)]
 LIKE_GRID = [(lr, 3e-4, like) for lr in (1e-3, 3e-3) for like in (0.3, 3.0, 10.0)]
-CENSUS_GRID = [(lr, decay, 1.0) for lr in (1e-3, 3e-3) for decay in (0.0, 1e-5, 1e-4)]
+CENSUS_GRID = [(lr, decay, 1.0) for lr in (1e-3, 3e-3) for decay in (0.0, 0.01, 0.1)]
 BUDGETS = (1_000, 2_500, 5_000, 10_000, 20_000, 40_000)
 
 Setting = tuple[float, float, float]  # learning rate, weight decay, weight of like
