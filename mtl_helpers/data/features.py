@@ -486,6 +486,9 @@ def _categories(values: pd.Series) -> tuple[list[str], np.ndarray, list[int]]:
         raise ValueError(
             f"The cells of {values.name!r} are lists or the like, no categories: {cure}."
         ) from None
+    if pd.api.types.is_integer_dtype(found):  # a million ids: the same, without looking at each
+        found = found.tolist()
+        return list(map(str, found)), rows, sorted(range(len(found)), key=found.__getitem__)
     written = [_written(value) for value in found]
     texts = list(dict.fromkeys(written))
     if len(texts) < len(written):  # 7 and "7" in one column, as read in pieces
