@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from decimal import Decimal, localcontext
+from fractions import Fraction
 from importlib import import_module
 
 import numpy as np
@@ -228,6 +230,85 @@ class TestDefiningEquations:
             other = torch.randn(j.shape[1], generator=rng, dtype=torch.float64)
             other = mean + 0.4 * mean.norm() * other / other.norm()
             assert (j @ other).min() <= worst + 1e-6
+
+
+def exact_upgrad(j: list[list[Fraction]]) -> list[Fraction]:
+    """Each gradient's projection on the dual cone, by trying every set of active constraints; in rational numbers."""
+    n, total = len(j), [Fraction(0)] * len(j[0])
+    inner = [[sum(a * b for a, b in zip(p, q, strict=True)) for q in j] for p in j]
+    for i in range(n):
+        for size in range(n + 1):
+            found = next(
+                filter(None, (projected(inner, i, s) for s in itertools.combinations(range(n), size))), None
+            )
+            if found:
+                break
+        total = [
+            t + g + sum(u * j[k][c] for k, u in found.items() if k >= 0)
+            for c, (t, g) in enumerate(zip(total, j[i], strict=True))
+        ]
+    return [t / n for t in total]
+
+
+def projected(inner, i, active):
+    """Multipliers u ≥ 0 of the active constraints with which no task is harmed; None if there are none."""
+    u = solved([[inner[a][b] for b in active] for a in active], [-inner[a][i] for a in active])
+    if u is None or min(u, default=0) < 0:
+        return None
+    step = [
+        inner[k][i] + sum(x * inner[k][a] for x, a in zip(u, active, strict=True)) for k in range(len(inner))
+    ]
+    return {-1: 0, **dict(zip(active, u, strict=True))} if min(step) >= 0 else None
+
+
+def solved(a, b):
+    """The solution of a x = b by Gauss and Jordan; None when a is singular."""
+    rows = [[*row, value] for row, value in zip(a, b, strict=True)]
+    for k in range(len(rows)):
+        pivot = next((r for r in range(k, len(rows)) if rows[r][k]), None)
+        if pivot is None:
+            return None
+        rows[k], rows[pivot] = rows[pivot], rows[k]
+        rows[k] = [x / rows[k][k] for x in rows[k]]
+        rows = [
+            row if r == k else [x - row[k] * y for x, y in zip(row, rows[k], strict=True)]
+            for r, row in enumerate(rows)
+        ]
+    return [row[-1] for row in rows]
+
+
+def exact_imtl_g(j: list[list[Fraction]]) -> list[Fraction]:
+    """Equal projections on the unit gradients, weights that sum to one, among the gradients that are not zero."""
+    j = [row for row in j if any(row)]
+    lengths = [root(sum(x * x for x in row)) for row in j]
+    inner = [[sum(a * b for a, b in zip(p, q, strict=True)) for q in j] for p in j]
+    w = solved(inner, lengths)
+    return [sum(x * row[c] for x, row in zip(w, j, strict=True)) / sum(w) for c in range(len(j[0]))]
+
+
+def root(square: Fraction) -> Fraction:
+    with localcontext() as context:
+        context.prec = 60
+        return Fraction((Decimal(square.numerator) / Decimal(square.denominator)).sqrt())
+
+
+@pytest.mark.parametrize(("method", "exact"), [(upgrad, exact_upgrad), (imtl_g, exact_imtl_g)])
+@pytest.mark.parametrize("kind", ["norms from 1e-6 to 1e6", "a zero row", "conflict"])
+def test_exact_on_unequal_lengths_and_zero_rows(method, exact, kind):
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        j = rng.normal(size=(rng.integers(2, 5), 6))
+        if kind == "conflict":
+            j -= 1.5 * j.mean(0)
+        if kind == "norms from 1e-6 to 1e6":
+            j *= 10 ** rng.uniform(-6, 6, (len(j), 1))
+        if kind == "a zero row":
+            j[rng.integers(len(j))] = 0
+        expected = exact([[Fraction(x) for x in row] for row in j.tolist()])
+        got = combine(method, torch.tensor(j)).numpy()
+        length = np.linalg.norm(np.array(expected, dtype=float))
+        error = np.array([float(Fraction(a) - b) for a, b in zip(got.tolist(), expected, strict=True)])
+        assert np.linalg.norm(error) <= 1e-12 * length
 
 
 class TestInTraining:
