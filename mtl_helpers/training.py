@@ -133,7 +133,9 @@ def _step(
     if not model.training:  # somebody may have evaluated between two steps
         model.train()
     losses = strategy.losses(model, batch)
-    for name, value in zip(names, losses.tolist(), strict=True):
+    values, counts = torch.stack([losses.detach(), label_counts(model.tasks, batch)]).tolist()
+    strategy.present = [i for i, count in enumerate(counts) if count]
+    for name, value in zip(names, values, strict=True):
         if not math.isfinite(value):
             raise TrainingDiverged(name, epoch, number, value)
     optimizer.zero_grad(set_to_none=True)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from mtl_helpers.data.tables import Batch, MultiTaskDataset, Task, check_tasks
-from mtl_helpers.losses import check_weights, label_counts, task_losses
+from mtl_helpers.losses import check_weights, task_losses
 
 __all__ = [
     "DWA",
@@ -51,7 +51,8 @@ class Weighting(nn.Module):
 
     Attributes
     ----------
-    effective : (T,), the weights of the last step. present : positions of the tasks with a label in the last batch.
+    effective : (T,), the weights of the last step. present : positions of the tasks with a label in this batch,
+    which the training step writes down before it calls :meth:`backward`.
     """
 
     def __init__(self, tasks: Sequence[Task]) -> None:
@@ -68,10 +69,7 @@ class Weighting(nn.Module):
             optimizer.add_param_group({"params": own, "weight_decay": 0.0})
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Run the model; one loss a task, (T,), 0 for one without a label. Remembers who has labels here."""
-        self.present = list(range(self.n_tasks))
-        if batch.masks or batch.weights is not None:
-            self.present = label_counts(self.tasks, batch).nonzero().flatten().tolist()
+        """Run the model; one loss a task, (T,), 0 for one without a label."""
         return torch.stack(list(task_losses(self.tasks, self.logits(model, batch), batch).values()))
 
     def logits(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
