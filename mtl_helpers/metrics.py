@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
-import torch
 from numpy.typing import ArrayLike
-from torch import Tensor
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor
 
 __all__ = [
     "Interval",
@@ -33,7 +35,7 @@ __all__ = [
 ]
 
 
-def _pair(labels: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+def _pair(labels: ArrayLike, scores: ArrayLike, probabilities: bool = False) -> tuple[np.ndarray, np.ndarray]:
     y, s = np.asarray(labels, dtype=float), np.asarray(scores, dtype=float)
     if y.shape != s.shape or y.ndim != 1:
         raise ValueError(
@@ -43,22 +45,19 @@ def _pair(labels: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndarray]
         raise ValueError(
             f"{int(np.isnan(s).sum())} of {len(s)} scores are NaN: the model's output is broken."
         )
-    bad = ~np.isin(y, (0, 1))
-    if bad.any():
-        raise ValueError(
-            f"Binary labels must be 0 or 1; found {y[bad][0]:g}. Drop rows without a label first."
-        )
-    return y, s
+    bad = y[~np.isin(y, (0, 1))]
+    if len(bad):
+        raise ValueError(f"Binary labels must be 0 or 1; found {bad[0]:g}. Drop rows without a label first.")
+    return y, _probabilities(s) if probabilities else s
 
 
-def _probabilities(labels: ArrayLike, probabilities: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    y, p = _pair(labels, probabilities)
-    outside = (p < 0) | (p > 1)
-    if outside.any():
+def _probabilities(values: ArrayLike) -> np.ndarray:
+    p = np.asarray(values, dtype=float)
+    if not ((p >= 0) & (p <= 1)).all():
         raise ValueError(
-            f"Probabilities lie between 0 and 1; found {p[outside][0]:g}. If these are logits, apply a sigmoid first."
+            "Probabilities must lie in [0, 1]; some are NaN or outside. Logits? Use sigmoid first."
         )
-    return y, p
+    return p
 
 
 def auc(labels: ArrayLike, scores: ArrayLike) -> float:
@@ -77,24 +76,13 @@ def auc(labels: ArrayLike, scores: ArrayLike) -> float:
 
 
 def batched_auc(scores: Tensor, labels: Tensor) -> Tensor:
-    """:func:`auc` of K score vectors against the same labels.
+    """:func:`auc` of K score vectors, (K, n), against the same labels (n,): (K,) float64 on the CPU; NaN for NaN."""
+    import torch
 
-    Parameters
-    ----------
-    scores : (K, n). labels : (n,), 0 or 1.
-
-    Returns
-    -------
-    (K,) float64; NaN when one of the classes is absent.
-    """
-    positives = labels == 1
-    n_pos, n_neg = int(positives.sum()), int((~positives).sum())
-    if not n_pos or not n_neg:
-        return torch.full((len(scores),), float("nan"), dtype=torch.float64, device=scores.device)
-    ordered = scores.sort(dim=-1).values.contiguous()
-    asked = scores[:, positives].contiguous()
-    below = torch.searchsorted(ordered, asked) + torch.searchsorted(ordered, asked, right=True)
-    return (below.sum(-1).double() / 2 - n_pos**2 / 2) / (n_pos * n_neg)
+    rows, y = scores.cpu().numpy(), labels.cpu().numpy()
+    return torch.tensor(
+        [float("nan") if np.isnan(row).any() else auc(y, row) for row in rows], dtype=torch.float64
+    )
 
 
 def grouped_auc(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike) -> float:
@@ -118,7 +106,7 @@ def grouped_auc(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike) -> floa
 
 def log_loss(labels: ArrayLike, probabilities: ArrayLike, eps: float = 1e-7) -> float:
     """Mean of −log(probability of what happened); probabilities are clipped to [eps, 1 − eps]."""
-    y, p = _probabilities(labels, probabilities)
+    y, p = _pair(labels, probabilities, True)
     p = np.clip(p, eps, 1 - eps)
     return float(-np.mean(np.where(y == 1, np.log(p), np.log1p(-p)))) if len(y) else float("nan")
 
@@ -158,7 +146,7 @@ def calibration_error(labels: ArrayLike, probabilities: ArrayLike, bins: int = 1
 
     Equal counts, because with rare positives nearly all rows would share the first bin of equal width.
     """
-    y, p = _probabilities(labels, probabilities)
+    y, p = _pair(labels, probabilities, True)
     if not len(y):
         return float("nan")
     parts = _equal_parts(p, bins)
@@ -189,32 +177,18 @@ def reliability_curve(
     A frame with a row for each bin: ``predicted`` (mean probability), ``observed`` (share of positives), ``low``,
     ``high`` and ``count`` (rows).
     """
-    from scipy.stats import norm
+    import pandas as pd
+    from scipy.stats import binomtest
 
-    y, p = _pair(labels, probabilities)
-    if ((p < 0) | (p > 1)).any():
-        raise ValueError(
-            f"Probabilities lie in [0, 1]; found {p[(p < 0) | (p > 1)][0]:g}. Logits? Use sigmoid first."
-        )
-    if not 0 < level < 1:
-        raise ValueError(f"level is {level}, expected a share between 0 and 1, such as 0.95.")
-    parts = _equal_parts(p, bins) if len(y) else []
-    predicted, observed, n = (
-        np.array([f(rows) for rows in parts], dtype=float)
-        for f in (lambda rows: p[rows].mean(), lambda rows: y[rows].mean(), len)
-    )
-    z2 = float(norm.ppf(0.5 + level / 2)) ** 2
-    centre = (observed + z2 / (2 * n)) / (1 + z2 / n)
-    half = np.sqrt(z2 * (observed * (1 - observed) / n + z2 / (4 * n**2))) / (1 + z2 / n)
-    return pd.DataFrame(
-        {
-            "predicted": predicted,
-            "observed": observed,
-            "low": np.minimum(np.maximum(centre - half, 0), observed),
-            "high": np.maximum(np.minimum(centre + half, 1), observed),
-            "count": n.astype(int),
-        }
-    )
+    y, p = _pair(labels, probabilities, True)
+    found = []
+    for rows in _equal_parts(p, bins) if len(y) else []:
+        own, n = y[rows], len(rows)
+        low, high = binomtest(int(own.sum()), n).proportion_ci(level, method="wilson")
+        # rounding must not leave the share outside its interval
+        found.append((p[rows].mean(), own.mean(), min(low, own.mean()), max(high, own.mean()), n))
+    names = ["predicted", "observed", "low", "high", "count"]
+    return pd.DataFrame(found, columns=names).astype(dict.fromkeys(names[:4], float) | {"count": int})
 
 
 def correct_downsampling(probabilities: ArrayLike, rate: float) -> np.ndarray:
@@ -233,15 +207,11 @@ def correct_downsampling(probabilities: ArrayLike, rate: float) -> np.ndarray:
     -------
     float64 of the same shape.
     """
-    q = np.asarray(probabilities, dtype=float)
     if not 0 < rate <= 1:
         raise ValueError(
             f"rate is {rate}, expected the share of negatives that was kept, above 0, at most 1."
         )
-    if not ((q >= 0) & (q <= 1)).all():
-        raise ValueError(
-            "Probabilities must lie in [0, 1]; some are NaN or outside. Logits? Use sigmoid first."
-        )
+    q = _probabilities(probabilities)
     return q / (q + (1 - q) / rate)
 
 
@@ -270,8 +240,6 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     """Mean of runs and its Student-t interval; needs at least two finite values."""
     from scipy.stats import t
 
-    if not 0 < level < 1:
-        raise ValueError(f"level is {level}: expected a share such as 0.95.")
     x = np.asarray(values, dtype=float)
     if x.ndim != 1 or len(x) < 2 or not np.isfinite(x).all():
         raise ValueError(f"An interval needs two or more finite values; got {x.tolist()}.")

@@ -86,24 +86,18 @@ def mmr(scores: ArrayLike, categories: ArrayLike, k: int, diversity: float) -> n
         raise ValueError(f"diversity is {diversity}, expected 0 (by score alone) to 1 (by category alone).")
     if diversity == 0:
         return top_k(s, k)
-    codes = _category_codes(categories, s.shape[1])
-    # of each category no more than its k best can be chosen, so nothing else is looked at
-    columns = [np.flatnonzero(codes == code) for code in range(codes.max() + 1)]
-    best = np.concatenate([own[top_k(s[:, own], min(k, len(own)))] for own in columns], axis=1)
-    best.sort(axis=1)  # then equal scores stay in the order of the catalogue
-    value = np.take_along_axis(s, best, 1)
-    order = np.argsort(-value, axis=1, kind="stable")
-    best, value = np.take_along_axis(best, order, 1), np.take_along_axis(value, order, 1)
-    low = s.min(1, keepdims=True)
-    spread = value[:, :1] - low
-    value = (1 - diversity) * (value - low) / np.where(spread > 0, spread, 1)
-    category, rows = codes[best], np.arange(len(s))
-    seen = np.zeros((len(s), codes.max() + 1), bool)
-    out = np.empty((len(s), k), np.int64)
+    codes, rows = _category_codes(categories, s.shape[1]), np.arange(len(s))
+    order = np.argsort(
+        -s, axis=1, kind="stable"
+    )  # best first, so that argmax takes the higher score of equals
+    low, high = s.min(1, keepdims=True), s.max(1, keepdims=True)
+    scaled = (np.take_along_axis(s, order, 1) - low) / np.where(high > low, high - low, 1)
+    value, category = (1 - diversity) * scaled, codes[order]
+    out, penalty = np.empty((len(s), k), np.int64), np.zeros_like(value)
     for place in range(k):
-        at = (value - diversity * np.take_along_axis(seen, category, 1)).argmax(1)
-        out[:, place] = best[rows, at]
-        seen[rows, category[rows, at]] = True
+        at = (value - penalty).argmax(1)
+        out[:, place] = order[rows, at]
+        penalty[category == category[rows, at, None]] = diversity
         value[rows, at] = -np.inf
     return out
 

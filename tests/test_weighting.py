@@ -10,7 +10,9 @@ import pytest
 import torch
 from helpers import MIXED_TASKS, toy_splits
 
-from mtl_helpers.data import Task, hide_labels
+from mtl_helpers.data import MultiTaskDataset, Schema, Task, hide_labels
+from mtl_helpers.gradients import METHODS, CombinedGradients
+from mtl_helpers.losses import label_counts
 from mtl_helpers.models import SharedBottom
 from mtl_helpers.training import evaluate, fit
 from mtl_helpers.weighting import (
@@ -32,7 +34,7 @@ from mtl_helpers.weighting import (
 REFERENCE = {"click": 0.6, "kind": 1.1, "dwell": 1.0}
 STRATEGIES = {
     "fixed": lambda tasks: Fixed(tasks),
-    "validation gap": lambda tasks: ValidationGap(tasks, {task.name: REFERENCE[task.name] for task in tasks}),
+    "validation gap": lambda tasks: ValidationGap(tasks, {t.name: REFERENCE.get(t.name, 1.0) for t in tasks}),
     "UW": UncertaintyWeighting,
     "IMTL-L": IMTLL,
     "DWA": DWA,
@@ -169,6 +171,103 @@ class TestEveryStrategy:
     def test_wrong_tasks_are_refused(self, name, splits):
         with pytest.raises(ValueError, match="The weighting is for"):
             fit(make(splits), splits.train, weights=STRATEGIES[name](MIXED_TASKS[:2]), progress=False)
+
+
+EVERY = {**STRATEGIES} | {
+    f"{name} {at}": lambda tasks, name=name, at=at: CombinedGradients(tasks, name, at=at)
+    for name in METHODS
+    for at in ("representation", "parameters")
+}
+
+
+def state_of(strategy) -> dict:
+    """All that a strategy remembers, by name: what it keeps of each task, and its optimiser's memory of it."""
+    found = {name: value.clone() for name, value in strategy.state_dict().items() if torch.is_tensor(value)}
+    found.pop("effective")
+    if isinstance(strategy, FAMO) and strategy.w in strategy.optimizer.state:
+        memory = strategy.optimizer.state[strategy.w]
+        found |= {name: value.clone() for name, value in memory.items()}
+    return found
+
+
+def without_the_last(tasks, make_it, strategy):
+    """The strategy of all tasks but the last, in the state of the one given."""
+    alone = make_it(tasks[:-1])
+    state = copy.deepcopy(strategy.state_dict())
+    for name, value in state.items():
+        if torch.is_tensor(value) and value.shape == (len(tasks),):
+            state[name] = value[:-1]
+    state.pop("_extra_state", None) if isinstance(strategy, FAMO) else None
+    alone.load_state_dict(state, strict=False)
+    if isinstance(strategy, CombinedGradients):
+        alone.rng = copy.deepcopy(strategy.rng)
+    return alone
+
+
+class TestATaskWithoutALabel:
+    """20 labels of one task in 14,000 rows: in most batches it has none."""
+
+    @pytest.mark.parametrize("name", EVERY)
+    def test_is_left_out_of_the_step(self, name):
+        names = ("a", "b", "rare")
+        tasks, draw = tuple(Task(task) for task in names), torch.Generator().manual_seed(0)
+        x = torch.randn(14_000, 3, generator=draw)
+        labels = {
+            task: (x[:, i] + torch.randn(14_000, generator=draw) > 0).float() for i, task in enumerate(names)
+        }
+        mask = torch.zeros(14_000, dtype=torch.bool)
+        mask[torch.randperm(14_000, generator=draw)[:20]] = True
+        mask[:512] = False  # none in the very first batch either
+        none = torch.zeros(14_000, 0, dtype=torch.long)
+        data = MultiTaskDataset(x, none, labels, {"rare": mask}, tasks)
+        torch.manual_seed(0)
+        model, strategy = (
+            SharedBottom(Schema(("x", "y", "z"), {}), tasks, hidden=(8,), tower=()),
+            EVERY[name](tasks),
+        )
+        optimizer = torch.optim.AdamW([*model.parameters()], lr=1e-2)
+        strategy.begin(model, optimizer)
+        left_out = 0
+        for batch in data.batches(512, shuffle=False):
+            before = state_of(strategy)
+            alone = without_the_last(tasks, EVERY[name], strategy)
+            twin = copy.deepcopy(model)
+            losses = strategy.losses(model, batch)
+            present = label_counts(tasks, batch).nonzero().flatten().tolist()
+            strategy.present = present
+            optimizer.zero_grad()
+            strategy.backward(losses, model)
+            strategy.step(optimizer)
+            strategy.after_step(lambda batch=batch: strategy.losses(model, batch))
+            if 2 in present:
+                continue
+            left_out += 1
+            alone.backward(alone.losses(twin, batch), twin)
+            assert strategy.effective[2] == 0
+            assert torch.allclose(strategy.effective[:2], alone.effective, rtol=1e-5, atol=1e-7)
+            for key, value in state_of(strategy).items():
+                if value.shape == (3,):
+                    assert torch.equal(value[2], before.get(key, value)[2]) or before[key][2].isnan(), key
+            for (key, p), q in zip(model.named_parameters(), twin.parameters(), strict=True):
+                if q.grad is not None:
+                    assert torch.allclose(p.grad, q.grad, rtol=1e-4, atol=1e-7), key
+        assert left_out > 10
+
+    def test_a_batch_without_any_label_changes_nothing(self):
+        strategy = FAMO(BINARY)
+        strategy.present = []
+        losses = torch.zeros(3, requires_grad=True)
+        strategy.backward(losses, None)
+        strategy.after_step(lambda: losses)
+        assert not losses.grad.any() and not strategy.w.any()
+
+    @pytest.mark.parametrize(("make_it", "epochs"), [(DWA, 3), (STRATEGIES["validation gap"], 1)])
+    def test_an_epoch_without_its_label_leaves_its_weight(self, make_it, epochs):
+        strategy = make_it(MIXED_TASKS)
+        for epoch in range(epochs):
+            strategy.after_epoch(torch.tensor([0.9**epoch, 0.5**epoch, math.nan]), None)
+        assert strategy.weights[2] == 1 and strategy.weights.sum().item() == pytest.approx(3)
+        assert strategy.weights[0] != strategy.weights[1]
 
 
 class TestAgainstTorchjd:
