@@ -1065,7 +1065,7 @@ save_model(shelf, model, data.encoder)
 loaded, encoder = load_model(shelf)
 before, after = predict(model, data.test), score_rows(loaded, encoder, frames["test"])
 print({path.name.split(".")[-1]: f"{path.stat().st_size / 1e3:.0f} kB" for path in sorted(shelf.iterdir())})
-print("same scores:", {name: bool(np.allclose(before[name], after[name], atol=1e-5)) for name in before})
+print("same scores:", {name: bool(np.allclose(before[name], after[name], atol=1e-6)) for name in before})
 
 # %% [markdown]
 # `score_candidates` asks the loaded model about every product; the user-side answers are computed once a user.
