@@ -31,9 +31,9 @@ In the notebook, a stub that returns ``...`` under a docstring with shapes and a
         Exercise(
             "05.recall_at", recall_at, recall_cases,
             mistakes=(
-                Mistake("precision", lambda s, r, k: r[np.argsort(-s)[:k]].mean(), "You divide by k …"),
-                Mistake("worst first", lambda s, r, k: r[np.argsort(s)[:k]].sum() / r.sum(), "argsort sorts …"),
-                Mistake("hits", lambda s, r, k: r[np.argsort(-s)[:k]].sum(), "A share, not a count …"),
+                Mistake(lambda s, r, k: r[np.argsort(-s)[:k]].mean(), "You divide by k …"),
+                Mistake(lambda s, r, k: r[np.argsort(s)[:k]].sum() / r.sum(), "argsort sorts …"),
+                Mistake(lambda s, r, k: r[np.argsort(-s)[:k]].sum(), "A share, not a count …"),
             ),
             hints=("a nudge", "the way", "nearly the solution"),
         ),
@@ -412,8 +412,7 @@ def listing() -> Iterator[str]:
         for mistake in exercise.mistakes:
             answer = _examine(exercise, mistake.answer)
             found = "brings up" if ("hint", mistake.hint) in answer.lines else "DOES NOT BRING UP"
-            yield f"  mistake  {mistake.what}"
-            yield f"           [{answer.state}] {found}: {mistake.hint}"
+            yield f"  mistake  [{answer.state}] {found}: {mistake.hint}"
 
 
 if __name__ == "__main__":

@@ -31,7 +31,6 @@ class Mistake:
     The hint is shown when everything that is wrong with the reader's answer is what ``answer`` would give.
     """
 
-    what: str
     answer: Callable[..., Any]
     hint: str
 

@@ -81,19 +81,16 @@ EXERCISES = (
         click_rate,
         logs,
         mistakes=(
-            Mistake("a count", lambda log: log["click"].sum(), "You count the clicks. Divide by the rows."),
+            Mistake(lambda log: log["click"].sum(), "You count the clicks. Divide by the rows."),
             Mistake(
-                "upside down",
                 lambda log: len(log) / log["click"].sum(),
                 "Upside down: the smaller number, the clicks, belongs on top.",
             ),
             Mistake(
-                "the wrong column",
                 lambda log: log["purchase"].mean(),
                 "You take the purchases; the clicks are in the column `click`.",
             ),
             Mistake(
-                "in percent",
                 lambda log: 100 * log["click"].mean(),
                 "You answer in percent. A share lies between 0 and 1.",
             ),
@@ -111,22 +108,18 @@ EXERCISES = (
         logs,
         mistakes=(
             Mistake(
-                "purchases over rows",
                 lambda log: log["purchase"].mean(),
                 "You divide by all rows. Which rows could have become a purchase at all?",
             ),
             Mistake(
-                "clicks over purchases",
                 lambda log: log["click"].sum() / log["purchase"].sum(),
                 "Upside down: the smaller number, the purchases, belongs on top.",
             ),
             Mistake(
-                "in percent",
                 lambda log: 100 * log["purchase"].sum() / log["click"].sum(),
                 "You answer in percent. A share lies between 0 and 1.",
             ),
             Mistake(
-                "the click rate",
                 lambda log: log["click"].mean(),
                 "That is the click rate of exercise one. Here the clicks are what you divide by.",
             ),
@@ -143,22 +136,18 @@ EXERCISES = (
         device_reports,
         mistakes=(
             Mistake(
-                "2**30 bytes to the GB",
                 _gb_of_two(2**30),
                 "You take a GB for 2**30 bytes. The report counts in 10**9 bytes: read its docstring.",
             ),
             Mistake(
-                "all of the memory",
                 _gb_of_two(10**9, half=False),
                 "You fill all of the memory. The model and its gradients need room: take half.",
             ),
             Mistake(
-                "unknown memory not met",
                 lambda report, bytes_per_row: int(report.memory_gb * 10**9 / 2 // bytes_per_row),
                 "`memory_gb` is None when the device does not say. Ask for that first, and return 0.",
             ),
             Mistake(
-                "part of a row",
                 lambda report, bytes_per_row: (report.memory_gb or 0) * 10**9 / 2 / bytes_per_row,
                 "Part of a row fits nowhere: round down to a whole number.",
             ),
@@ -176,22 +165,18 @@ EXERCISES = (
         two_losses,
         mistakes=(
             Mistake(
-                "weights swapped",
                 lambda loss_click, loss_purchase, w: w * loss_click + (1 - w) * loss_purchase,
                 "The weights are swapped: w belongs to the purchase.",
             ),
             Mistake(
-                "the click unweighted",
                 lambda loss_click, loss_purchase, w: loss_click + w * loss_purchase,
                 "The click counts in full, whatever w is. The two weights must add up to one.",
             ),
             Mistake(
-                "w unused",
                 lambda loss_click, loss_purchase, w: (loss_click + loss_purchase) / 2,
                 "That is the plain mean; w does not appear in it.",
             ),
             Mistake(
-                "a float",
                 lambda loss_click, loss_purchase, w: (1 - w) * loss_click.item() + w * loss_purchase.item(),
                 "`.item()` makes plain numbers of tensors. Leave the losses as tensors: training needs their gradient.",
             ),

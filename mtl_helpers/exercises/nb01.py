@@ -136,22 +136,18 @@ EXERCISES = (
         flagged_rows,
         mistakes=(
             Mistake(
-                "recall",
                 lambda y, p, t: (y[p >= t].sum() / y.sum()) if (p >= t).any() else float("nan"),
                 "That is recall: you divide by all positives. Precision divides by the flagged rows.",
             ),
             Mistake(
-                "above, not at",
                 lambda y, p, t: y[p > t].mean() if (p > t).any() else float("nan"),
                 "A row exactly at the threshold is flagged, too: ≥, not >.",
             ),
             Mistake(
-                "0 for unknown",
                 lambda y, p, t: y[p >= t].mean() if (p >= t).any() else 0.0,
                 "With nothing flagged you answer 0. That would say “all wrong”; the answer is unknown: NaN.",
             ),
             Mistake(
-                "accuracy",
                 lambda y, p, t: ((p >= t) == y).mean(),
                 "That is accuracy: it counts the rows that were rightly left alone. Look at the flagged rows only.",
             ),
@@ -168,38 +164,31 @@ EXERCISES = (
         feature_makers,
         mistakes=(
             Mistake(
-                "all rows compared",
                 _compare_rows(lambda row: (0, None)),
                 "You accuse honest features: later rows may know this label. Compare the rows up to and with the "
                 "flipped one.",
             ),
             Mistake(
-                "the own row forgotten",
                 _compare_rows(lambda row: (0, row)),
                 "You miss features that contain the row's own label: the flipped row itself must not change either.",
             ),
             Mistake(
-                "the flipped row alone",
                 _compare_rows(lambda row: (row, row + 1)),
                 "You look at the flipped row alone. An earlier row that knows this click leaks, too.",
             ),
             Mistake(
-                "set to one",
                 _compare_rows(other=lambda click: 1),
                 "You set the click to 1. Where it is 1 already nothing changes: flip it, 1 − click.",
             ),
             Mistake(
-                "set to zero",
                 _compare_rows(other=lambda click: 0),
                 "You set the click to 0. Where it is 0 already nothing changes: flip it, 1 − click.",
             ),
             Mistake(
-                "the honest ones",
                 lambda make, log, rows: set(make(log).columns) - leaking(make, log, rows),
                 "You return the honest features. Asked for are the ones that leak.",
             ),
             Mistake(
-                "the log changed",
                 _in_place,
                 "You flip labels in the log itself, and they stay flipped. Flip them in a copy.",
             ),
@@ -218,34 +207,28 @@ EXERCISES = (
         confident_logits,
         mistakes=(
             Mistake(
-                "the obvious formula",
                 _obvious,
                 "The sigmoid rounds to 0 or 1, and log 0 is infinite. Go from the logit to the loss without the "
                 "probability in between.",
             ),
             Mistake(
-                "clamped probabilities",
                 _clamped,
                 "Clamping hides the overflow and caps the loss: a very wrong row costs as much as a fairly wrong "
                 "one, and its gradient is 0.",
             ),
             Mistake(
-                "a sum",
                 lambda z, y: (softplus(z) - y * z).sum(),
                 "You sum over the rows. Asked for is the mean.",
             ),
             Mistake(
-                "labels swapped",
                 lambda z, y: (softplus(z) - (1 - y) * z).mean(),
                 "The labels are swapped: for label 1 a large logit must cost little.",
             ),
             Mistake(
-                "no absolute value",
                 lambda z, y: (z.clamp(min=0) - y * z + (-z).exp().log1p()).mean(),
                 "Beside max(z, 0) the exponent is −|z|: for a negative z, e^(−z) counts it twice and overflows.",
             ),
             Mistake(
-                "the sigmoid twice",
                 lambda z, y: binary_cross_entropy_with_logits(z.sigmoid(), y),
                 "The sigmoid is taken twice: once by you, once by the function that expects logits.",
             ),

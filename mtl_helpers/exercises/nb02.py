@@ -114,33 +114,27 @@ EXERCISES = (
         grown_models,
         mistakes=(
             Mistake(
-                "a new model",
                 lambda model, task: SharedBottom(model.schema, (*model.tasks, task), **model.settings),
                 "You build a new model, and what the old one had learned is gone. Add to the one you were given.",
             ),
             Mistake(
-                "tasks not told",
                 _tower_of(None, listed=False),
                 "The tower is there, but `model.tasks` does not list its task, so no loss would be computed for it.",
             ),
             Mistake(
-                "tasks in a list",
                 _tower_of(None, kind=list),
                 "`model.tasks` has become a list. It is a tuple: `(*model.tasks, task)`.",
             ),
             Mistake(
-                "a column of logits",
                 _tower_of(None, squeezed=False),
                 "Your tower gives (n, 1) for a yes/no task. The package's own give (n,): squeeze, or take `Tower`.",
             ),
             Mistake(
-                "the width written down",
                 _tower_of(32),
                 "Your tower expects 32 inputs whatever the bottom gives. Ask the model how wide its last shared layer "
                 "is: `model.settings['hidden'][-1]`.",
             ),
             Mistake(
-                "two outputs for all",
                 _tower_of(None, outputs=2),
                 "The tower has a fixed number of outputs. `Tower(width, task)` takes it from the task.",
             ),
@@ -161,22 +155,18 @@ EXERCISES = (
         models_to_count,
         mistakes=(
             Mistake(
-                "tensors counted",
                 lambda model: len(list(model.shared_parameters())) / len(list(model.parameters())),
                 "You count tensors, large and small alike. `.numel()` counts the numbers in one.",
             ),
             Mistake(
-                "the towers' share",
                 lambda model: 1 - shared_share(model),
                 "That is the share of the towers, which are not shared.",
             ),
             Mistake(
-                "embeddings forgotten",
                 lambda model: count_parameters(model.bottom) / count_parameters(model),
                 "The embeddings are shared, too: all tasks read the same vectors.",
             ),
             Mistake(
-                "shared over own",
                 lambda model: shared_share(model) / (1 - shared_share(model)),
                 "You divide by the towers' parameters. A share divides by all of them.",
             ),
@@ -194,34 +184,28 @@ EXERCISES = (
         gappy_labels,
         mistakes=(
             Mistake(
-                "the mask unused",
                 lambda z, y, m: _rows(z, y).mean(),
                 "Rows without a label count as if theirs were known. Use the mask.",
             ),
             Mistake(
-                "divided by all rows",
                 lambda z, y, m: (_rows(z, y) * m).mean(),
                 "You divide by all rows, so a task with few labels gets a small loss: a weight nobody chose. Divide "
                 "by the number of known labels.",
             ),
             Mistake(
-                "zero divided by zero",
                 lambda z, y, m: (_rows(z, y) * m).sum() / m.sum(),
                 "Without a known label you divide 0 by 0. Divide by the number of known labels or by 1, whichever "
                 "is larger.",
             ),
             Mistake(
-                "a sum",
                 lambda z, y, m: (_rows(z, y) * m).sum(),
                 "You sum over the known rows. Asked for is their mean.",
             ),
             Mistake(
-                "mask the wrong way round",
                 lambda z, y, m: (_rows(z, y) * ~m).sum() / (~m).sum().clamp(min=1),
                 "The mask is True where the label is known; you keep the others.",
             ),
             Mistake(
-                "a zero without a graph",
                 lambda z, y, m: masked_loss(z, y, m) if m.any() else torch.tensor(0.0, dtype=z.dtype),
                 "Without a known label you return a new tensor, and `backward()` would fail on it. The zero must come "
                 "from the logits: multiply by the mask.",

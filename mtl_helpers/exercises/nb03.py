@@ -80,32 +80,26 @@ EXERCISES = (
         rows_of_logits,
         mistakes=(
             Mistake(
-                "the temperature once",
                 lambda z, y, m, t: _slope(z, y, m, t) * m[:, None] / m.sum(),
                 "The temperature is inside the softmax, but the chain rule divides by it once more.",
             ),
             Mistake(
-                "the mean over all rows",
                 lambda z, y, m, t: _slope(z, y, m, t) * m[:, None] / (t * len(z)),
                 "You divide by all rows. The loss is the mean over the rows with a known label.",
             ),
             Mistake(
-                "rows without a label",
                 lambda z, y, m, t: _slope(z, y, m, t) / (t * m.sum()),
                 "Rows without a label must get gradient 0: multiply by the mask.",
             ),
             Mistake(
-                "the sign",
                 lambda z, y, m, t: -cross_entropy_gradient(z, y, m, t),
                 "The sign: the gradient is p − y. It points uphill, and descent subtracts it.",
             ),
             Mistake(
-                "softmax without the shift",
                 _without_shift,
                 "Your softmax overflows: e^1000 is infinite. Take each row's largest logit away, or `.softmax(1)`.",
             ),
             Mistake(
-                "a sum, not a mean",
                 lambda z, y, m, t: _slope(z, y, m, t) * m[:, None] / t,
                 "That is the gradient of a sum. The mean divides by the number of known rows.",
             ),
@@ -122,22 +116,18 @@ EXERCISES = (
         hard_rows,
         mistakes=(
             Mistake(
-                "as it is written",
                 lambda z: z.exp().sum(1).log(),
                 "e^1000 is infinite, and e^(−1000) is 0 with an infinite logarithm. Make the largest exponent 0 first.",
             ),
             Mistake(
-                "not added again",
                 lambda z: (z - z.max(1, keepdim=True).values).exp().sum(1).log(),
                 "You took the largest logit away and did not add it again outside of the logarithm.",
             ),
             Mistake(
-                "one maximum for all rows",
                 lambda z: z.max() + (z - z.max()).exp().sum(1).log(),
                 "You take one maximum for the whole table, and rows far below it vanish. Each row needs its own.",
             ),
             Mistake(
-                "the maximum",
                 lambda z: z.max(1).values,
                 "That is the largest logit alone. It comes close only if one logit is far above the others.",
             ),
@@ -154,22 +144,18 @@ EXERCISES = (
         two_gradients,
         mistakes=(
             Mistake(
-                "the other task's weight",
                 lambda g1, g2: g2.norm().item() / (g1.norm() + g2.norm()).item(),
                 "That is the weight of the first task. w belongs to the second: the quiet one gets more.",
             ),
             Mistake(
-                "squared lengths",
                 lambda g1, g2: (g1 @ g1 / (g1 @ g1 + g2 @ g2)).item(),
                 "You compare squared lengths. Take the square root, as `.norm()` does.",
             ),
             Mistake(
-                "a ratio, not a share",
                 lambda g1, g2: (g1.norm() / g2.norm()).item(),
                 "That is the ratio w / (1 − w). Solve (1 − w) a = w b for w.",
             ),
             Mistake(
-                "absolute sums",
                 lambda g1, g2: (g1.abs().sum() / (g1.abs().sum() + g2.abs().sum())).item(),
                 "You measure length by the sum of absolute values. ‖g‖ is the root of the sum of squares.",
             ),

@@ -105,32 +105,26 @@ EXERCISES = (
         losses_and_variances,
         mistakes=(
             Mistake(
-                "the price of noise forgotten",
                 lambda losses, s: (torch.exp(-s) * losses).sum(),
                 "Without the second term, log σ = s/2, a growing variance makes every loss vanish.",
             ),
             Mistake(
-                "the form for regression",
                 lambda losses, s: (torch.exp(-s) * losses / 2 + s / 2).sum(),
                 "The half before the loss belongs to squared errors (regression). Cross-entropy has none.",
             ),
             Mistake(
-                "the variance upside down",
                 lambda losses, s: (torch.exp(s) * losses + s / 2).sum(),
                 "You multiply by the variance. A noisy task must weigh less: divide, e^(−s).",
             ),
             Mistake(
-                "a mean",
                 lambda losses, s: (torch.exp(-s) * losses + s / 2).mean(),
                 "You take the mean over the tasks. Asked for is the sum.",
             ),
             Mistake(
-                "log σ² for log σ",
                 lambda losses, s: (torch.exp(-s) * losses + s).sum(),
                 "The second term is log σ. With s = log σ² that is s/2.",
             ),
             Mistake(
-                "variances held fixed",
                 lambda losses, s: (torch.exp(-s.detach()) * losses + s.detach() / 2).sum(),
                 "The log-variances are detached, so they would never be learned.",
             ),
@@ -148,22 +142,18 @@ EXERCISES = (
         two_epochs,
         mistakes=(
             Mistake(
-                "the ratio upside down",
                 _dwa(lambda last, before, t: before / last / t),
                 "The ratio is upside down: the task whose loss fell *less* gets more weight, so last over before.",
             ),
             Mistake(
-                "no temperature",
                 _dwa(lambda last, before, t: last / before),
                 "The temperature is missing: it divides the ratio before the exponential.",
             ),
             Mistake(
-                "a sum of one",
                 _dwa(lambda last, before, t: last / before / t, total=1),
                 "Your weights sum to 1. DWA scales them to sum to the number of tasks, as equal weights of 1 do.",
             ),
             Mistake(
-                "losses, not ratios",
                 _dwa(lambda last, before, t: last / t),
                 "You take the losses themselves, which depend on their units. Take how they changed: last over before.",
             ),
@@ -180,29 +170,24 @@ EXERCISES = (
         gradient_pairs,
         mistakes=(
             Mistake(
-                "the plain sum",
                 lambda g1, g2: g1 + g2,
                 "That is the plain sum. When the inner product is negative, each must lose its part along the other.",
             ),
             Mistake(
-                "always projected",
                 _always_projected,
                 "You project even where the gradients agree, and throw progress away. Only if the inner product is "
                 "negative.",
             ),
             Mistake(
-                "one after the other",
                 _one_after_the_other,
                 "Only one of the two gives way: once it is projected, it no longer conflicts with the other. Project "
                 "each against the *original* other.",
             ),
             Mistake(
-                "lengths not squared",
                 _lengths_not_squared,
                 "You divide by the other's length. The projection divides by its square, g·g.",
             ),
             Mistake(
-                "a mean",
                 lambda g1, g2: pcgrad_of_two(g1, g2) / 2,
                 "You take the mean of the two; PCGrad adds them.",
             ),
@@ -219,32 +204,20 @@ EXERCISES = (
         clouds,
         mistakes=(
             Mistake(
-                "strictly better on both",
                 lambda p: (p[None] < p[:, None]).all(-1).any(1),
                 "A point that ties on one task and is better on the other dominates, too.",
             ),
             Mistake(
-                "equal points dominate",
                 lambda p: (p[None] <= p[:, None]).all(-1).any(1),
                 "Every point is as good as itself, so you mark them all. Ask for “better on one” as well.",
             ),
             Mistake(
-                "duplicates dominate",
                 lambda p: ((p[None] <= p[:, None]).all(-1) & ~np.eye(len(p), dtype=bool)).any(1),
                 "Two equal points: neither is better on any task, so neither dominates. Ask for “better on one”.",
             ),
+            Mistake(lambda p: dominated(-p), "These are losses: smaller is better."),
+            Mistake(lambda p: ~dominated(p), "You mark the front. Asked for are the dominated points."),
             Mistake(
-                "larger is better",
-                lambda p: dominated(-p),
-                "These are losses: smaller is better.",
-            ),
-            Mistake(
-                "the front",
-                lambda p: ~dominated(p),
-                "You mark the front. Asked for are the dominated points.",
-            ),
-            Mistake(
-                "better on one task is enough",
                 lambda p: (p[None] < p[:, None]).any(-1).any(1),
                 "Better on one task is not enough: the other point must not be worse on the other task.",
             ),

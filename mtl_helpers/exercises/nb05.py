@@ -109,7 +109,6 @@ EXERCISES = (
         top_lists,
         mistakes=(
             Mistake(
-                "precision",
                 lambda lists, bought, n: (
                     _recall(lists, bought, lambda a, b: len(a & b) / len(a)),
                     len(np.unique(lists)) / n,
@@ -117,7 +116,6 @@ EXERCISES = (
                 "You divide the hits by k: that is precision. Recall divides by what the user bought.",
             ),
             Mistake(
-                "a hit rate",
                 lambda lists, bought, n: (
                     _recall(lists, bought, lambda a, b: bool(a & b)),
                     len(np.unique(lists)) / n,
@@ -126,12 +124,10 @@ EXERCISES = (
                 "that was found.",
             ),
             Mistake(
-                "items counted again and again",
                 lambda lists, bought, n: (recall_and_coverage(lists, bought, n)[0], lists.size / n),
                 "Coverage counts an item once, however many lists show it: `np.unique`.",
             ),
             Mistake(
-                "users without purchases as zeros",
                 lambda lists, bought, n: (
                     _recall(lists, [b or {-1} for b in bought], lambda a, b: len(a & b) / len(b)),
                     len(np.unique(lists)) / n,
@@ -139,7 +135,6 @@ EXERCISES = (
                 "A user who bought nothing counts as a miss with you. There was nothing to find: leave that user out.",
             ),
             Mistake(
-                "lists without purchases left out of the coverage",
                 lambda lists, bought, n: (
                     recall_and_coverage(lists, bought, n)[0],
                     len(np.unique(lists[[bool(b) for b in bought]])) / n,
@@ -147,7 +142,6 @@ EXERCISES = (
                 "Your coverage skips the lists of users who bought nothing. They count, too: only recall skips them.",
             ),
             Mistake(
-                "the other way round",
                 lambda lists, bought, n: recall_and_coverage(lists, bought, n)[::-1],
                 "The two numbers are in the wrong order: recall first, then coverage.",
             ),
@@ -165,27 +159,19 @@ EXERCISES = (
         predictions_and_exponents,
         mistakes=(
             Mistake(
-                "a weighted sum",
                 _summed,
                 "That is fusion by a sum: one good prediction makes up for a hopeless one. Multiply the powers.",
             ),
             Mistake(
-                "factors, not exponents",
                 _factors,
                 "You multiply by the exponent: a factor common to all items that changes no order. Raise p to it.",
             ),
             Mistake(
-                "by order, not by name",
                 _by_order,
                 "You pair the two dicts by their order. Pair them by the task's name: `probabilities[task]`.",
             ),
+            Mistake(_upside_down, "Base and exponent are swapped: it is p ** a."),
             Mistake(
-                "base and exponent swapped",
-                _upside_down,
-                "Base and exponent are swapped: it is p ** a.",
-            ),
-            Mistake(
-                "tasks without an exponent",
                 _all_of_them,
                 "A task without an exponent must not count. Go through `exponents`, not through `probabilities`.",
             ),
@@ -202,23 +188,19 @@ EXERCISES = (
         sampled_probabilities,
         mistakes=(
             Mistake(
-                "multiplied by the share",
                 lambda p, keep: keep * p,
                 "Multiplying probabilities works only near 0; at p = 1 it gives the share kept. It is the odds "
                 "that are scaled.",
             ),
             Mistake(
-                "the wrong direction",
                 lambda p, keep: p / (p + keep * (1 - p)),
                 "You make the probabilities larger still. Dropped negatives had made them too large.",
             ),
             Mistake(
-                "odds for probabilities",
                 lambda p, keep: keep * p / (1 - p),
                 "Those are odds. Turn them into probabilities: odds / (1 + odds).",
             ),
             Mistake(
-                "left as it was",
                 lambda p, keep: p,
                 "You return what the model says of the thinned log. There, positives are more frequent than in truth.",
             ),

@@ -64,27 +64,22 @@ EXERCISES = (
         mixtures,
         mistakes=(
             Mistake(
-                "the gates ignored",
                 lambda gate_logits, experts: experts.mean(0),
                 "That is the plain mean of the experts. Each row has shares of its own.",
             ),
             Mistake(
-                "softmax over the rows",
                 lambda gate_logits, experts: (gate_logits.softmax(0).T.unsqueeze(-1) * experts).sum(0),
                 "Your shares sum to one over the rows. They must sum to one over the experts: the last axis.",
             ),
             Mistake(
-                "softmax without the shift",
                 _without_shift,
                 "Your softmax overflows for large logits. Take each row's largest logit away first, or `.softmax(-1)`.",
             ),
             Mistake(
-                "no softmax",
                 lambda gate_logits, experts: (gate_logits.T.unsqueeze(-1) * experts).sum(0),
                 "You weigh with the logits. Shares are their softmax.",
             ),
             Mistake(
-                "one mean too many",
                 lambda gate_logits, experts: (gate_logits.softmax(-1).T.unsqueeze(-1) * experts).mean(0),
                 "The shares sum to one already: add the weighted experts up, do not average them.",
             ),
@@ -101,33 +96,24 @@ EXERCISES = (
         logit_of_product,
         two_logits,
         mistakes=(
+            Mistake(lambda a, b: a + b, "Adding logits multiplies odds, not probabilities."),
             Mistake(
-                "sum of logits",
-                lambda a, b: a + b,
-                "Adding logits multiplies odds, not probabilities.",
-            ),
-            Mistake(
-                "product of logits",
                 lambda a, b: a * b,
                 "You multiply the logits. Multiply the probabilities, then go back to a logit.",
             ),
             Mistake(
-                "the probability",
                 lambda a, b: a.sigmoid() * b.sigmoid(),
                 "That is the probability itself; its logit is asked for.",
             ),
             Mistake(
-                "log of the product",
                 lambda a, b: logsigmoid(a) + logsigmoid(b),
                 "That is log p. A logit is log p − log(1 − p).",
             ),
             Mistake(
-                "log of the product, rounded",
                 lambda a, b: torch.log(a.sigmoid() * b.sigmoid()),
                 "That is log p, and a sigmoid that rounds to 0 makes it infinite. A logit is log p − log(1 − p).",
             ),
             Mistake(
-                "overflow",
                 lambda a, b: torch.log(a.sigmoid() * b.sigmoid()) - torch.log1p(-a.sigmoid() * b.sigmoid()),
                 "Infinite at the ends, where a sigmoid rounds to 0 or 1. Stay with a and b, and use logsumexp.",
             ),
@@ -145,22 +131,18 @@ EXERCISES = (
         gate_tables,
         mistakes=(
             Mistake(
-                "row by row",
                 lambda gates: (gates.var(-1, unbiased=False) / gates.mean(-1) ** 2).mean(),
                 "You punish every row that prefers an expert. Average over rows first: only total use must be even.",
             ),
             Mistake(
-                "unbiased variance",
                 lambda gates: gates.mean(0).var() / gates.mean() ** 2,
                 "Divide by the number of experts, not by one less: `unbiased=False`.",
             ),
             Mistake(
-                "variation not squared",
                 lambda gates: gates.mean(0).std(unbiased=False) / gates.mean(),
                 "The coefficient of variation is asked for squared.",
             ),
             Mistake(
-                "not relative to the mean",
                 lambda gates: gates.mean(0).var(unbiased=False),
                 "Divide by the squared mean use, so that the term means the same for any number of experts.",
             ),

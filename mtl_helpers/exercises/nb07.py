@@ -62,12 +62,10 @@ EXERCISES = (
         logs,
         mistakes=(
             Mistake(
-                "the row itself is in it",
                 lambda ids, labels: np.array([labels[ids == i].mean() for i in ids]),
                 "Your rate contains the label of the row it is given to: a leak. Leave that row out.",
             ),
             Mistake(
-                "zero for a lonely row",
                 lambda ids, labels: np.array(
                     [
                         (labels[ids == i].sum() - y) / max((ids == i).sum() - 1, 1)
@@ -77,7 +75,6 @@ EXERCISES = (
                 "An id seen once has no others. Zero would be a guess; give it the rate of all other rows.",
             ),
             Mistake(
-                "divided by all",
                 lambda ids, labels: np.where(
                     np.array([(ids == i).sum() for i in ids]) > 1,
                     np.array(
@@ -91,14 +88,12 @@ EXERCISES = (
                 "You left the row out of the sum but not out of the count.",
             ),
             Mistake(
-                "the lonely row in its own stand-in",
                 lambda ids, labels: np.where(
                     (ids[:, None] == ids).sum(1) > 1, rate_of_others(ids, labels), labels.mean()
                 ),
                 "For an id seen once you take the mean of all rows. It holds the row's own label: leave that out.",
             ),
             Mistake(
-                "one rate for all",
                 lambda ids, labels: (labels.sum() - labels) / (len(labels) - 1),
                 "That is the rate of all other rows. Take the rows of the same id where there are any.",
             ),
@@ -115,7 +110,6 @@ EXERCISES = (
         runs,
         mistakes=(
             Mistake(
-                "not paired",
                 lambda a, b, quantile: (
                     a.mean()
                     - b.mean()
@@ -124,19 +118,16 @@ EXERCISES = (
                 "You add the two variances, as for runs that share nothing. Take one difference per seed first.",
             ),
             Mistake(
-                "deviation of one run",
                 lambda a, b, quantile: (a - b).mean() + np.array([-1, 1]) * quantile * (a - b).std(ddof=1),
                 "That is how far one run scatters. The mean of n of them scatters less, by the root of n.",
             ),
             Mistake(
-                "divided by n",
                 lambda a, b, quantile: (
                     (a - b).mean() + np.array([-1, 1]) * quantile * (a - b).std() / np.sqrt(len(a))
                 ),
                 "NumPy's std divides by n unless told: with few seeds use ddof=1.",
             ),
             Mistake(
-                "the wrong way round",
                 lambda a, b, quantile: (
                     (b - a).mean() + np.array([-1, 1]) * quantile * (b - a).std(ddof=1) / np.sqrt(len(a))
                 ),
@@ -155,27 +146,19 @@ EXERCISES = (
         spreads,
         mistakes=(
             Mistake(
-                "not squared",
                 lambda sd, gap: int(np.ceil(2.8 * sd / gap)),
                 "The error falls with the root of n, so n grows with the square of the ratio.",
             ),
+            Mistake(lambda sd, gap: int((2.8 * sd / gap) ** 2), "One seed too few: round up."),
             Mistake(
-                "rounded down",
-                lambda sd, gap: int((2.8 * sd / gap) ** 2),
-                "One seed too few: round up.",
-            ),
-            Mistake(
-                "one too many",
                 lambda sd, gap: int((2.8 * sd / gap) ** 2) + 1,
                 "`int(x) + 1` is one seed too many where x is whole already. Round up with `np.ceil`.",
             ),
             Mistake(
-                "at least two",
                 lambda sd, gap: max(2, int(np.ceil((2.8 * sd / gap) ** 2))),
                 "You never answer 1. An interval needs two seeds, but asked for is the smallest n of the formula.",
             ),
             Mistake(
-                "significance only",
                 lambda sd, gap: int(np.ceil((1.96 * sd / gap) ** 2)),
                 "With 1.96 alone the interval excludes zero in one attempt out of two. Add 0.84 for 80 %.",
             ),
