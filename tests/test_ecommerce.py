@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from mtl_helpers.data.shop import CATEGORIES, ShopConfig, make_world, simulate
+from mtl_helpers.data import CATEGORIES, ShopConfig, make_world, simulate
 from mtl_helpers.models.case import (
     PAST,
     CaseModel,

@@ -14,7 +14,11 @@ from fake_device import Elsewhere, FakeDevice, run_notebook
 from helpers import MIXED_TASKS, toy_frame, toy_splits
 
 from mtl_helpers import gradients, models, weighting
-from mtl_helpers.data import hide_labels, shop
+from mtl_helpers.data import (
+    ShopConfig,
+    hide_labels,
+    simulate,
+)
 from mtl_helpers.metrics import batched_auc
 from mtl_helpers.models import PLE, CrossStitch, MMoE, SharedBottom, SingleTask
 from mtl_helpers.models import case as ecommerce
@@ -222,8 +226,8 @@ def test_live_training_runs_there(kind):
 
 @kind
 def test_the_case_scores_its_catalogue_there(kind):
-    config = shop.ShopConfig(n_users=40, n_items=30, n_impressions=3_000, seed=3)
-    log = shop.simulate(config)
+    config = ShopConfig(n_users=40, n_items=30, n_impressions=3_000, seed=3)
+    log = simulate(config)
     frames = ecommerce.case_frames(log)
     items = ecommerce.item_table(log, frames["train"])
 

@@ -18,7 +18,19 @@ import torch
 from helpers import MIXED_TASKS, toy_splits
 
 from mtl_helpers import gradients, ranking, weighting
-from mtl_helpers.data import hide_labels, prepare, shop
+from mtl_helpers.data import (
+    SHOP_CATEGORICAL,
+    SHOP_NUMERIC,
+    SHOP_TASKS,
+    ShopConfig,
+    bayes_auc,
+    hide_labels,
+    make_world,
+    prepare,
+    shop_frame,
+    shop_splits,
+    simulate,
+)
 from mtl_helpers.data.correlated import correlated_tasks
 from mtl_helpers.metrics import accuracy, paired_difference
 from mtl_helpers.models import MMoE, SharedBottom, SingleTask
@@ -113,9 +125,9 @@ def fresh_shops():
     """Three new shops, as ``(shop, splits)``."""
     made = []
     for seed in FRESH:
-        log = shop.simulate(shop.ShopConfig(seed=seed))
-        frames = shop.shop_splits(shop.shop_frame(log))
-        made.append((log, prepare(frames, shop.SHOP_TASKS, shop.SHOP_NUMERIC, shop.SHOP_CATEGORICAL)))
+        log = simulate(ShopConfig(seed=seed))
+        frames = shop_splits(shop_frame(log))
+        made.append((log, prepare(frames, SHOP_TASKS, SHOP_NUMERIC, SHOP_CATEGORICAL)))
     return made
 
 
@@ -142,7 +154,7 @@ def test_accuracy_cannot_tell_a_model_from_always_no_but_auc_can(fresh_shops):
         lead = accuracy(labels, predict(model, splits.test)["purchase"].numpy()) - (1 - labels.mean())
         found = evaluate(model, splits.test)["purchase"]["auc"]
         assert lead < 0.005, "accuracy"
-        assert 0.6 < found < shop.bayes_auc(log)["purchase"] + 0.01
+        assert 0.6 < found < bayes_auc(log)["purchase"] + 0.01
 
 
 @pytest.mark.slow
@@ -194,7 +206,7 @@ def test_ranking_by_price_earns_more_and_sells_less(fresh_shops):
         fit(model, data.train, data.valid, seed=seed, **SETTINGS)
         users = frames["test"].drop_duplicates("user_id").head(200)
         p = ecommerce.score_candidates(model, data, users, items)["purchase"]
-        truth = ecommerce.true_values(shop.make_world(log.config), users, items)["purchase"]
+        truth = ecommerce.true_values(make_world(log.config), users, items)["purchase"]
         price, factors = items["price"].to_numpy(), 1 / np.sqrt(np.arange(1, 11))
         lists = [ranking.top_k(scores, 10) for scores in (p * price, p)]
         gains.append(

@@ -22,16 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from mtl_helpers.data.features import Splits, prepare
-from mtl_helpers.data.shop import (
-    CATEGORIES,
-    PRIOR_CTR,
-    PRIOR_VIEWS,
-    Shop,
-    World,
-    clean_items,
-    shop_frame,
-    shop_splits,
-)
+from mtl_helpers.data.shop import Shop
+from mtl_helpers.data.shop_log import PRIOR_CTR, PRIOR_VIEWS, clean_items, shop_frame, shop_splits
+from mtl_helpers.data.shop_world import CATEGORIES, World
 from mtl_helpers.data.tables import Schema, Task, check_tasks
 from mtl_helpers.models.layers import FeatureLayer, mlp
 

@@ -99,12 +99,12 @@ print("FAST is on: short runs, findings need the full run." if FAST else "FAST i
 import numpy as np
 import pandas as pd
 
-from mtl_helpers.data import prepare
-from mtl_helpers.data.shop import (
+from mtl_helpers.data import (
     SHOP_CATEGORICAL,
     SHOP_NUMERIC,
     SHOP_TASKS,
     load_shop,
+    prepare,
     shop_frame,
     shop_splits,
 )
@@ -206,7 +206,7 @@ print("a purchase AUC rests on them alone, so small differences deserve your dou
 # describe all rows; no model is chosen by them.
 
 # %%
-from mtl_helpers.data.shop import clean_items, clean_users
+from mtl_helpers.data import clean_items, clean_users
 
 users, items = clean_users(shop.users), clean_items(shop.items)
 sessions = frame["session_id"].nunique()
@@ -221,7 +221,7 @@ frame[["timestamp", "user_id", "item_id", "position", "category", "price", "clic
 import seaborn as sns
 from IPython.display import display
 
-from mtl_helpers.data.shop import TIERS
+from mtl_helpers.data import TIERS
 from mtl_helpers.widgets.figures import figure, task_style
 
 print("Loyalty tiers, from the lowest:", ", ".join(TIERS))
@@ -312,7 +312,7 @@ print(
 # **Predict.** How alike will the two be?
 
 # %%
-from mtl_helpers.data.shop import AGE_GROUPS, make_world
+from mtl_helpers.data import AGE_GROUPS, make_world
 
 known = frame[frame["age_group"] != "unknown"]
 seen = 100 * known.pivot_table(index="category", columns="age_group", values="click")[list(AGE_GROUPS)]
@@ -411,7 +411,7 @@ some[["p_click", "click", "p_purchase_given_click", "p_purchase", "purchase"]]
 # **Predict.** Suppose a model knew these true probabilities. Would it rank perfectly, with an AUC of one?
 
 # %%
-from mtl_helpers.data.shop import bayes_auc
+from mtl_helpers.data import bayes_auc
 
 ceiling = bayes_auc(shop)
 clicked = log[log["click"] == 1]

@@ -31,7 +31,7 @@
 import numpy as np
 import pandas as pd
 
-from mtl_helpers.data.shop import load_shop
+from mtl_helpers.data import load_shop
 from mtl_helpers.widgets.figures import figure, task_style
 
 shop = load_shop()
@@ -99,7 +99,7 @@ print(f"mean age without the impossible ones: {age[~impossible].mean():.1f} year
 # fill in is learned later, from training rows alone.
 
 # %%
-from mtl_helpers.data.shop import clean_users
+from mtl_helpers.data import clean_users
 
 by_hand = age.where(age.between(14, 100))
 users = clean_users(shop.users)
@@ -162,7 +162,7 @@ print(f"prices of this category that moved: {moves.sum()} of {len(peers)}")
 # `clean_items` does all of this for every category. Here are the prices before and after.
 
 # %%
-from mtl_helpers.data.shop import clean_items
+from mtl_helpers.data import clean_items
 
 items = clean_items(shop.items)
 moved = ~np.isclose(items["price"], price)
@@ -195,7 +195,7 @@ print(f"mending there is one cloud each, and the highest price falls from {top:,
 # The log itself: duplicates go, timestamps become moments, contradictions are refused. Then the account of what changed.
 
 # %%
-from mtl_helpers.data.shop import clean_impressions
+from mtl_helpers.data import clean_impressions
 
 impressions = clean_impressions(shop.impressions)
 still = users["age"].notna() & ~users["age"].between(14, 100)
@@ -225,7 +225,7 @@ pd.DataFrame(found, index=["before", "after"]).T
 # %%
 from textwrap import fill
 
-from mtl_helpers.data.shop import SHOP_CATEGORICAL, SHOP_NUMERIC, shop_frame
+from mtl_helpers.data import SHOP_CATEGORICAL, SHOP_NUMERIC, shop_frame
 
 frame = shop_frame(shop)
 print(f"{len(frame):,} rows, {frame.shape[1]} columns")
@@ -273,7 +273,7 @@ print(f"rows whose user has clicked before: {past_seen:.0%}")
 # Means, spreads and vocabularies are learned too. So the split comes first, and there are two honest ones.
 
 # %%
-from mtl_helpers.data.shop import shop_splits
+from mtl_helpers.data import shop_splits
 
 splits_of = {"time": shop_splits(frame, "time"), "user": shop_splits(frame, "user")}
 for name, parts in splits_of.items():
@@ -309,8 +309,7 @@ print("some ages, scaled:", scaled_age[::1000][:5].round(2))
 # `prepare` fits a `FeatureEncoder` on the training rows, encodes all three parts, and lays the tensors on the device.
 
 # %%
-from mtl_helpers.data import prepare
-from mtl_helpers.data.shop import SHOP_TASKS
+from mtl_helpers.data import SHOP_TASKS, prepare
 
 data = prepare(parts, SHOP_TASKS, SHOP_NUMERIC, SHOP_CATEGORICAL, device=device)
 print("numeric", tuple(data.train.numeric.shape), "categorical", tuple(data.train.categorical.shape))
@@ -645,7 +644,7 @@ print("kept:", best_lr, "\nvalidation loss (nats) by learning rate:")
 by_rate.round(4)
 
 # %%
-from mtl_helpers.data.shop import ShopConfig, simulate
+from mtl_helpers.data import ShopConfig, simulate
 
 SEEDS = range(1, 3) if FAST else range(1, 9)
 N_ROWS = 20_000 if FAST else 80_000

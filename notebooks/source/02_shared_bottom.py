@@ -36,8 +36,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mtl_helpers.data import hide_labels, prepare, shop
-from mtl_helpers.data.shop import CATEGORIES, SHOP_CATEGORICAL, SHOP_NUMERIC, SHOP_TASKS, ShopConfig
+from mtl_helpers.data import (
+    CATEGORIES,
+    SHOP_CATEGORICAL,
+    SHOP_NUMERIC,
+    SHOP_TASKS,
+    ShopConfig,
+    hide_labels,
+    load_shop,
+    make_world,
+    prepare,
+    shop_frame,
+    shop_splits,
+    simulate,
+)
 from mtl_helpers.metrics import accuracy, auc, mean_interval, paired_difference
 from mtl_helpers.models import Fusion, SharedBottom, SingleTask, count_parameters
 from mtl_helpers.training import evaluate, fit, predict
@@ -52,9 +64,9 @@ torch.set_num_threads(1)  # models this small need no more, and more threads stu
 # the baselines again, one run each, measured on validation rows.
 
 # %%
-log = shop.load_shop()
-frame = shop.shop_frame(log)
-data = prepare(shop.shop_splits(frame), SHOP_TASKS, SHOP_NUMERIC, SHOP_CATEGORICAL, device=device)
+log = load_shop()
+frame = shop_frame(log)
+data = prepare(shop_splits(frame), SHOP_TASKS, SHOP_NUMERIC, SHOP_CATEGORICAL, device=device)
 if FAST:
     data.train = data.train.take(slice(0, 14_000))
 settings = {"lr": 3e-3, "weight_decay": 0.1, "epochs": 3 if FAST else 15, "progress": False}
@@ -505,7 +517,7 @@ shown.assign(score=score[top].numpy()).reset_index(drop=True)
 # exponents can be compared at once, over the lists of many users.
 
 # %%
-world = shop.make_world(log.config)
+world = make_world(log.config)
 
 
 def true_values(table):
@@ -553,8 +565,8 @@ print("One model, one shop: an illustration.")
 def new_shop(seed, relatedness=0.8):
     """A new shop: train on the first 35 % of its log, validate on 15 %, test on the last half."""
     n = 20_000 if FAST else 60_000
-    drawn = shop.simulate(ShopConfig(seed=seed, relatedness=relatedness, n_impressions=n))
-    parts = shop.shop_splits(shop.shop_frame(drawn), fractions=(0.35, 0.15, 0.5))
+    drawn = simulate(ShopConfig(seed=seed, relatedness=relatedness, n_impressions=n))
+    parts = shop_splits(shop_frame(drawn), fractions=(0.35, 0.15, 0.5))
     return prepare(parts, SHOP_TASKS, SHOP_NUMERIC, SHOP_CATEGORICAL, device=device)
 
 

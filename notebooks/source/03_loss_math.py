@@ -38,7 +38,18 @@ from IPython.display import display
 from torch import nn
 
 from mtl_helpers import gradients, losses
-from mtl_helpers.data import MultiTaskDataset, Schema, Task, prepare, shop
+from mtl_helpers.data import (
+    SHOP_CATEGORICAL,
+    SHOP_NUMERIC,
+    SHOP_TASKS,
+    MultiTaskDataset,
+    Schema,
+    Task,
+    load_shop,
+    prepare,
+    shop_frame,
+    shop_splits,
+)
 from mtl_helpers.metrics import mean_interval, paired_difference
 from mtl_helpers.models import SharedBottom, count_parameters
 from mtl_helpers.notebook import seed_everything
@@ -111,8 +122,8 @@ print("Solid arrows: the forward pass. Dashed: one gradient per task comes back 
 # Beware of one clash: $g_i(\cdot)$ with brackets is a tower, $g_i$ without is a gradient. Papers write both so.
 
 # %%
-frames = shop.shop_splits(shop.shop_frame(shop.load_shop()))
-splits = prepare(frames, shop.SHOP_TASKS, shop.SHOP_NUMERIC, shop.SHOP_CATEGORICAL)
+frames = shop_splits(shop_frame(load_shop()))
+splits = prepare(frames, SHOP_TASKS, SHOP_NUMERIC, SHOP_CATEGORICAL)
 batch = next(splits.train.batches(1024, generator=torch.Generator().manual_seed(0)))
 seed_everything(0)
 model = SharedBottom(splits.schema, splits.tasks, embedding_dim=4)

@@ -37,12 +37,12 @@ import numpy as np
 import pandas as pd
 from IPython.display import display
 
-from mtl_helpers.data import prepare
-from mtl_helpers.data.shop import (
+from mtl_helpers.data import (
     SHOP_CATEGORICAL,
     SHOP_NUMERIC,
     SHOP_TASKS,
     load_shop,
+    prepare,
     shop_frame,
     shop_splits,
 )

@@ -40,8 +40,7 @@ from torch import nn
 
 import mtl_helpers
 from mtl_helpers import metrics, ranking
-from mtl_helpers.data import MultiTaskDataset, Task, prepare
-from mtl_helpers.data.shop import CATEGORIES, load_shop, make_world, shop_frame
+from mtl_helpers.data import CATEGORIES, MultiTaskDataset, Task, load_shop, make_world, prepare, shop_frame
 from mtl_helpers.metrics import mean_interval, paired_difference
 from mtl_helpers.models import Fusion, SharedBottom, mlp
 from mtl_helpers.models import case as ecommerce

@@ -35,12 +35,12 @@
 # %%
 from IPython.display import display
 
-from mtl_helpers.data import prepare
-from mtl_helpers.data.shop import (
+from mtl_helpers.data import (
     SHOP_CATEGORICAL,
     SHOP_NUMERIC,
     SHOP_TASKS,
     load_shop,
+    prepare,
     shop_frame,
     shop_splits,
 )

@@ -18,12 +18,12 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
-from mtl_helpers.data import prepare  # noqa: E402
-from mtl_helpers.data.shop import (  # noqa: E402
+from mtl_helpers.data import (  # noqa: E402
     SHOP_CATEGORICAL,
     SHOP_NUMERIC,
     SHOP_TASKS,
     ShopConfig,
+    prepare,
     shop_frame,
     shop_splits,
     simulate,

@@ -30,20 +30,18 @@ from mtl_helpers.data import (
     KUAIRAND_CATEGORICAL,
     KUAIRAND_NUMERIC,
     KUAIRAND_TASKS,
-    MultiTaskDataset,
-    Splits,
-    load_kuairand,
-    prepare,
-    split_by_date,
-)
-from mtl_helpers.data.shop import (
     SHOP_CATEGORICAL,
     SHOP_NUMERIC,
     SHOP_TASKS,
+    MultiTaskDataset,
     ShopConfig,
+    Splits,
+    load_kuairand,
+    prepare,
     shop_frame,
     shop_splits,
     simulate,
+    split_by_date,
 )
 from mtl_helpers.gradients import METHODS, CombinedGradients
 from mtl_helpers.models import SharedBottom

@@ -24,8 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from mtl_helpers.data import MultiTaskDataset, Task
-from mtl_helpers.data.shop import ShopConfig, make_world, simulate
+from mtl_helpers.data import MultiTaskDataset, ShopConfig, Task, make_world, simulate
 from mtl_helpers.losses import task_losses
 from mtl_helpers.metrics import auc, calibration_error, correct_downsampling, log_loss
 from mtl_helpers.models.case import (

@@ -23,12 +23,13 @@ import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from mtl_helpers.data import Splits, prepare
-from mtl_helpers.data.shop import (
+from mtl_helpers.data import (
     SHOP_CATEGORICAL,
     SHOP_NUMERIC,
     SHOP_TASKS,
     ShopConfig,
+    Splits,
+    prepare,
     shop_frame,
     shop_splits,
     simulate,
