@@ -79,7 +79,7 @@ def mmr(scores: ArrayLike, categories: ArrayLike, k: int, diversity: float) -> n
     s = _scores(scores)
     if not np.isfinite(s).all():
         raise ValueError(
-            f"mmr scales scores between the worst and the best: {(~np.isfinite(s)).sum()} are infinite."
+            f"mmr scales between the worst and the best score: {np.isinf(s).sum()} are infinite."
         )
     k = _length(k, s.shape[1], "the catalogue has {} items: ask for fewer")
     if not 0 <= diversity <= 1:
@@ -205,12 +205,8 @@ def novelty(ranking: ArrayLike, counts: ArrayLike, smoothing: float = 1.0) -> np
     -------
     (U,), bits. Raises ValueError when a = 0 and a list holds an item without interactions.
     """
-    n = np.asarray(counts, dtype=float)
-    if n.ndim != 1 or not len(n) or not (np.isfinite(n) & (n >= 0)).all():
-        raise ValueError("counts must be a 1-D array of finite numbers, 0 or more, one for each item.")
-    if not (np.isfinite(smoothing) and smoothing >= 0):
-        raise ValueError(f"smoothing is {smoothing}, expected a finite number, 0 or more.")
-    lists, n = _ranking(ranking, len(n)), n + smoothing
+    n = _amounts("counts", counts) + _amounts("smoothing", [smoothing])
+    lists = _ranking(ranking, len(n))
     unseen = n[lists] == 0
     if unseen.any():
         item = lists[unseen][0]
@@ -231,9 +227,7 @@ def gini(exposures: ArrayLike) -> float:
     G = Σ_j (2j − I − 1) x_(j) / (I Σ x) over the sorted values: 0 when all items are shown equally often, 1 − 1/I when
     one item gets everything; NaN when nothing is shown. ``exposures`` is (I,), 0 or more, as :func:`exposure` counts.
     """
-    x = np.asarray(exposures, dtype=float)
-    if x.ndim != 1 or not len(x) or not (np.isfinite(x) & (x >= 0)).all():
-        raise ValueError("exposures must be a 1-D array of finite numbers, 0 or more, one for each item.")
+    x = _amounts("exposures", exposures)
     if not x.sum():
         return float("nan")
     x = np.sort(x / x.max())
@@ -258,16 +252,13 @@ def expected_revenue(
     -------
     (U,). The shop's figure is the mean: all lists are equally long.
     """
-    p, price = np.asarray(purchase, dtype=float), np.asarray(prices, dtype=float)
+    p, price = np.asarray(purchase, dtype=float), _amounts("prices", prices)
     if p.ndim != 2 or price.shape != p.shape[1:]:
         raise ValueError(
             f"purchase has shape {p.shape}, prices {price.shape}: expected (users, items) and (items,)."
         )
     if not ((p >= 0) & (p <= 1)).all():
         raise ValueError("purchase holds NaN or values outside [0, 1]: give probabilities.")
-    if not (np.isfinite(price) & (price >= 0)).all():
-        wrong = price[~(np.isfinite(price) & (price >= 0))]
-        raise ValueError(f"{len(wrong)} prices are negative or not finite (first {wrong[0]:g}): clean them.")
     lists = _ranking(ranking, p.shape[1], len(p))
     factors = _factors(position_factors, lists.shape[1])
     return 1000 * (np.take_along_axis(p, lists, 1) * price[lists] * factors).mean(1)
@@ -352,9 +343,15 @@ def _category_codes(categories: ArrayLike, n_items: int) -> np.ndarray:
 def _factors(position_factors: ArrayLike | None, k: int) -> np.ndarray:
     if position_factors is None:
         return np.ones(k)
-    factors = np.asarray(position_factors, dtype=float)
-    if factors.shape != (k,) or not (np.isfinite(factors) & (factors >= 0)).all():
-        raise ValueError(
-            f"position_factors have shape {factors.shape}: expected {k} finite numbers, 0 or more, one a place."
-        )
+    factors = _amounts("position_factors", position_factors)
+    if factors.shape != (k,):
+        raise ValueError(f"{len(factors)} position_factors for {k} places: expected one a place.")
     return factors
+
+
+def _amounts(what: str, values: ArrayLike) -> np.ndarray:
+    """Numbers of which none is negative, NaN or infinite, one for each item or place."""
+    x = np.asarray(values, dtype=float)
+    if x.ndim != 1 or not x.size or not (np.isfinite(x) & (x >= 0)).all():
+        raise ValueError(f"{what}: expected a 1-D array of finite numbers, 0 or more, one for each item.")
+    return x

@@ -125,18 +125,14 @@ class Fixed(Weighting):
 
     def __init__(self, tasks: Sequence[Task], weights: Mapping[str, float] | None = None) -> None:
         super().__init__(tasks)
-        names = [task.name for task in self.tasks]
         if weights is not None:
-            check_weights(weights, names)
+            check_weights(weights, [task.name for task in self.tasks])
         self.weights = weights
 
     def forward(self, losses: Tensor) -> Tensor:
         if self.weights is None:
             return losses.sum()
         return (losses * losses.new_tensor([self.weights[self.tasks[i].name] for i in self.present])).sum()
-
-
-# ------------------------------------------------------------------------------------------------- from data
 
 
 def constant_losses(data: MultiTaskDataset) -> dict[str, float]:
@@ -147,12 +143,9 @@ def constant_losses(data: MultiTaskDataset) -> dict[str, float]:
     """
     found = {}
     for task in data.tasks:
-        labels = data.labels[task.name]
-        if task.name in data.masks:
-            labels = labels[data.masks[task.name]]
+        labels = _known(data, task.name)
         if not len(labels):
             raise ValueError(f"Task {task.name!r} has not one label: nothing to weight it by.")
-        labels = labels.cpu()  # not every device has float64
         if task.kind == "regression":
             found[task.name] = labels.double().var(unbiased=False).item()
         else:
@@ -177,15 +170,16 @@ def rarity_weights(data: MultiTaskDataset, power: float = 0.5) -> dict[str, floa
     """
     rates = {}
     for task in data.tasks:
-        labels = data.labels[task.name]
-        if task.name in data.masks:
-            labels = labels[data.masks[task.name]]
-        rates[task.name] = (
-            labels.cpu().double().mean().item() if task.kind == "binary" and len(labels) else 1.0
-        )
+        labels = _known(data, task.name) if task.kind == "binary" else ()
+        rates[task.name] = labels.double().mean().item() if len(labels) else 1.0
         if rates[task.name] <= 0:
             raise ValueError(f"Task {task.name!r} has no positive label: its rarity is not defined.")
     return _normalised({name: rate**-power for name, rate in rates.items()})
+
+
+def _known(data: MultiTaskDataset, name: str) -> Tensor:
+    labels = data.labels[name]
+    return labels[data.masks.get(name, slice(None))].cpu()  # not every device has float64
 
 
 def _normalised(weights: Mapping[str, float]) -> dict[str, float]:
@@ -222,9 +216,6 @@ class ValidationGap(Weighting):
         if gap[known].sum() > 0:
             share = self.weights[known].sum()  # a task that was not measured keeps its weight
             self.weights = self.weights.masked_scatter(known, share * gap[known] / gap[known].sum())
-
-
-# ------------------------------------------------------------------------------------------------- adaptive
 
 
 class UncertaintyWeighting(Weighting):
@@ -341,10 +332,8 @@ class STCH(Weighting):
         if preference is not None:
             check_weights(preference, names)
         self.mu = mu
-        shares = (
-            [1 / self.n_tasks] * self.n_tasks if preference is None else [preference[name] for name in names]
-        )
-        self.register_buffer("preference", torch.tensor(shares))
+        preference = preference or dict.fromkeys(names, 1 / self.n_tasks)
+        self.register_buffer("preference", torch.tensor([preference[name] for name in names]))
         self.register_buffer("ideal", torch.tensor([0.0 if ideal is None else ideal[name] for name in names]))
 
     def forward(self, losses: Tensor) -> Tensor:

@@ -354,12 +354,12 @@ def test_grades_are_for_ndcg_only():
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (lambda: expected_revenue([[0]], [[0.1, 0.2]], [10, -1]), "1 prices are negative"),
-        (lambda: expected_revenue([[0]], [[0.1, 0.2]], [10, np.nan]), "negative or not finite"),
+        (lambda: expected_revenue([[0]], [[0.1, 0.2]], [10, -1]), "prices: expected"),
+        (lambda: expected_revenue([[0]], [[0.1, 0.2]], [10, np.nan]), "prices: expected"),
         (lambda: expected_revenue([[0]], [[0.1, 1.2]], [10, 1]), "outside"),
         (lambda: expected_revenue([[0]], [[0.1, np.nan]], [10, 1]), "NaN"),
         (lambda: expected_revenue([[0]], [[0.1, 0.2]], [10]), "expected"),
-        (lambda: expected_revenue([[0]], [[0.1, 0.2]], [10, 1], [1, 1]), "one a place"),
+        (lambda: expected_revenue([[0]], [[0.1, 0.2]], [10, 1], [1, 1]), "expected one a place"),
         (lambda: expected_revenue([[2]], [[0.1, 0.2]], [10, 1]), "holds item 2"),
         (lambda: catalogue_coverage([[4]], 4), "holds item 4"),
         (lambda: category_coverage([[0]], [None, "a"]), "Item 0 has no category"),
