@@ -1,8 +1,8 @@
 """From a table to batches on the device: tasks, features, the shop, real logs."""
 
 from mtl_helpers.data.correlated import CORRELATED_TASKS, CorrelatedTasks, correlated_tasks, sinusoidal
+from mtl_helpers.data.encoder import FeatureEncoder
 from mtl_helpers.data.features import (
-    FeatureEncoder,
     Splits,
     check_leaks,
     clip_outliers,
