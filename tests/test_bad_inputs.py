@@ -121,7 +121,7 @@ CASES = {
     "two lengths": (ValueError, r"\(2,\).*\(3,\)", lambda: metrics.auc([0, 1], [0.1, 0.2, 0.3])),
     "NaN scores": (ValueError, "1 of 2 scores are NaN", lambda: metrics.auc([0, 1], [0.1, math.nan])),
     "missing labels": (ValueError, "found nan", lambda: metrics.auc([0, math.nan], [0.1, 0.2])),
-    "logits for probabilities": (ValueError, "logit", lambda: metrics.log_loss([0, 1], [-3.0, 4.0])),
+    "logits for probabilities": (ValueError, "Logits", lambda: metrics.log_loss([0, 1], [-3.0, 4.0])),
     "interval of one run": (ValueError, "two or more", lambda: metrics.mean_interval([0.7])),
     "pairs that are none": (ValueError, "2 and 3", lambda: metrics.paired_difference([1, 2], [1, 2, 3])),
 }
