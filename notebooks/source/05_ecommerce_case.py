@@ -1077,9 +1077,7 @@ def serve(person, k):
     """One user's list: the k best by click and purchase, price as a power."""
     one = ecommerce.score_candidates(loaded, served, person, items)
     signals = {name: torch.from_numpy(one[name][0]) for name in ("click", "purchase")}
-    score = Fusion({"click": 0.5, "purchase": 1.0, "price": 0.5})(
-        signals | {"price": torch.from_numpy(price)}
-    )
+    score = Fusion({"click": 0.5, "purchase": 1.0, "price": 0.5})(signals | {"price": torch.tensor(price)})
     best = ranking.top_k(score[None].numpy(), k)[0]
     return items.iloc[best].assign(**{name: values.numpy()[best] for name, values in signals.items()})
 
