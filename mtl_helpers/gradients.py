@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mtl_helpers.data.tables import Batch, Task
+from mtl_helpers.losses import task_losses
 from mtl_helpers.weighting import Weighting
 
 __all__ = [
@@ -251,7 +252,7 @@ class CombinedGradients(Weighting):
             raise ValueError(f"at is {at!r}: expected 'parameters' or 'representation'.")
         self.name, self.at = method if isinstance(method, str) else method.__name__, at
         self.rng = np.random.default_rng(seed)
-        self._shared: tuple[Tensor, ...] = ()
+        self._below: tuple[Tensor, ...] = ()
         self._copies: tuple[Tensor, ...] = ()
 
     def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -261,14 +262,16 @@ class CombinedGradients(Weighting):
                 "from_shared and shared_parameters, as SharedBottom has them."
             )
 
-    def logits(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """The forward pass; at the representation, the towers read a copy that is cut off from what lies below."""
-        if self.at == "parameters":
-            return super().logits(model, batch)
+    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The losses (T,); at the representation, the towers read a copy that is cut off from what lies below."""
         shared = model.represent(batch.numeric, batch.categorical)
-        parts = shared if isinstance(shared, tuple) else (shared,)
-        self._shared, self._copies = parts, tuple(part.detach().requires_grad_() for part in parts)
-        return model.from_shared(self._copies if isinstance(shared, tuple) else self._copies[0])
+        if self.at == "representation":
+            self._below = shared if isinstance(shared, tuple) else (shared,)
+            self._copies = tuple(part.detach().requires_grad_() for part in self._below)
+            shared = self._copies if isinstance(shared, tuple) else self._copies[0]
+        # kept apart: a backward pass through their stack would run every tower for every task
+        self._losses = list(task_losses(self.tasks, model.from_shared(shared), batch).values())
+        return torch.stack([loss.detach() for loss in self._losses])
 
     def weigh(self, gram: np.ndarray) -> np.ndarray:
         """Weights (T,) of the method for one Gramian."""
@@ -276,25 +279,23 @@ class CombinedGradients(Weighting):
 
     def backward(self, losses: Tensor, model: nn.Module) -> None:
         params, shared = [p for p in model.parameters() if p.requires_grad], set(model.shared_parameters())
-        wanted = [*self._copies, *params]
-        rows = [torch.autograd.grad(loss, wanted, retain_graph=True, allow_unused=True) for loss in losses]
-        columns = list(
-            zip(*rows, strict=True)
-        )  # of each tensor, every task's gradient; None where it does not reach
-        flows, own = columns[: len(self._copies)], columns[len(self._copies) :]
-        weights = self._weights(
-            flows or [column for p, column in zip(params, own, strict=True) if p in shared], losses
-        )
-        for p, column in zip(params, own, strict=True):
-            p.grad = _combined(weights if p in shared else torch.ones_like(weights), column)
-        below = [
-            (part, _combined(weights, flow))
-            for part, flow in zip(self._shared, flows, strict=True)
-            if part.requires_grad
+        grads = [
+            torch.autograd.grad(loss, [*self._copies, *params], retain_graph=True, allow_unused=True)
+            for loss in self._losses
         ]
+        columns = list(
+            zip(*grads, strict=True)
+        )  # per tensor: every task's gradient, None where it does not reach
+        flows, own = columns[: len(self._copies)], columns[len(self._copies) :]
+        common = [column for p, column in zip(params, own, strict=True) if p in shared]
+        weights = self._weights(flows or common, losses)
+        for p, column in zip(params, own, strict=True):
+            p.grad = _combined(weights if p in shared else None, column)
+        below = [pair for pair in zip(self._below, flows, strict=True) if pair[0].requires_grad]
         if below:
-            torch.autograd.backward(*zip(*below, strict=True))
-        self._shared = self._copies = ()
+            parts, flows = zip(*below, strict=True)
+            torch.autograd.backward(parts, [_combined(weights, flow) for flow in flows])
+        self._below, self._copies, self._losses = (), (), []
 
     def _weights(self, columns: Sequence[Sequence[Tensor | None]], losses: Tensor) -> Tensor:
         """The method's weights (T,) for gradients given in parts; 0 for a task without a label."""
@@ -311,6 +312,9 @@ class CombinedGradients(Weighting):
         return self.effective
 
 
-def _combined(weights: Tensor, column: Sequence[Tensor | None]) -> Tensor | None:
-    parts = [weight * grad for weight, grad in zip(weights, column, strict=True) if grad is not None]
+def _combined(weights: Tensor | None, column: Sequence[Tensor | None]) -> Tensor | None:
+    """Σ wᵢ gᵢ over the gradients that exist; without weights their sum."""
+    if weights is not None:
+        column = [None if grad is None else w * grad for w, grad in zip(weights, column, strict=True)]
+    parts = [grad for grad in column if grad is not None]
     return sum(parts[1:], parts[0]) if parts else None

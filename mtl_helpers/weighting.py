@@ -1,10 +1,8 @@
 """Strategies that turn the losses of several tasks into one training step.
 
-Taught in notebook 04. Every strategy is one small class with the same protocol, and
-``fit(…, weights=strategy)`` runs it: :meth:`Weighting.forward` maps the losses to the total that is
-differentiated; hooks after a step and after an epoch let a strategy learn from what happened.
-:attr:`Weighting.effective` is what multiplied each task's gradient in the last step, which is what the figures draw.
-The module ``gradients`` has the strategies that need more than the losses.
+Taught in notebook 04. ``fit(…, weights=strategy)`` runs a strategy: :meth:`Weighting.forward` maps the losses to the
+total that is differentiated; hooks after a step and an epoch let it learn from what happened. The module ``gradients``
+has the strategies that need more than the losses.
 
 A task without one label in a batch is left out of that step: the others get the weights that the strategy would give
 them if they were all there is, and what it remembers of that task stays as it was.
@@ -40,19 +38,15 @@ __all__ = [
 
 
 class Weighting(nn.Module):
-    """Base of all strategies: holds the tasks and does nothing beyond the sum.
+    """Base of all strategies, the plain sum; ``tasks`` are the model's, in its order.
 
-    Subclasses override :meth:`forward` and, where they need it, the hooks. Learned weights are parameters or buffers,
-    so ``state_dict`` and ``load_state_dict`` save and restore a strategy like any module.
-
-    Parameters
-    ----------
-    tasks : the tasks of the model, in its order.
+    Subclasses override :meth:`forward` and, where they need it, the hooks. What they learn are parameters or buffers,
+    which ``state_dict`` saves.
 
     Attributes
     ----------
-    effective : (T,), the weights of the last step. present : positions of the tasks with a label in this batch,
-    which the training step writes down before it calls :meth:`backward`.
+    effective : (T,), what multiplied each task's gradient in the last step.
+    present : positions of the tasks with a label in this batch, written down by the training step.
     """
 
     def __init__(self, tasks: Sequence[Task]) -> None:
@@ -70,11 +64,8 @@ class Weighting(nn.Module):
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """Run the model; one loss a task, (T,), 0 for one without a label."""
-        return torch.stack(list(task_losses(self.tasks, self.logits(model, batch), batch).values()))
-
-    def logits(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """The forward pass of a step."""
-        return model(batch.numeric, batch.categorical)
+        logits = model(batch.numeric, batch.categorical)
+        return torch.stack(list(task_losses(self.tasks, logits, batch).values()))
 
     def pick(self, values: Tensor) -> Tensor:
         """Of one value a task, (T,), those of the present tasks, (P,)."""
@@ -107,20 +98,17 @@ class Weighting(nn.Module):
         """After the optimiser's step; ``recompute()`` runs the batch again and gives its losses (T,)."""
 
     def after_epoch(self, train: Tensor, valid: Tensor | None) -> None:
-        """After an epoch, with its mean training losses (T,) and the validation losses (T,), if there is validation;
-        NaN for a task without a label."""
+        """After an epoch, with its mean training losses and validation losses, if any: (T,), NaN without a label."""
 
     def current(self) -> dict[str, float]:
-        """Effective weights of the last step, by task."""
+        """The weights of the last step, by task."""
         return dict(zip((task.name for task in self.tasks), self.effective.tolist(), strict=True))
 
 
 class Fixed(Weighting):
     """L = Σ wᵢ Lᵢ with weights chosen by hand; a tuned one is the baseline that the others must beat.
 
-    Parameters
-    ----------
-    weights : ``{task: weight}``, 1 each when None. The dictionary is read at every step, so a slider may change it.
+    ``weights`` is ``{task: weight}``, 1 each when None; it is read at every step, so a slider may change it.
     """
 
     def __init__(self, tasks: Sequence[Task], weights: Mapping[str, float] | None = None) -> None:
@@ -129,17 +117,22 @@ class Fixed(Weighting):
             check_weights(weights, [task.name for task in self.tasks])
         self.weights = weights
 
+    def _now(self, losses: Tensor) -> Tensor:
+        given = [1.0 if self.weights is None else self.weights[task.name] for task in self.tasks]
+        return losses.new_tensor([w if i in self.present else 0.0 for i, w in enumerate(given)])
+
     def forward(self, losses: Tensor) -> Tensor:
-        if self.weights is None:
-            return losses.sum()
-        return (losses * losses.new_tensor([self.weights[self.tasks[i].name] for i in self.present])).sum()
+        return (losses * self.pick(self._now(losses))).sum()
+
+    def backward(self, losses: Tensor, model: nn.Module) -> None:
+        self.effective = self._now(losses)  # known, so the total need not be differentiated to find them
+        losses.backward(self.effective)
 
 
 def constant_losses(data: MultiTaskDataset) -> dict[str, float]:
-    """What each task would lose, in its own unit, if the model always said the label's mean or base rates.
+    """What each task would lose if the model always said the label's mean or base rates: the scale of its loss.
 
-    Binary and multiclass: the entropy of the label in nats. Regression: its variance. This is the scale on which a
-    task's loss has to be read; labels that are missing do not count.
+    Binary and multiclass: the entropy of the known labels in nats. Regression: their variance.
     """
     found = {}
     for task in data.tasks:
@@ -155,18 +148,14 @@ def constant_losses(data: MultiTaskDataset) -> dict[str, float]:
 
 
 def entropy_weights(data: MultiTaskDataset) -> dict[str, float]:
-    """Fixed weights 1 / (loss of the best constant), scaled to sum to the number of tasks.
-
-    With them every task starts as one constant-prediction unit of loss, whatever its kind.
-    """
+    """Fixed weights 1 / (loss of the best constant), scaled to sum to T: every task starts at one unit of loss."""
     return _normalised({name: 1 / max(loss, 1e-12) for name, loss in constant_losses(data).items()})
 
 
 def rarity_weights(data: MultiTaskDataset, power: float = 0.5) -> dict[str, float]:
-    """Fixed weights (1 / base rate)^power of binary tasks, scaled to sum to the number of tasks.
+    """Fixed weights (1 / base rate)^power, scaled to sum to T; a task that is not binary counts as base rate 1.
 
-    The base rate of a task that is not binary counts as 1. ``power=0`` gives equal weights; 1 gives a purchase as
-    much weight as it is rarer than a click.
+    ``power=0`` gives equal weights; 1 gives a purchase as much more weight as it is rarer than a click.
     """
     rates = {}
     for task in data.tasks:
@@ -187,7 +176,26 @@ def _normalised(weights: Mapping[str, float]) -> dict[str, float]:
     return {name: len(weights) * weight / total for name, weight in weights.items()}
 
 
-class ValidationGap(Weighting):
+class _Moving(Weighting):
+    """Weights (T,) in a buffer, which a hook moves; their sum stays T."""
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        super().__init__(tasks)
+        self.register_buffer("weights", torch.ones(self.n_tasks))
+
+    def forward(self, losses: Tensor) -> Tensor:
+        return (losses * self.pick(self.weights)).sum()
+
+    def _share(self, values: Tensor) -> None:
+        """Weights ∝ values (T,), 0 or more; a task that was not measured (NaN) keeps its own."""
+        known = torch.isfinite(values)
+        total = values[known].sum()
+        if total > 0:
+            share = self.weights[known].sum() * values[known] / total
+            self.weights = self.weights.masked_scatter(known, share)
+
+
+class ValidationGap(_Moving):
     """Weights from measured validation: a task that has come less far from its constant prediction gets more.
 
     After each epoch wᵢ ∝ (Lᵢ_valid / reference_i)^power, scaled to sum to T; equal weights before the first. Without
@@ -201,21 +209,11 @@ class ValidationGap(Weighting):
     def __init__(self, tasks: Sequence[Task], reference: Mapping[str, float], power: float = 1.0) -> None:
         super().__init__(tasks)
         check_weights(reference, [task.name for task in self.tasks])
-        self.power = power
-        self.register_buffer(
-            "reference", torch.tensor([reference[task.name] for task in self.tasks]).clamp(min=1e-12)
-        )
-        self.register_buffer("weights", torch.ones(self.n_tasks))
-
-    def forward(self, losses: Tensor) -> Tensor:
-        return (losses * self.pick(self.weights)).sum()
+        self.power, known = power, torch.tensor([reference[task.name] for task in self.tasks])
+        self.register_buffer("reference", known.clamp(min=1e-12))
 
     def after_epoch(self, train: Tensor, valid: Tensor | None) -> None:
-        gap = ((train if valid is None else valid).to(self.reference) / self.reference) ** self.power
-        known = torch.isfinite(gap)
-        if gap[known].sum() > 0:
-            share = self.weights[known].sum()  # a task that was not measured keeps its weight
-            self.weights = self.weights.masked_scatter(known, share * gap[known] / gap[known].sum())
+        self._share(((train if valid is None else valid).to(self.reference) / self.reference) ** self.power)
 
 
 class UncertaintyWeighting(Weighting):
@@ -249,7 +247,7 @@ class IMTLL(Weighting):
         return (s.exp() * losses - s).sum()
 
 
-class DWA(Weighting):
+class DWA(_Moving):
     """Dynamic weight average: w ∝ exp(r / temperature), rᵢ = Lᵢ(epoch − 1) / Lᵢ(epoch − 2), scaled to sum to T.
 
     Liu, Johns, Davison, CVPR 2019, eq. 7. Weights are equal in the first two epochs, when there is no ratio yet. The
@@ -261,28 +259,17 @@ class DWA(Weighting):
         if not temperature > 0:
             raise ValueError(f"temperature is {temperature}: expected a number above 0.")
         self.temperature = temperature
-        self.register_buffer("weights", torch.ones(self.n_tasks))
         self.register_buffer("previous", torch.full((self.n_tasks,), math.nan))
-
-    def forward(self, losses: Tensor) -> Tensor:
-        return (losses * self.pick(self.weights)).sum()
 
     def after_epoch(self, train: Tensor, valid: Tensor | None) -> None:
         now = train.detach().to(self.previous)
-        ratio = now / self.previous.clamp(min=1e-12)
-        known = torch.isfinite(ratio)
-        if known.any():
-            share = self.weights[known].sum()  # a task that was not measured keeps its weight
-            moved = share * torch.softmax(ratio[known] / self.temperature, dim=0)
-            self.weights = self.weights.masked_scatter(known, moved)
+        scaled = now / self.previous.clamp(min=1e-12) / self.temperature
+        self._share((scaled - scaled.nan_to_num().max()).exp())  # less the largest, so that none overflows
         self.previous = torch.where(torch.isfinite(now), now, self.previous)
 
 
 class RandomWeighting(Weighting):
-    """A new random weighting at every step: softmax of standard normals (Lin et al., TMLR 2022, RLW).
-
-    A litmus test: a method that does not beat it has not shown that its weights matter.
-    """
+    """RLW (Lin et al., TMLR 2022): softmax of new standard normals at every step; what does not beat it is no gain."""
 
     def __init__(self, tasks: Sequence[Task], seed: int = 0) -> None:
         super().__init__(tasks)
@@ -300,10 +287,7 @@ class RandomWeighting(Weighting):
 
 
 class GLS(Weighting):
-    """Geometric mean of the losses (Chennupati et al., CVPR workshops 2019): every task's weight is L / (T Lᵢ).
-
-    Loss scales cancel; losses must be above 0.
-    """
+    """Geometric mean of the losses, above 0 (Chennupati et al., CVPR workshops 2019); weights L / (T Lᵢ), unit-free."""
 
     def forward(self, losses: Tensor) -> Tensor:
         return losses.clamp(min=1e-12).log().mean().exp()
@@ -329,12 +313,11 @@ class STCH(Weighting):
         if not mu > 0:
             raise ValueError(f"mu is {mu}: expected a number above 0.")
         names = [task.name for task in self.tasks]
-        if preference is not None:
-            check_weights(preference, names)
-        self.mu = mu
-        preference = preference or dict.fromkeys(names, 1 / self.n_tasks)
+        preference = dict.fromkeys(names, 1 / self.n_tasks) if preference is None else preference
+        check_weights(preference, names)
+        self.mu, ideal = mu, dict.fromkeys(names, 0.0) if ideal is None else ideal
         self.register_buffer("preference", torch.tensor([preference[name] for name in names]))
-        self.register_buffer("ideal", torch.tensor([0.0 if ideal is None else ideal[name] for name in names]))
+        self.register_buffer("ideal", torch.tensor([ideal[name] for name in names]))
 
     def forward(self, losses: Tensor) -> Tensor:
         above = self.pick(self.preference) * (losses - self.pick(self.ideal))
@@ -384,7 +367,7 @@ class FAMO(Weighting):
         self.optimizer.load_state_dict(state)
 
 
-class GradNorm(Weighting):
+class GradNorm(_Moving):
     """Gradient normalisation (Chen et al., ICML 2018): weighted gradient norms are drawn to a common size.
 
     Gᵢ = ‖∇_W wᵢ Lᵢ‖ at the last shared layer W; the target is mean(G) · rᵢ^α with rᵢ the task's inverse training rate,
@@ -399,11 +382,7 @@ class GradNorm(Weighting):
     def __init__(self, tasks: Sequence[Task], alpha: float = 1.5, lr: float = 0.025) -> None:
         super().__init__(tasks)
         self.alpha, self.lr = alpha, lr
-        self.register_buffer("weights", torch.ones(self.n_tasks))
         self.register_buffer("first", torch.full((self.n_tasks,), math.nan))
-
-    def forward(self, losses: Tensor) -> Tensor:
-        return (losses * self.pick(self.weights)).sum()
 
     def backward(self, losses: Tensor, model: nn.Module) -> None:
         layer = model.last_shared_layer()
