@@ -73,6 +73,7 @@ from torch import nn
 
 from mtl_helpers.exercises import Exercise, Mistake, all_exercises, find
 from mtl_helpers.exercises.compare import Outcome, difference, draw_cases, kind, run, show
+from mtl_helpers.files import write_atomically
 from mtl_helpers.notebook import get_device
 
 __all__ = ["Answer", "check", "hint", "progress", "progress_file", "solution", "use"]
@@ -378,7 +379,8 @@ def _remember(id: str) -> None:
     passed[id] = datetime.date.today().isoformat()
     with contextlib.suppress(OSError):  # nothing depends on it
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"passed": passed}, indent=1), encoding="utf-8")
+        with write_atomically(path) as file:
+            file.write(json.dumps({"passed": passed}, indent=1).encode())
 
 
 def progress() -> Answer:
