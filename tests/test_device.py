@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from mtl_helpers import notebook as device_module
-from mtl_helpers.notebook import DeviceReport, device_report, get_device, seed_everything
+from mtl_helpers import notebook
+from mtl_helpers.notebook import device_report, get_device, seed_everything
 
-REAL_ONES = torch.ones
+ONES = torch.ones
 
 
 def explode(*args, **kwargs):
@@ -24,91 +24,76 @@ def explode(*args, **kwargs):
 
 @pytest.fixture
 def machine(monkeypatch):
-    """A machine whose devices are faked: ``machine(cuda="works", mps="broken")``; the others are absent."""
-    monkeypatch.delenv("MTL_DEVICE", raising=False)
-    monkeypatch.delenv("KAGGLE_KERNEL_RUN_TYPE", raising=False)
+    """A machine with pretended devices: ``machine(cuda="works", mps="broken", xpu="raises")``; others are absent."""
+    for name in ("MTL_DEVICE", "KAGGLE_KERNEL_RUN_TYPE"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.delitem(sys.modules, "google.colab", raising=False)
-    monkeypatch.setattr(device_module, "_on_colab", lambda: False)
-    monkeypatch.setattr(device_module.shutil, "which", lambda name: None)
+    monkeypatch.setattr(notebook.shutil, "which", lambda name: None)
 
     def build(**kinds: str) -> None:
-        probes = {"cuda": torch.cuda, "mps": torch.backends.mps, "xpu": torch.xpu}
-        for kind, owner in probes.items():
+        for kind, owner in {"cuda": torch.cuda, "mps": torch.backends.mps, "xpu": torch.xpu}.items():
             state = kinds.get(kind, "absent")
             answer = explode if state == "raises" else lambda state=state: state != "absent"
             monkeypatch.setattr(owner, "is_available", answer)
 
-        def ones(size, device=None):
-            device = torch.device(device)
-            if device.type != "cpu" and (kinds.get(device.type) != "works" or (device.index or 0) > 0):
+        def ones(size, device):
+            state = kinds.get(device.type) if device.type != "cpu" else "works"
+            if state not in ("works", "wrong") or device.index:
                 explode()
-            return REAL_ONES(size)
+            return ONES(size) * (state == "works")
 
-        monkeypatch.setattr(device_module.torch, "ones", ones)
+        monkeypatch.setattr(torch, "ones", ones)
 
     build()
     return build
 
 
-@pytest.mark.parametrize(
-    ("kinds", "expected"),
-    [
-        ({}, "cpu"),
-        ({"cuda": "works"}, "cuda"),
-        ({"mps": "works"}, "mps"),
-        ({"xpu": "works"}, "xpu"),
-        ({"xpu": "works", "mps": "works", "cuda": "works"}, "cuda"),
-        ({"cuda": "raises", "xpu": "works"}, "xpu"),
-        ({"cuda": "raises", "mps": "raises", "xpu": "raises"}, "cpu"),
-    ],
-)
+WORKING = [
+    ({}, "cpu"),
+    ({"mps": "works"}, "mps"),
+    ({"xpu": "works", "mps": "works", "cuda": "works"}, "cuda"),
+    ({"cuda": "raises", "mps": "raises", "xpu": "works"}, "xpu"),
+]
+FAILING = [
+    ("broken", "insufficient", "cpu"),
+    ("broken", "insufficient", "xpu"),
+    ("wrong", "came out wrong", "cpu"),
+]
+NO_NAME = "torch knows no device of that name"
+REFUSED = {
+    "toaster": NO_NAME,
+    "cuda:x": NO_NAME,
+    "meta": "cannot train",
+    "cuda": "no such",
+    "xpu": "cannot be used",
+}
+
+
+@pytest.mark.parametrize(("kinds", "expected"), WORKING)
 def test_picks_the_first_device_that_works(machine, kinds, expected):
     machine(**kinds)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert get_device() == torch.device(expected)
-        assert get_device("auto") == torch.device(expected)
+        assert get_device() == get_device("auto") == torch.device(expected)
 
 
-@pytest.mark.parametrize(
-    ("kinds", "expected"), [({"cuda": "broken"}, "cpu"), ({"cuda": "broken", "xpu": "works"}, "xpu")]
-)
-def test_a_reported_gpu_that_cannot_allocate_is_passed_over(machine, kinds, expected):
-    machine(**kinds)
-    with pytest.warns(UserWarning, match=f"cuda.*insufficient.*Going on with '{expected}'") as caught:
-        assert get_device() == torch.device(expected)
+@pytest.mark.parametrize(("state", "said", "expected"), FAILING)
+def test_a_reported_gpu_that_cannot_compute_is_passed_over(machine, state, said, expected):
+    machine(cuda=state, **{expected: "works"})
+    with pytest.warns(UserWarning, match=f"cuda.*{said}.*Going on with '{expected}'") as caught:
+        report = device_report()
+    assert (report.kind, report.hint) == (expected, "")
     assert "second line" not in str(caught[0].message)
 
 
-@pytest.mark.parametrize(
-    ("wanted", "reason"),
-    [
-        ("frobnicator", "torch knows no device of that name"),
-        ("cuda:x", "torch knows no device of that name"),
-        ("meta", "cannot train on it"),
-        ("cuda", "finds no such device"),
-        ("mps", "finds no such device"),
-        ("xpu", "cannot be used"),
-    ],
-)
-@pytest.mark.parametrize("how", ["argument", "environment"])
-def test_a_bad_override_warns_and_falls_back(machine, monkeypatch, wanted, reason, how):
+@pytest.mark.parametrize("wanted", REFUSED)
+@pytest.mark.parametrize("source", ["get_device(...)", "MTL_DEVICE"])
+def test_a_bad_override_warns_once_and_falls_back(machine, monkeypatch, wanted, source):
     machine(xpu="broken")
-    if how == "environment":
-        monkeypatch.setenv("MTL_DEVICE", wanted)
-    with pytest.warns(UserWarning, match=reason) as caught:
-        found = get_device(wanted) if how == "argument" else get_device()
-    assert found == torch.device("cpu")
-    message = str(caught[0].message)
-    assert message.startswith("get_device(...)" if how == "argument" else "MTL_DEVICE")
-    assert wanted in message
-    assert len(caught) == 1
-
-
-def test_an_index_too_high_falls_back_to_the_first_gpu(machine):
-    machine(cuda="works")
-    with pytest.warns(UserWarning, match="cuda:3"):
-        assert get_device("cuda:3") == torch.device("cuda")
+    monkeypatch.setenv("MTL_DEVICE", wanted)
+    with pytest.warns(UserWarning, match=REFUSED[wanted]) as caught:
+        assert get_device(None if source == "MTL_DEVICE" else wanted) == torch.device("cpu")
+    assert len(caught) == 1 and str(caught[0].message).startswith(f"{source} asks for {wanted!r}")
 
 
 def test_the_argument_wins_over_the_environment_and_that_over_detection(machine, monkeypatch):
@@ -118,158 +103,68 @@ def test_the_argument_wins_over_the_environment_and_that_over_detection(machine,
     assert get_device("xpu") == torch.device("xpu")
     assert get_device(torch.device("cuda:0")) == torch.device("cuda:0")
     assert get_device("auto") == torch.device("cuda")
+    with pytest.warns(UserWarning, match="cuda:3"):
+        assert get_device("cuda:3") == torch.device("cuda")
+    assert "unset MTL_DEVICE" in device_report().hint
     monkeypatch.setenv("MTL_DEVICE", "")
     assert get_device() == torch.device("cuda")
+    for nonsense in (3.5, object(), b"cuda"):
+        with pytest.warns(UserWarning, match="no device of that name"):
+            assert get_device(nonsense) == torch.device("cuda")
 
 
-@pytest.mark.parametrize("nonsense", [3.5, object(), [], b"cuda"])
-def test_an_override_of_the_wrong_type_does_not_raise(machine, nonsense):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        assert get_device(nonsense) == torch.device("cpu")
-
-
-def test_a_device_that_computes_nonsense_is_passed_over(machine, monkeypatch):
-    machine(cuda="works")
-    right = device_module.torch.ones
-    monkeypatch.setattr(
-        device_module.torch,
-        "ones",
-        lambda size, device: right(size, device=device) * (0 if torch.device(device).type == "cuda" else 1),
-    )
-    with pytest.warns(UserWarning, match="came out wrong"):
-        assert get_device() == torch.device("cpu")
-
-
-def test_the_cpu_report_is_complete_on_this_machine(monkeypatch):
-    monkeypatch.delenv("MTL_DEVICE", raising=False)
+def test_the_report_on_this_machine(monkeypatch):
     report = device_report("cpu")
-    assert report.kind == "cpu"
-    assert report.name
-    assert report.threads == torch.get_num_threads()
+    assert report.kind == "cpu" and report.threads == torch.get_num_threads()
     assert report.memory_gb is None or report.memory_gb > 0
-    assert report.bf16 in (True, False, None)
     for word in ("device", "memory", "bfloat16", "CPU threads", report.name):
         assert word in str(report)
 
 
-def test_the_cuda_report(machine, monkeypatch):
-    machine(cuda="works")
-    card = SimpleNamespace(name="Tesla T4", total_memory=15_835_660_288)
-    monkeypatch.setattr(torch.version, "hip", None)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+@pytest.mark.parametrize(("kind", "owner"), [("cuda", torch.cuda), ("xpu", torch.xpu)])
+def test_the_report_on_a_gpu(machine, monkeypatch, kind, owner):
+    machine(**{kind: "works"})
+    chip = SimpleNamespace(name="Tesla T4", total_memory=15_835_660_288)
+    monkeypatch.setattr(owner, "get_device_properties", lambda device: chip)
+    monkeypatch.setattr(owner, "is_bf16_supported", lambda including_emulation=True: including_emulation)
     report = device_report()
-    assert (report.name, report.kind, report.memory_gb, report.bf16, report.hint) == (
-        "Tesla T4",
-        "cuda",
-        15.8,
-        False,
-        "",
-    )
-    assert "15.8 GB" in str(report)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    assert device_report().bf16 is True
-
-
-def test_the_amd_report_asks_torch_for_bfloat16(machine, monkeypatch):
-    machine(cuda="works")
-    monkeypatch.setattr(torch.version, "hip", "6.4")
-    monkeypatch.setattr(
-        torch.cuda, "get_device_properties", lambda d: SimpleNamespace(name="MI300X", total_memory=None)
-    )
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
-    report = device_report()
-    assert (report.name, report.memory_gb, report.bf16) == ("MI300X", None, True)
+    assert (report.name, report.kind, report.memory_gb, report.bf16) == ("Tesla T4", kind, 15.8, False)
+    assert report.hint == "" and "15.8 GB" in str(report)
 
 
 @pytest.mark.parametrize("kind", ["cuda", "mps", "xpu"])
 def test_a_report_survives_a_driver_that_raises(machine, monkeypatch, kind):
     machine(**{kind: "works"})
     for owner in (torch.cuda, torch.xpu, torch.mps):
-        for question in (
-            "get_device_properties",
-            "get_device_capability",
-            "is_bf16_supported",
-            "recommended_max_memory",
-        ):
-            if hasattr(owner, question):
-                monkeypatch.setattr(owner, question, explode)
+        for question in ("get_device_properties", "is_bf16_supported", "recommended_max_memory"):
+            monkeypatch.setattr(owner, question, explode, raising=False)
     report = device_report()
-    assert report.kind == kind
-    assert report.memory_gb is None
-    assert report.bf16 is None
-    assert "unknown" in str(report)
-
-
-def test_the_report_on_a_colab_without_gpu_says_how_to_switch_it_on(machine, monkeypatch):
-    monkeypatch.undo()
-    monkeypatch.delenv("MTL_DEVICE", raising=False)
-    if torch.cuda.is_available() or torch.xpu.is_available() or torch.backends.mps.is_available():
-        pytest.skip("this machine has a GPU")
-    assert "Change runtime type" not in device_report().hint
-    google = types.ModuleType("google")
-    monkeypatch.setitem(sys.modules, "google", google)
-    monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
-    report = device_report()
-    assert "Runtime → Change runtime type" in report.hint
-    assert report.hint in str(report)
+    assert (report.kind, report.memory_gb, report.bf16) == (kind, None, None) and "unknown" in str(report)
 
 
 def test_hints_fit_the_machine(machine, monkeypatch):
+    for name in ("cuda", "hip"):
+        monkeypatch.setattr(torch.version, name, None)
     assert device_report().hint == ""
+    monkeypatch.setattr(notebook.shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert "CPU build" in device_report().hint
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
     assert "Accelerator" in device_report().hint
-    monkeypatch.delenv("KAGGLE_KERNEL_RUN_TYPE")
-    monkeypatch.setattr(device_module.shutil, "which", lambda name: f"/usr/bin/{name}")
-    monkeypatch.setattr(torch.version, "cuda", None)
-    monkeypatch.setattr(torch.version, "hip", None)
-    assert "CPU build" in device_report().hint
-    machine(cuda="works")
-    monkeypatch.setenv("MTL_DEVICE", "cpu")
-    assert "unset MTL_DEVICE" in device_report().hint
-
-
-def test_no_hint_but_a_warning_when_the_gpu_is_out_of_order(machine):
-    machine(cuda="broken")
-    with pytest.warns(UserWarning, match="cannot be used"):
-        report = device_report()
-    assert report == DeviceReport(report.name, "cpu", report.memory_gb, report.bf16, report.threads, "")
+    monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
+    assert "Runtime → Change runtime type" in str(device_report())
 
 
 def test_a_seed_makes_every_generator_repeat_itself():
-    def draw() -> tuple:
-        generator = seed_everything(7)
-        return (
-            random.random(),
-            float(np.random.rand()),
-            float(torch.rand(())),
-            float(torch.rand((), generator=generator)),
-        )
+    def draw(seed) -> list[float]:
+        generator = seed_everything(seed)
+        drawn = [float(torch.rand(())), float(torch.rand((), generator=generator))]
+        return [*drawn, random.random(), float(np.random.rand())]
 
-    first = draw()
-    assert draw() == first
-    seed_everything(8)
-    assert float(torch.rand(())) != first[2]
+    assert draw(7) == draw(np.int64(7))
+    assert not set(draw(8)) & set(draw(7))
 
 
-def test_the_returned_generator_stands_on_its_own():
-    generator = seed_everything(np.int64(3))
-    torch.rand(100)
-    assert torch.equal(
-        torch.randperm(9, generator=generator), torch.randperm(9, generator=seed_everything(3))
-    )
-
-
-@pytest.mark.parametrize(
-    ("seed", "error"), [(1.0, TypeError), ("1", TypeError), (True, TypeError), (None, TypeError)]
-)
-def test_a_seed_of_the_wrong_type_is_refused(seed, error):
-    with pytest.raises(error, match="whole number"):
-        seed_everything(seed)
-
-
-@pytest.mark.parametrize("seed", [-1, 2**32])
-def test_a_seed_out_of_range_is_refused(seed):
-    with pytest.raises(ValueError, match="between 0 and"):
+@pytest.mark.parametrize("seed", [1.0, "1", None, -1, 2**32])
+def test_what_is_no_seed_is_refused(seed):
+    with pytest.raises((TypeError, ValueError), match="integer|between 0 and"):
         seed_everything(seed)
