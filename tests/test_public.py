@@ -301,7 +301,7 @@ def test_fetched_once_and_checked_once(net, monkeypatch, archive):
 
 def test_census_fetches_both_files(net, monkeypatch):
     net["data.gz"] = net["test.gz"] = gzip.compress(PEOPLE)
-    files = {part: (url, None) for part, (url, _) in public._CENSUS_FILES.items()}
+    files = tuple((url, None) for url, _ in public._CENSUS_FILES)
     monkeypatch.setattr(public, "_CENSUS_FILES", files)
     assert load_census(progress=False)["file"].tolist() == ["data"] * 3 + ["test"] * 3
     assert len(census_available()) == 2

@@ -25,90 +25,53 @@ import pandas as pd
 from mtl_helpers.data.tables import Task
 from mtl_helpers.files import write_atomically
 
+# fmt: off
 __all__ = [
-    "CENSUS_CATEGORICAL",
-    "CENSUS_NUMERIC",
-    "CENSUS_TASKS",
-    "KUAIRAND_CATEGORICAL",
-    "KUAIRAND_NUMERIC",
-    "KUAIRAND_OUTCOMES",
-    "KUAIRAND_PLAY_TASK",
-    "KUAIRAND_TASKS",
-    "KUAIRAND_WIDE_CATEGORICAL",
-    "KUAIRAND_WIDE_NUMERIC",
-    "census_available",
-    "fetch",
-    "kuairand_available",
-    "load_census",
-    "load_kuairand",
-    "split_by_date",
+    "CENSUS_CATEGORICAL", "CENSUS_NUMERIC", "CENSUS_TASKS", "KUAIRAND_CATEGORICAL", "KUAIRAND_NUMERIC",
+    "KUAIRAND_OUTCOMES", "KUAIRAND_PLAY_TASK", "KUAIRAND_TASKS", "KUAIRAND_WIDE_CATEGORICAL", "KUAIRAND_WIDE_NUMERIC",
+    "census_available", "fetch", "kuairand_available", "load_census", "load_kuairand", "split_by_date",
 ]
 
 KUAIRAND_TASKS = (Task("click"), Task("long_view"), Task("like"))
 """Did the user open the video, watch most of it, like it? Roughly 44 %, 31 % and 2 % of the rows are positive."""
-
 KUAIRAND_PLAY_TASK = Task("play_time", "regression", label="log_play")
-"""For how long did it run? log(1 + seconds), cut off at the video's length.
-
-A video that ran to its end says only "at least this long": what the user would have watched of a longer one is
-*censored*. ``finished`` marks those rows, about one in seven.
-"""
-
-KUAIRAND_NUMERIC = (
-    *("log_duration", "aspect_ratio", "log_follows", "log_fans", "log_friends", "log_register_days"),
-)
-_USER_CODES = (
-    *("is_live_streamer", "is_video_author"),
-    *(f"onehot_feat{i}" for i in (0, 1, 2, 6, 7, 8, 9, 10)),
-)
-KUAIRAND_CATEGORICAL = (
-    *("user_id", "video_id", "tab", "hour", "user_active_degree"),
-    *_USER_CODES,
-    *("video_type", "upload_type", "music_type", "tag"),
-)
+"""For how long did it run? log(1 + seconds), cut off at the video's length. A video that ran to its end says only "at
+least this long": what the user would have watched of a longer one is *censored*. ``finished`` marks those rows, about
+one in seven."""
+KUAIRAND_NUMERIC = ("log_duration", "aspect_ratio", "log_follows", "log_fans", "log_friends", "log_register_days")
+_USER_CODES = ("is_live_streamer", "is_video_author", *(f"onehot_feat{i}" for i in (0, 1, 2, 6, 7, 8, 9, 10)))
+KUAIRAND_CATEGORICAL = ("user_id", "video_id", "tab", "hour", "user_active_degree", *_USER_CODES,
+                        "video_type", "upload_type", "music_type", "tag")
 KUAIRAND_WIDE_NUMERIC = (*KUAIRAND_NUMERIC, "log_video_age_days")
 KUAIRAND_WIDE_CATEGORICAL = (*KUAIRAND_CATEGORICAL, "author_id")
 """The features of user and video with two more: who made the video, and how many days before it went online."""
-
 _FLAGS = ("click", "like", "follow", "comment", "forward", "hate")  # the log writes them as is_click …
-KUAIRAND_OUTCOMES = (
-    *("click", "long_view", "like", "follow", "comment", "forward", "hate"),
-    *("play_time_ms", "log_play", "finished"),
-)
+KUAIRAND_OUTCOMES = (*_FLAGS, "long_view", "play_time_ms", "log_play", "finished")
 """What happened after the video was shown: labels or outcomes, never features."""
 
 CENSUS_TASKS = (Task("income"), Task("never_married"))
 """Income above 50,000 dollars (6 % of the rows), never married (43 %)."""
-
 _DOLLARS = ("wage_per_hour", "capital_gains", "capital_losses", "dividends_from_stocks")
 CENSUS_NUMERIC = ("age", *_DOLLARS, "num_persons_worked_for_employer", "weeks_worked_in_year")
-# as the publisher's census-income.names lists them
-_CENSUS = (
-    "age class_of_worker detailed_industry_recode detailed_occupation_recode education wage_per_hour "
-    "enroll_in_edu_inst_last_wk marital_stat major_industry_code major_occupation_code race hispanic_origin sex "
-    "member_of_a_labor_union reason_for_unemployment full_or_part_time_employment_stat capital_gains capital_losses "
-    "dividends_from_stocks tax_filer_stat region_of_previous_residence state_of_previous_residence "
-    "detailed_household_and_family_stat detailed_household_summary_in_household instance_weight "
-    "migration_code_change_in_msa migration_code_change_in_reg migration_code_move_within_reg "
-    "live_in_this_house_1_year_ago migration_prev_res_in_sunbelt num_persons_worked_for_employer "
-    "family_members_under_18 country_of_birth_father country_of_birth_mother country_of_birth_self citizenship "
-    "own_business_or_self_employed fill_inc_questionnaire_for_veterans_admin veterans_benefits weeks_worked_in_year "
-    "year income"
-).split()
-# not features: two labels, and a weight of the survey
-CENSUS_CATEGORICAL = tuple(
-    name for name in _CENSUS if name not in (*CENSUS_NUMERIC, "marital_stat", "income", "instance_weight")
-)
+_CENSUS = """
+age class_of_worker detailed_industry_recode detailed_occupation_recode education wage_per_hour
+enroll_in_edu_inst_last_wk marital_stat major_industry_code major_occupation_code race hispanic_origin sex
+member_of_a_labor_union reason_for_unemployment full_or_part_time_employment_stat capital_gains capital_losses
+dividends_from_stocks tax_filer_stat region_of_previous_residence state_of_previous_residence
+detailed_household_and_family_stat detailed_household_summary_in_household instance_weight
+migration_code_change_in_msa migration_code_change_in_reg migration_code_move_within_reg
+live_in_this_house_1_year_ago migration_prev_res_in_sunbelt num_persons_worked_for_employer family_members_under_18
+country_of_birth_father country_of_birth_mother country_of_birth_self citizenship own_business_or_self_employed
+fill_inc_questionnaire_for_veterans_admin veterans_benefits weeks_worked_in_year year income
+""".split()  # as the publisher's census-income.names lists them
+_NO_FEATURES = ("marital_stat", "income", "instance_weight")  # two labels, and a weight of the survey
+CENSUS_CATEGORICAL = tuple(name for name in _CENSUS if name not in CENSUS_NUMERIC + _NO_FEATURES)
 
-_KUAIRAND = (
-    "https://zenodo.org/records/10439422/files/KuaiRand-Pure.tar.gz",
-    "0820331067a3784d9691136f772b35a7",
-)
+_KUAIRAND = "https://zenodo.org/records/10439422/files/KuaiRand-Pure.tar.gz", "0820331067a3784d9691136f772b35a7"
 _UCI = "https://archive.ics.uci.edu/ml/machine-learning-databases/census-income-mld/census-income."
-_CENSUS_FILES = {  # of the first no checksum is published
-    "data": (f"{_UCI}data.gz", None),
-    "test": (f"{_UCI}test.gz", "a8c39dce642efb4d17f28ebe74a3c271"),
-}
+_CENSUS_FILES = (f"{_UCI}data.gz", None), (f"{_UCI}test.gz", "a8c39dce642efb4d17f28ebe74a3c271")  # address, MD5
+# fmt: on
+_AGENT = {"User-Agent": "mtl_helpers"}  # some servers refuse urllib's own
 
 
 def fetch(url: str, md5: str | None = None, progress: bool = True) -> Path:
@@ -140,16 +103,10 @@ def fetch(url: str, md5: str | None = None, progress: bool = True) -> Path:
     return path
 
 
-_AGENT = {"User-Agent": "mtl_helpers"}  # some servers refuse urllib's own
-
-
 def _cached(url: str) -> Path:
     from platformdirs import user_cache_path
 
     return Path(os.environ.get("MTL_CACHE") or user_cache_path("mtl_helpers", False)) / url.rsplit("/", 1)[-1]
-
-
-# ------------------------------------------------------------------------------------------------- KuaiRand
 
 
 def kuairand_available() -> Path | None:
@@ -161,15 +118,9 @@ def kuairand_available() -> Path | None:
 def load_kuairand(path: str | Path | None = None, progress: bool = True) -> pd.DataFrame:
     """Read KuaiRand-Pure: one row per distinct impression of the standard log of 22 April to 8 May 2022.
 
-    Parameters
-    ----------
-    path : the publisher's ``KuaiRand-Pure.tar.gz`` as downloaded, or some of its rows in the same layout. By default
-        what the environment variable ``MTL_KUAIRAND`` names, else the publisher's, by :func:`fetch`.
-    progress : show a bar while downloading.
-
-    Returns
-    -------
-    DataFrame, in the order of the log, with
+    ``path`` names the publisher's ``KuaiRand-Pure.tar.gz`` as downloaded, or some of its rows in the same layout; by
+    default what the environment variable ``MTL_KUAIRAND`` names, else the publisher's, by :func:`fetch`, with a bar if
+    ``progress``. Returns a table in the order of the log, with
 
     - ``user_id``, ``video_id``; ``date`` and ``hour`` as the publisher logged them (they may differ from the moment by
       an hour or two); ``timestamp``, the moment in China Standard Time;
@@ -198,14 +149,13 @@ def load_kuairand(path: str | Path | None = None, progress: bool = True) -> pd.D
         raise ValueError(f"{path} is damaged, or is not {_KUAIRAND[0]} as published: {error}.") from error
 
 
-_COUNTS = ("follow_user_num", "fans_user_num", "friend_user_num", "register_days")
 _DTYPES = {
     "log_standard_4_22_to_5_08_pure.csv": dict.fromkeys(("user_id", "video_id", "date"), "int32")
     | dict.fromkeys(("play_time_ms", "duration_ms"), "int32")
     | dict.fromkeys(("tab", "long_view", *(f"is_{name}" for name in _FLAGS)), "int8")
     | {"hourmin": "int16", "time_ms": "int64"},
     "user_features_pure.csv": {"user_id": "int32", "user_active_degree": str}
-    | dict.fromkeys(_COUNTS, "int32")
+    | dict.fromkeys(("follow_user_num", "fans_user_num", "friend_user_num", "register_days"), "int32")
     | dict.fromkeys(_USER_CODES, "float64"),
     "video_features_basic_pure.csv": {"video_id": "int32", "author_id": "float64", "music_type": "float64"}
     | dict.fromkeys(("video_type", "upload_dt", "upload_type", "tag"), str)
@@ -225,6 +175,7 @@ def _read_table(name: str, file: object) -> pd.DataFrame:
 
 def _assemble(log: pd.DataFrame, users: pd.DataFrame, videos: pd.DataFrame) -> pd.DataFrame:
     """Join the three tables and derive the features. The log's rows and their order are kept."""
+    users = users.replace({"is_live_streamer": {-124: -1}})  # how the publisher writes "not known"
     users = users.reindex(log["user_id"]).reset_index(drop=True)
     videos = videos.reindex(log["video_id"]).reset_index(drop=True)
     sides = videos[["server_width", "server_height"]].where(lambda pixels: pixels > 0)
@@ -233,44 +184,39 @@ def _assemble(log: pd.DataFrame, users: pd.DataFrame, videos: pd.DataFrame) -> p
     played, length = log["play_time_ms"], log["duration_ms"]
     finished = (played >= length) & (length > 0)
     china = 8 * 3_600_000  # the log was kept in China Standard Time, UTC+8
-    users = users.replace({"is_live_streamer": {-124: -1}})  # how the publisher writes "not known"
-    codes = {name: users[name].fillna(-1).astype("int16") for name in _USER_CODES}
-    return pd.DataFrame(
+    frame = pd.DataFrame(
         {
-            "user_id": log["user_id"],
-            "video_id": log["video_id"],
+            **log[["user_id", "video_id"]],
             "date": date,
             "hour": (log["hourmin"] // 100).astype("int8"),
             "timestamp": (log["time_ms"] + china).astype("datetime64[ms]"),
             "tab": log["tab"],
-            "log_duration": _log1p(length / 1000),
+            "log_duration": length / 1000,
             "aspect_ratio": sides["server_width"] / sides["server_height"],
-            "log_follows": _log1p(users["follow_user_num"]),
-            "log_fans": _log1p(users["fans_user_num"]),
-            "log_friends": _log1p(users["friend_user_num"]),
-            "log_register_days": _log1p(users["register_days"]),
-            "log_video_age_days": _log1p((date - uploaded).dt.days.clip(lower=0)),
+            "log_follows": users["follow_user_num"],
+            "log_fans": users["fans_user_num"],
+            "log_friends": users["friend_user_num"],
+            "log_register_days": users["register_days"],
+            "log_video_age_days": (date - uploaded).dt.days.clip(lower=0),
             "user_active_degree": users["user_active_degree"],
-            **codes,
-            **{name: videos[name] for name in ("video_type", "upload_type")},
+            **users[[*_USER_CODES]].fillna(-1).astype("int16"),
+            **videos[["video_type", "upload_type", "tag"]],
             "music_type": videos["music_type"].fillna(-1).astype("int16"),
-            "tag": videos["tag"],
             "author_id": videos["author_id"].fillna(-1).astype("int32"),
-            "log_play": _log1p(played.where(~finished, length) / 1000),
+            "log_play": played.where(~finished, length) / 1000,
             "finished": finished,
             **{name: log[f"is_{name}" if name in _FLAGS else name] for name in KUAIRAND_OUTCOMES[:8]},
         }
     )
+    logs = [name for name in frame if name.startswith("log_")]
+    return frame.assign(**np.log1p(frame[logs].astype("float32")))
 
 
-def _log1p(values: pd.Series) -> pd.Series:
-    return np.log1p(values.astype("float32"))
+Day = str | int | dt.date | None
 
 
 def split_by_date(
-    frame: pd.DataFrame,
-    valid_day: str | int | dt.date | None = None,
-    test_day: str | int | dt.date | None = None,
+    frame: pd.DataFrame, valid_day: Day = None, test_day: Day = None
 ) -> dict[str, pd.DataFrame]:
     """Split by whole days of ``date``: train on the earlier days, validate on the next, test on the latest.
 
@@ -287,36 +233,28 @@ def split_by_date(
     return {name: frame[rows] for name, rows in parts.items()}
 
 
-# ------------------------------------------------------------------------------------------------- Census-Income
-
-
 def census_available() -> list[Path]:
     """The files that :func:`load_census` would read without touching the network; empty if there are none."""
     named = os.environ.get("MTL_CENSUS")
-    paths = [Path(named).expanduser()] if named else [_cached(url) for url, _ in _CENSUS_FILES.values()]
+    paths = [Path(named).expanduser()] if named else [_cached(url) for url, _ in _CENSUS_FILES]
     return paths if all(path.is_file() for path in paths) else []
 
 
 def load_census(path: str | Path | None = None, progress: bool = True) -> pd.DataFrame:
     """Read Census-Income: one row a person.
 
-    Parameters
-    ----------
-    path : one official file, ``census-income.data`` or ``.test``, as it is or as ``.gz``. By default what the
-        environment variable ``MTL_CENSUS`` names, else both, by :func:`fetch`.
-    progress : show a bar while downloading.
+    ``path`` names one official file, ``census-income.data`` or ``.test``, as it is or as ``.gz``; by default what the
+    environment variable ``MTL_CENSUS`` names, else both, by :func:`fetch`, with a bar if ``progress``.
 
-    Returns
-    -------
-    DataFrame with the labels ``income`` and ``never_married`` (0 or 1), the features :data:`CENSUS_NUMERIC` (amounts
-    of money as ``log(1 + dollars)``) and :data:`CENSUS_CATEGORICAL` (missing values NaN), and ``file``, ``"data"`` or
+    Returns the labels ``income`` and ``never_married`` (0 or 1), the features :data:`CENSUS_NUMERIC` (amounts of money
+    as ``log(1 + dollars)``) and :data:`CENSUS_CATEGORICAL` (missing values NaN), and ``file``, ``"data"`` or
     ``"test"``, which is no feature. ``marital_stat``, from which a label is made, is dropped, and so is
     ``instance_weight``, which the publisher says no classifier may use.
 
     Raises OSError when a file is not there and cannot be fetched, ValueError when it is damaged or another.
     """
     named = path or os.environ.get("MTL_CENSUS")
-    paths = [named] if named else [fetch(url, md5, progress) for url, md5 in _CENSUS_FILES.values()]
+    paths = [named] if named else [fetch(url, md5, progress) for url, md5 in _CENSUS_FILES]
     frame = pd.concat([_read_census(Path(file).expanduser()) for file in paths], ignore_index=True)
     return frame.astype(dict.fromkeys(CENSUS_CATEGORICAL, "category"))
 
