@@ -30,7 +30,6 @@ __all__ = ["Sweep", "pareto_mask", "simplex_grid", "sweep"]
 
 Build = Callable[[], nn.Module]
 BLOCK = 8  # models that step together: their activations fit the processor's cache
-RECORD_COLUMNS = ["weighting", "seed", "epoch", "split", "task", "metric", "value"]
 
 
 @dataclass(repr=False)
@@ -83,10 +82,8 @@ class Sweep:
         wanted = rows["weighting"] == weighting
         found = rows.index[wanted if seed is None else wanted & (rows["seed"] == seed)]
         if not len(found):
-            raise ValueError(
-                f"No run with weighting {weighting} and seed {seed}: there are weightings 0 to "
-                f"{len(self.weightings) - 1} and seeds {rows['seed'].unique().tolist()}."
-            )
+            last, seeds = len(self.weightings) - 1, rows["seed"].unique().tolist()
+            raise ValueError(f"No such run: there are weightings 0 to {last} and seeds {seeds}.")
         with torch.random.fork_rng():
             model = self.build()
         state = {name: values[found[0]] for name, values in self.parameters.items()}
@@ -96,9 +93,7 @@ class Sweep:
     def pareto(self, metric: str | Mapping[str, str] = "loss", split: str = "valid") -> pd.DataFrame:
         """Each weighting's final metric of each task, mean over seeds, and whether another one beats it.
 
-        Parameters
-        ----------
-        metric : one name for all tasks, or ``{task: name}``. Losses and RMSE are better low, all others high.
+        ``metric`` is one name for all tasks, or ``{task: name}``. Losses and RMSE are better low, all others high.
 
         Returns
         -------
@@ -112,10 +107,8 @@ class Sweep:
             own = final[final["task"] == name]
             rows = own[own["metric"] == chosen.get(name)]
             if not len(rows):
-                raise ValueError(
-                    f"The sweep has no {split} {chosen.get(name)!r} of task {name!r}; it has "
-                    f"{', '.join(own['metric'].unique()) or 'nothing for that split'}."
-                )
+                known = ", ".join(own["metric"].unique()) or "nothing for that split"
+                raise ValueError(f"No {split} {chosen.get(name)!r} of task {name!r}: the sweep has {known}.")
             columns[name] = rows.groupby("weighting")["value"].mean()
         table = pd.DataFrame(columns)
         better_high = [chosen[name] not in LOWER_IS_BETTER for name in names]
@@ -209,13 +202,8 @@ def sweep(
         validation loss (as ``fit`` with patience ≥ epochs would keep).
     progress : show a bar.
 
-    Returns
-    -------
-    Sweep. After KeyboardInterrupt too, with the epochs that were finished.
-
-    Raises
-    ------
-    ValueError, TypeError : data, weightings or settings do not fit, or the model cannot be stacked (BatchNorm).
+    Returns a Sweep, after KeyboardInterrupt too, with the epochs that were finished. Raises ValueError or TypeError
+    when data, weightings or settings do not fit, or the model cannot be stacked (BatchNorm).
     """
     from tqdm.auto import tqdm
 
@@ -227,16 +215,15 @@ def sweep(
     check_parts("sweep", template, train, valid, epochs=epochs, batch_size=batch_size)
     models = {seed: model.to(train.device) for seed, model in models.items()}
     tasks = tuple(template.tasks)
-    if keep != "last" and (
-        keep != "best" or valid is None or not all(has_label(valid, t.name) for t in tasks)
-    ):
+    labelled = valid is not None and all(has_label(valid, task.name) for task in tasks)
+    if keep != "last" and not (keep == "best" and labelled):
         raise ValueError(
             f"keep is {keep!r}: expected 'last', or 'best' with validation labels of every task."
         )
     frame = _weightings_frame(weightings, [task.name for task in tasks])
     together = _together(template, next(train.batches(5, shuffle=False)))
     blocks = [
-        _Block(together, seed, model, frame.iloc[first : first + BLOCK], lr, weight_decay)
+        _Block(together, seed, model, frame.iloc[first : first + BLOCK], lr=lr, weight_decay=weight_decay)
         for seed, model in models.items()
         for first in range(0, len(frame), BLOCK)
     ]
@@ -257,7 +244,7 @@ def sweep(
     finally:
         bar.close()
     done = [block for block in blocks if block.kept]
-    none = [pd.DataFrame(columns=RECORD_COLUMNS)]
+    none = [pd.DataFrame(columns=["weighting", "seed", "epoch", "split", "task", "metric", "value"])]
     return Sweep(
         tasks,
         frame,
@@ -275,9 +262,9 @@ def _seeded(build: Build, seed: int) -> nn.Module:
         model = build()
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats:
+            kind = type(module).__name__
             raise ValueError(
-                f"This model cannot be stacked: its layer {name} ({type(module).__name__}) changes running averages as "
-                "it trains, which stacked models would share. Use LayerNorm, or fit one model after the other."
+                f"This model cannot be stacked: its layer {name} ({kind}) keeps running averages."
             )
     return model
 
@@ -297,13 +284,7 @@ class _Block:
     """Up to BLOCK models of one seed: the same start and the same batches, parameters stacked to (K, …)."""
 
     def __init__(
-        self,
-        together: _Together,
-        seed: int,
-        model: nn.Module,
-        weightings: pd.DataFrame,
-        lr: float,
-        decay: float,
+        self, together: _Together, seed: int, model: nn.Module, weightings: pd.DataFrame, **adam: float
     ) -> None:
         self.together, self.tasks = together, model.tasks
         self.runs = pd.DataFrame({"weighting": weightings.index, "seed": seed, "epoch": 0})
@@ -315,7 +296,7 @@ class _Block:
         }
         trained = [value for value in self.parameters.values() if value.requires_grad]
         fused = device.type in ("cpu", "cuda")
-        self.optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=decay, fused=fused)
+        self.optimizer = torch.optim.AdamW(trained, fused=fused, **adam)
         self.generator = torch.Generator().manual_seed(seed)
         self.score = torch.zeros(len(weightings))  # weighted validation loss of the last epoch
         self.best = torch.full_like(self.score, float("inf"))
@@ -440,8 +421,7 @@ def _together(template: nn.Module, batch: Batch) -> _Together:
             wanted = _Together(copy.deepcopy(template).eval(), False)(trial, batch)
         except RuntimeError as error:
             raise ValueError(
-                f"This model cannot be stacked: torch.func.vmap refuses it ({str(error).splitlines()[0]}). Train one "
-                "model after the other with fit instead."
+                f"This model cannot be stacked: torch.func.vmap refuses it; use fit. {error}"
             ) from error
         try:
             found = stacked(trial, batch)

@@ -231,7 +231,7 @@ class TestResult:
         assert (~table["dominated"]).tolist() == pareto_mask(table[names]).tolist()
         mixed = result.pareto({"click": "auc", "kind": "accuracy", "dwell": "rmse"})
         assert (~mixed["dominated"]).tolist() == pareto_mask(mixed[names].to_numpy() * [-1, -1, 1]).tolist()
-        with pytest.raises(ValueError, match=r"no valid 'auc' of task 'kind'; it has .*accuracy"):
+        with pytest.raises(ValueError, match=r"No valid 'auc' of task 'kind': the sweep has .*accuracy"):
             result.pareto("auc")
 
 

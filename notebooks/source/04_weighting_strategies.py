@@ -74,7 +74,7 @@ print(f"{largest} starts with {constants[largest] / constants[smallest]:.0f} tim
 from mtl_helpers.models import SharedBottom
 from mtl_helpers.training import evaluate, fit
 
-SETTINGS = {"lr": 1e-3, "weight_decay": 1.0, "batch_size": 1024, "progress": False}
+SETTINGS = {"lr": 1e-3, "weight_decay": 0.1, "batch_size": 1024, "progress": False}
 
 
 def build(seed=0, tasks=splits.tasks):
@@ -633,7 +633,7 @@ budget = {"epochs": 3 if FAST else 8}
 pair = sweep(
     lambda: SharedBottom(splits.schema, two, embedding_dim=4), half, valid,
     weightings=simplex_grid(two, 7 if FAST else 13, lowest=0.03), seeds=shared_seeds,
-    lr=1e-3, weight_decay=1.0, keep="best", progress=False, **budget,
+    lr=1e-3, weight_decay=0.1, keep="best", progress=False, **budget,
 )  # fmt: skip
 line_of = pair.pareto("auc")[["click", "purchase"]].to_numpy()
 print(pair)

@@ -66,7 +66,7 @@ from mtl_helpers.weighting import (
 
 TUNING_SEED = 1000
 KUAIRAND_ROWS = 20_000
-TRAINING = {"epochs": 40, "patience": 3, "batch_size": 1024, "lr": 1e-3, "weight_decay": 1.0}
+TRAINING = {"epochs": 40, "patience": 3, "batch_size": 1024, "lr": 1e-3, "weight_decay": 0.1}
 Make = Callable[[MultiTaskDataset], Weighting]
 
 
