@@ -74,10 +74,8 @@ class Sweep:
         return rows if split is None else rows[rows["split"] == split].reset_index(drop=True)
 
     def model(self, weighting: int, seed: int | None = None) -> nn.Module:
-        """A model with the parameters of one run, on the CPU and in evaluation mode.
-
-        ``weighting`` is a row number of ``weightings``; the seed is the first one unless given.
-        """
+        """The model of one run (row number in ``weightings``; the first seed unless given), on the CPU, in
+        evaluation mode."""
         rows = self.runs
         wanted = rows["weighting"] == weighting
         found = rows.index[wanted if seed is None else wanted & (rows["seed"] == seed)]

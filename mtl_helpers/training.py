@@ -35,6 +35,8 @@ __all__ = [
 
 MAIN_METRIC = {"binary": "auc", "multiclass": "accuracy", "regression": "rmse"}
 LOWER_IS_BETTER = ("loss", "rmse")
+Values = dict[str, dict[str, float]]  # {task: {metric: value}}
+States = Mapping[str, Mapping[str, Tensor]]  # {task: state_dict of the model}
 
 
 class TrainingDiverged(RuntimeError):
@@ -42,8 +44,8 @@ class TrainingDiverged(RuntimeError):
 
     def __init__(self, task: str, epoch: int, step: int, value: float) -> None:
         super().__init__(
-            f"The loss of task {task!r} became {value} in epoch {epoch}, step {step}. Usual causes: a learning rate "
-            "or task weight that is too large, or inputs that are not standardised. The model keeps its best weights."
+            f"The loss of task {task!r} became {value} in epoch {epoch}, step {step}. Usual causes: a learning rate or "
+            "task weight that is too large, inputs not standardised. The model keeps its best weights."
         )
         self.task, self.epoch, self.step = task, epoch, step
 
@@ -87,7 +89,7 @@ class History:
         rows = self.frame().query("task == @task and metric == @metric and split == @split")
         return rows.set_index("epoch")["value"]
 
-    def add(self, epoch: int, split: str, values: Mapping[str, Mapping[str, float]]) -> None:
+    def add(self, epoch: int, split: str, values: Values) -> None:
         self.records += [
             {"epoch": epoch, "split": split, "task": task, "metric": metric, "value": value}
             for task, metrics in values.items()
@@ -108,28 +110,29 @@ def training_steps(
     """Train, yielding a :class:`Step` after each optimiser step.
 
     ``weights`` is read at every step, so changing the dictionary changes the training from the next step on.
-    Raises :class:`TrainingDiverged` before a loss that is not finite can spoil the model, ValueError when model and
-    data lie on different devices.
+    Raises :class:`TrainingDiverged` before a loss that is not finite can spoil the model.
     """
     _check_place(model, train)
-    strategy = weights if isinstance(weights, Weighting) else Fixed(model.tasks, weights)
+    strategy = _as_strategy(model, weights)
     strategy.to(train.device).begin(model, optimizer)
     for epoch in range(1, epochs + 1):
         for number, batch in enumerate(train.batches(batch_size, generator=generator), start=1):
-            yield Step(epoch, number, _step(model, optimizer, strategy, batch, epoch, number), batch)
+            yield Step(epoch, number, _step(model, optimizer, strategy, batch, (epoch, number)), batch)
+
+
+def _as_strategy(model: nn.Module, weights: Mapping[str, float] | Weighting | None) -> Weighting:
+    strategy = weights if isinstance(weights, Weighting) else Fixed(model.tasks, weights)
+    names, own = [task.name for task in model.tasks], [task.name for task in strategy.tasks]
+    if own != names:
+        raise ValueError(f"The weighting is for {own}, the model for {names}.")
+    return strategy
 
 
 def _step(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    strategy: Weighting,
-    batch: Batch,
-    epoch: int,
-    number: int,
+    model: nn.Module, optimizer: torch.optim.Optimizer, strategy: Weighting, batch: Batch, at: tuple[int, int]
 ) -> dict[str, Tensor]:
-    """One step on one batch; the losses before it."""
+    """One step on one batch, ``at`` (epoch, number); the losses before it."""
     names = [task.name for task in model.tasks]
-
     if not model.training:  # somebody may have evaluated between two steps
         model.train()
     losses = strategy.losses(model, batch)
@@ -137,7 +140,7 @@ def _step(
     strategy.present = [i for i, count in enumerate(counts) if count]
     for name, value in zip(names, values, strict=True):
         if not math.isfinite(value):
-            raise TrainingDiverged(name, epoch, number, value)
+            raise TrainingDiverged(name, *at, value)
     optimizer.zero_grad(set_to_none=True)
     strategy.backward(losses, model)
     strategy.step(optimizer)
@@ -163,8 +166,8 @@ def fit(
 ) -> History:
     """Train a model with AdamW; stop early on validation and keep the weights of the best epoch.
 
-    AdamW (Loshchilov and Hutter, ICLR 2019) shrinks the parameters beside the gradient step, by lr · weight_decay a
-    step: a common factor of all task weights then changes nothing, weight decay included.
+    AdamW (Loshchilov and Hutter, ICLR 2019) decays parameters beside the gradient step, by lr · weight_decay a step:
+    a common factor of all task weights changes nothing.
 
     Parameters
     ----------
@@ -182,25 +185,15 @@ def fit(
     seed : of the order of the batches. Initial weights and dropout follow the global seed (``seed_everything``).
     progress : show a bar.
 
-    Returns
-    -------
-    History. After KeyboardInterrupt too: the run ends there, and the model keeps its best weights.
-
-    Raises
-    ------
-    TrainingDiverged : a loss became NaN or infinite; the model has its best weights so far.
-    TypeError, ValueError, KeyError : data, weights or monitor do not fit the model, or the monitor is undefined on the
-        validation data (a task without labels, an AUC of one class).
+    Returns a History, after KeyboardInterrupt too: the run ends there, and the model keeps its best weights.
+    TrainingDiverged when a loss becomes NaN or infinite; TypeError or ValueError when data, weights or monitor do not
+    fit the model, or the monitor is undefined on the validation data (no label, an AUC of one class).
     """
     from tqdm.auto import tqdm
 
     check_parts("fit", model, train, valid, epochs=epochs, batch_size=batch_size, patience=patience)
     names = [task.name for task in model.tasks]
-    strategy = weights if isinstance(weights, Weighting) else Fixed(model.tasks, weights)
-    if [task.name for task in strategy.tasks] != names:
-        raise ValueError(
-            f"The weighting is for {[task.name for task in strategy.tasks]}, the model for {names}."
-        )
+    strategy = _as_strategy(model, weights)
     model.to(train.device)
     history, best = History(), _Best(model, monitor, strategy, stop)
     steps = training_steps(
@@ -224,18 +217,14 @@ def fit(
             if step.number < per_epoch:
                 continue
             means = sums / counts
-            history.add(
-                step.epoch, "train", {n: {"loss": m} for n, m in zip(names, means.tolist(), strict=True)}
-            )
+            losses = dict(zip(names, means.tolist(), strict=True))
+            history.add(step.epoch, "train", {name: {"loss": loss} for name, loss in losses.items()})
             sums, counts = torch.zeros_like(sums), torch.zeros_like(counts)
             if valid is None:
                 history.best_epoch = step.epoch
                 strategy.after_epoch(means, None)
                 continue
-            values = evaluate(model, valid)
-            for name in names:
-                if not np.isfinite(values[name]["loss"]) and has_label(valid, name):
-                    raise TrainingDiverged(name, step.epoch, step.number, values[name]["loss"])
+            values = _validated(model, valid, step)
             history.add(step.epoch, "valid", values)
             waited = best.see(step.epoch, values, history)
             strategy.after_epoch(means, means.new_tensor([values[name]["loss"] for name in names]))
@@ -250,6 +239,14 @@ def fit(
         bar.close()
         best.restore()
     return history
+
+
+def _validated(model: nn.Module, valid: MultiTaskDataset, step: Step) -> Values:
+    values = evaluate(model, valid)
+    for name, found in values.items():
+        if not math.isfinite(found["loss"]) and has_label(valid, name):
+            raise TrainingDiverged(name, step.epoch, step.number, found["loss"])
+    return values
 
 
 class _Best:
@@ -267,32 +264,29 @@ class _Best:
             # strategies whose weights move have no fixed yardstick of their own, so theirs is the plain sum
             self.weights = strategy.weights
         if self.monitor != "loss" and self.monitor.partition(".")[0] not in names:
-            raise ValueError(
-                f"monitor is {monitor!r}: expected 'loss' or 'task.metric', with a task of {names}."
-            )
+            raise ValueError(f"monitor is {monitor!r}: expected 'loss' or 'task.metric', a task of {names}.")
         if stop not in ("together", "each"):
             raise ValueError(f"stop is {stop!r}: expected 'together' or 'each'.")
         self.each = names if stop == "each" else []
         self.best: dict[str, tuple[float, int, dict[str, Tensor]]] = {}  # score, epoch, state
 
-    def see(self, epoch: int, values: Mapping[str, Mapping[str, float]], history: History) -> int:
+    def see(self, epoch: int, values: Values, history: History) -> int:
         """Take an epoch's validation into account; return for how many epochs nothing that counts has improved."""
         state = None
         for what, score in self._scores(values).items():
             if math.isnan(score):
                 raise ValueError(
-                    f"{what!r} is undefined on the validation data, which hold no label or one class only: "
-                    "validate on more rows, or give monitor another metric or weights."
+                    f"{what!r} is undefined on the validation data: no label, or one class only."
                 )
             if what not in self.best or score < self.best[what][0]:
                 state = state or copy.deepcopy(self.model.state_dict())
                 self.best[what] = (score, epoch, state)
-        history.best_epoch = self.best[self.monitor][1]
-        history.best_epochs = {name: self.best[f"{name}.loss"][1] for name in self.each}
-        history.best_states = {name: self.best[f"{name}.loss"][2] for name in self.each}
+        history.best_epoch, own = self.best[self.monitor][1], {n: self.best[f"{n}.loss"] for n in self.each}
+        history.best_epochs = {name: best[1] for name, best in own.items()}
+        history.best_states = {name: best[2] for name, best in own.items()}
         return epoch - max(history.best_epochs.values(), default=history.best_epoch)
 
-    def _scores(self, values: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    def _scores(self, values: Values) -> dict[str, float]:
         """What is watched, low being good."""
         scores = {f"{name}.loss": values[name]["loss"] for name in self.each}
         if self.monitor == "loss":
@@ -301,8 +295,7 @@ class _Best:
         task, _, metric = self.monitor.partition(".")
         if metric not in values[task]:
             raise ValueError(f"monitor is {self.monitor!r}: {task} has {', '.join(values[task])}.")
-        sign = 1 if metric in LOWER_IS_BETTER else -1
-        return scores | {self.monitor: sign * values[task][metric]}
+        return scores | {self.monitor: values[task][metric] * (1 if metric in LOWER_IS_BETTER else -1)}
 
     def restore(self) -> None:
         if self.best:
@@ -317,21 +310,15 @@ def check_parts(
     names = [task.name for task in model.tasks]
     for part in (train, train if valid is None else valid):
         if not len(part) or not set(names) <= set(part.labels):
-            raise ValueError(
-                f"{what} needs rows with labels for {', '.join(names)}; got {len(part)} rows with labels for "
-                f"{', '.join(part.labels)}."
-            )
+            given, asked = f"{len(part)} rows with labels for {', '.join(part.labels)}", ", ".join(names)
+            raise ValueError(f"{what} needs rows with labels for {asked}; got {given}.")
         if hasattr(model, "check_data"):
             model.check_data(part)
     empty = [name for name in names if not has_label(train, name)]
     if empty:
-        raise ValueError(
-            f"No training row has a label of {', '.join(empty)}: leave that task out of the model."
-        )
+        raise ValueError(f"No training row has a label of {', '.join(empty)}: leave that task out.")
     if valid is not None and valid.device != train.device:
-        raise ValueError(
-            f"Training data are on {train.device}, validation data on {valid.device}: use valid.to(…)."
-        )
+        raise ValueError(f"Training data are on {train.device}, validation on {valid.device}.")
     wrong = {name: value for name, value in counts.items() if value < 1}
     if wrong:
         raise ValueError(f"{', '.join(f'{n} is {v}' for n, v in wrong.items())}: expected 1 or more.")
@@ -340,14 +327,12 @@ def check_parts(
 def _check_kinds(model: nn.Module, *parts: object) -> None:
     if not hasattr(model, "tasks"):
         raise TypeError(
-            f"The model is a {type(model).__name__} without .tasks: expected one like those of mtl_helpers.models, not "
-            "wrapped (of DataParallel take .module)."
+            f"A {type(model).__name__} has no .tasks: give a bare model (of DataParallel take .module)."
         )
     for part in parts:
         if not isinstance(part, MultiTaskDataset):
             raise TypeError(
-                f"The data are a {type(part).__name__}: expected a MultiTaskDataset, as mtl_helpers.data.prepare makes "
-                "of tables; it gives batches itself."
+                f"The data are a {type(part).__name__}: expected a MultiTaskDataset, see prepare."
             )
 
 
@@ -364,10 +349,7 @@ def _check_place(model: nn.Module, data: MultiTaskDataset) -> None:
 
 @torch.no_grad()
 def _logits(
-    model: nn.Module,
-    data: MultiTaskDataset,
-    batch_size: int,
-    states: Mapping[str, Mapping[str, Tensor]] | None,
+    model: nn.Module, data: MultiTaskDataset, batch_size: int, states: States | None
 ) -> dict[str, Tensor]:
     """Logits of every task, each with its own state of the model if there are states."""
     _check_place(model, data)
@@ -394,24 +376,13 @@ def _to_prediction(task: Task, logits: Tensor, data: MultiTaskDataset) -> Tensor
 
 
 def predict(
-    model: nn.Module,
-    data: MultiTaskDataset,
-    batch_size: int = 8192,
-    states: Mapping[str, Mapping[str, Tensor]] | None = None,
+    model: nn.Module, data: MultiTaskDataset, batch_size: int = 8192, states: States | None = None
 ) -> dict[str, Tensor]:
-    """Predictions of every task, on the CPU, in the order of the rows.
+    """``{task: tensor}``: predictions of every task, on the CPU, in the order of the rows.
 
-    Parameters
-    ----------
-    states : ``{task: state_dict}``, such as ``History.best_states``: each task is predicted with its own. The model's
-        own weights unless given.
-
-    Returns
-    -------
-    ``{task: tensor}``: probabilities (n,) of a binary task, (n, n_classes) of a multiclass task, values (n,) of a
-    regression task in the unit of its labels (undoing ``data.scales``).
-
-    Raises ValueError when model and data lie on different devices.
+    Probabilities (n,) of a binary task, (n, n_classes) of a multiclass task; values (n,) of a regression task in the
+    unit of its labels (undoing ``data.scales``). With ``states``, ``{task: state_dict}`` such as
+    ``History.best_states``, each task is predicted with its own.
     """
     logits = _logits(model, data, batch_size, states)
     return {task.name: _to_prediction(task, logits[task.name], data).cpu() for task in model.tasks}
@@ -422,11 +393,8 @@ def task_metrics(
 ) -> dict[str, float]:
     """The metrics the course reports for one task, over labelled rows.
 
-    Binary: ``auc``, ``accuracy`` (threshold 0.5). Multiclass: ``accuracy``. Regression: ``rmse``.
-
-    Parameters
-    ----------
-    predictions : probabilities (n,) or (n, n_classes), or values (n,). mask : True where the label is known.
+    Binary: ``auc``, ``accuracy`` (threshold 0.5). Multiclass: ``accuracy``. Regression: ``rmse``. ``predictions`` are
+    probabilities (n,) or (n, n_classes), or values (n,); ``mask`` is True where the label is known.
     """
     values, y = np.asarray(predictions), np.asarray(labels)
     if mask is not None:
@@ -442,11 +410,8 @@ def task_metrics(
 
 
 def evaluate(
-    model: nn.Module,
-    data: MultiTaskDataset,
-    batch_size: int = 8192,
-    states: Mapping[str, Mapping[str, Tensor]] | None = None,
-) -> dict[str, dict[str, float]]:
+    model: nn.Module, data: MultiTaskDataset, batch_size: int = 8192, states: States | None = None
+) -> Values:
     """``{task: {metric: value}}`` over the labelled rows: the loss and the metrics of :func:`task_metrics`.
 
     The loss is what training minimises: of standardised labels for a regression task with ``data.scales``, and with
