@@ -16,16 +16,18 @@ from mtl_helpers.models.case import (
     score_candidates,
     true_values,
 )
-from mtl_helpers.models.funnel import AITM, ESMM, complete_chain
 from mtl_helpers.models.fusion import Fusion, LearnedFusion
 from mtl_helpers.models.layers import FeatureLayer, Tower, count_parameters, mlp
 from mtl_helpers.models.saving import load_model, model_classes, save_model, score_rows
 from mtl_helpers.models.sharing import (
+    AITM,
+    ESMM,
     PLE,
     CrossStitch,
     MMoE,
     SharedBottom,
     SingleTask,
+    complete_chain,
     match_parameters,
 )
 

@@ -19,7 +19,7 @@ from torch import nn
 from mtl_helpers.data.encoder import FeatureEncoder
 from mtl_helpers.data.tables import Schema, Task
 from mtl_helpers.files import write_atomically
-from mtl_helpers.models import case, funnel, sharing
+from mtl_helpers.models import case, sharing
 
 __all__ = ["load_model", "model_classes", "save_model", "score_rows"]
 
@@ -27,7 +27,7 @@ __all__ = ["load_model", "model_classes", "save_model", "score_rows"]
 def model_classes() -> dict[str, type[nn.Module]]:
     """``{name: class}`` of the models that can be saved: those of the package."""
     plain = (sharing.SingleTask, sharing.SharedBottom, sharing.CrossStitch, sharing.MMoE, sharing.PLE)
-    return {one.__name__: one for one in (*plain, funnel.ESMM, funnel.AITM, case.CaseModel)}
+    return {one.__name__: one for one in (*plain, sharing.ESMM, sharing.AITM, case.CaseModel)}
 
 
 def save_model(folder: str | Path, model: nn.Module, encoder: FeatureEncoder) -> Path:

@@ -1,21 +1,22 @@
-"""Who shares what: models of several tasks, from a shared bottom to gated experts.
+"""Who shares what: models of several tasks, from a shared bottom to gated experts and to tasks that follow each other.
 
-Taught in notebooks 01 (single task), 02 (shared bottom) and 06 (all others, and those of
-:mod:`mtl_helpers.models.funnel`). One contract for all:
+Taught in notebooks 01 (single task), 02 (shared bottom) and 06 (all others). One contract for all:
 ``model(numeric, categorical)`` gives ``{task: logits}``, (n,) for binary and regression tasks and (n, n_classes) for
-multiclass tasks. It is ``from_shared(represent(numeric, categorical))``: first the last tensors that several tasks
-look at, then the rest. ``task_parameters(name)`` are reached by that task's loss alone, ``shared_parameters()`` are all
-others; ``last_shared_layer()`` are the weights at which GradNorm compares the tasks. ``tasks``, ``schema`` and
-``settings`` (the other arguments) are enough to build a model again.
+multiclass tasks: ``from_shared(represent(numeric, categorical))``, first the last tensors that several tasks look at,
+then the rest. ``task_parameters(name)`` are reached by that task's loss alone, ``shared_parameters()`` are all others;
+``schema``, ``tasks`` and ``settings`` (the other arguments) are enough to build a model again.
 
 Arguments that mean the same everywhere: ``schema`` of the encoded features; ``tasks`` to predict, in order;
 ``embedding_dim``, width of a category's vector; ``hidden``, widths of the layers of the bottom, a task's column or an
-expert; ``tower``, widths of each task's last own layers, may be empty; ``dropout``, share of units left out.
+expert; ``tower``, widths of each task's last own layers, may be empty; ``dropout``, share of units left out;
+``expert_dropout``, chance of an expert to be left out of a gate; ``chain``, names of the tasks in the order in which
+they happen (all, in order, when None).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 
@@ -23,18 +24,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mtl_helpers.data.tables import Schema, Task, check_tasks
+from mtl_helpers.data.tables import MultiTaskDataset, Schema, Task, check_tasks
 from mtl_helpers.models.layers import FeatureLayer, Tower, count_parameters, mlp
 
-__all__ = [
-    "PLE",
-    "CrossStitch",
-    "MMoE",
-    "SharedBottom",
-    "SharingModel",
-    "SingleTask",
-    "match_parameters",
-]
+__all__ = ["AITM", "ESMM", "PLE", "CrossStitch", "MMoE", "SharedBottom", "SharingModel", "SingleTask"]
+__all__ += ["complete_chain", "match_parameters"]
 
 
 class SharingModel(nn.Module):
@@ -50,10 +44,11 @@ class SharingModel(nn.Module):
         }
         self.names = [task.name for task in self.tasks]
         self.features = FeatureLayer(self.schema, self.settings["embedding_dim"])
+        self.last_shared: list[nn.Module] = []  # networks that all tasks read; none but the embeddings here
 
     def make_towers(self, width: int) -> nn.ModuleDict:
-        tower, dropout = self.settings["tower"], self.settings["dropout"]
-        return nn.ModuleDict({task.name: Tower(width, task, tower, dropout) for task in self.tasks})
+        own = self.settings["tower"], self.settings["dropout"]
+        return nn.ModuleDict({task.name: Tower(width, task, *own) for task in self.tasks})
 
     def represent(self, numeric: Tensor, categorical: Tensor) -> Tensor | tuple[Tensor, ...]:
         """The last tensors that several tasks look at; here the features, (n, F)."""
@@ -71,17 +66,14 @@ class SharingModel(nn.Module):
 
     def last_shared_layer(self) -> list[nn.Parameter]:
         """The weights whose gradients GradNorm compares: the last that the losses of all tasks reach."""
-        return [self.features.embedding.weight]
-
-
-def last_weights(networks: Iterable[nn.Module]) -> list[nn.Parameter]:
-    return [list(network.parameters())[-2] for network in networks]  # a layer's bias comes after its weight
+        weights = [list(network.parameters())[-2] for network in self.last_shared]  # after it comes its bias
+        return weights or [self.features.embedding.weight]
 
 
 class SharedBottom(SharingModel):
     """Hard parameter sharing (Caruana, *Multitask Learning*, 1997): one bottom, one tower per task.
 
-    Z = f(X) is computed once; task i predicts Y_i = g_i(Z). ``hidden`` may be empty.
+    Z = f(X) is computed once; task i predicts Yᵢ = gᵢ(Z). ``hidden`` may be empty.
     """
 
     def __init__(
@@ -95,6 +87,7 @@ class SharedBottom(SharingModel):
     ) -> None:
         super().__init__(locals())
         self.bottom = mlp(self.features.n_out, hidden, dropout)
+        self.last_shared = [self.bottom] if hidden else []
         self.towers = self.make_towers(hidden[-1] if hidden else self.features.n_out)
 
     def represent(self, numeric: Tensor, categorical: Tensor) -> Tensor:
@@ -104,12 +97,9 @@ class SharedBottom(SharingModel):
     def from_shared(self, shared: Tensor) -> dict[str, Tensor]:
         return {name: tower(shared) for name, tower in self.towers.items()}
 
-    def last_shared_layer(self) -> list[nn.Parameter]:
-        return last_weights([self.bottom]) if self.settings["hidden"] else super().last_shared_layer()
-
 
 class SingleTask(SharedBottom):
-    """The baseline: the same layers for one task alone. The other arguments are those of :class:`SharedBottom`."""
+    """The baseline: the same layers for one task alone, the other arguments as for :class:`SharedBottom`."""
 
     def __init__(self, schema: Schema, task: Task, *args: object, **settings: object) -> None:
         super().__init__(schema, [task], *args, **settings)
@@ -119,8 +109,7 @@ class CrossStitch(SharingModel):
     """Cross-stitch networks (Misra et al., CVPR 2016, eq. 1): a column per task, mixed after every layer.
 
     After layer l, task t reads h̃ₜ = Σₛ αₜₛ hₛ with a learned matrix α (T, T) per layer: the identity shares nothing,
-    equal entries share all. It needs T times the hidden layers of a shared bottom of the same widths. ``keep`` is αₜₜ
-    at the start; the rest of 1 goes to the others.
+    equal entries share all. ``keep`` is αₜₜ at the start; the rest of 1 goes to the others.
     """
 
     def __init__(
@@ -140,6 +129,7 @@ class CrossStitch(SharingModel):
             for n_in, n_out in pairwise(widths)
         )
         start = torch.full((n, n), (1 - keep) / max(n - 1, 1)).fill_diagonal_(keep if n > 1 else 1.0)
+        self.last_shared = list(self.layers[-1].values())
         self.stitches = nn.ParameterList(nn.Parameter(start.clone()) for _ in hidden)
         self.towers = self.make_towers(widths[-1])
 
@@ -153,41 +143,31 @@ class CrossStitch(SharingModel):
         return columns
 
     def from_shared(self, columns: Tensor) -> dict[str, Tensor]:
-        stitched = torch.tensordot(self.stitches[-1], columns, 1)
-        return {name: tower(h) for (name, tower), h in zip(self.towers.items(), stitched, strict=True)}
-
-    def last_shared_layer(self) -> list[nn.Parameter]:
-        return last_weights(self.layers[-1].values())
+        stitched = dict(zip(self.names, torch.tensordot(self.stitches[-1], columns, 1), strict=True))
+        return {name: tower(stitched[name]) for name, tower in self.towers.items()}
 
 
-class ExpertDropout(nn.Module):
-    """In training, leaves experts out of each row's gates (…, E) at random and scales the others up to sum to one.
-
-    So no gate can rely on a single expert (Zhao et al., RecSys 2019, §4.2). ``p`` is an expert's chance to be left out.
-    """
-
-    def __init__(self, p: float) -> None:
-        super().__init__()
-        self.p = p
-
-    def forward(self, gates: Tensor) -> Tensor:
-        if not (self.p and self.training):
-            return gates
-        kept = F.dropout(gates, self.p)
-        total = kept.sum(-1, keepdim=True)
-        return torch.where(total > 0, kept / total.clamp(min=1e-12), gates)
+def open_gate(gate: nn.Linear, x: Tensor, leave_out: float) -> Tensor:
+    """softmax(W x) over experts, (n, E). In training, experts are left out with chance ``leave_out`` and the others
+    scaled up to sum to one, so that no gate can rely on a single expert (Zhao et al., RecSys 2019, §4.2)."""
+    shares = gate(x).softmax(-1)
+    if not (leave_out and gate.training):
+        return shares
+    kept = F.dropout(shares, leave_out)
+    total = kept.sum(-1, keepdim=True)
+    return torch.where(total > 0, kept / total.clamp(min=1e-12), shares)
 
 
-def mix(gate: Tensor, outputs: Sequence[Tensor]) -> Tensor:
-    """Σₑ gateₑ · outputₑ. Gate (n, E) and E outputs (n, d) → (n, d)."""
-    return sum(share * output for share, output in zip(gate.split(1, -1), outputs, strict=True))
+def mix(gate: nn.Linear, x: Tensor, outputs: Sequence[Tensor], leave_out: float) -> Tensor:
+    """Σₑ g(x)ₑ · outputₑ: E outputs (n, d) → (n, d)."""
+    shares = open_gate(gate, x, leave_out).split(1, -1)
+    return sum(share * output for share, output in zip(shares, outputs, strict=True))
 
 
 class MMoE(SharingModel):
     """Multi-gate mixture of experts (Ma et al., KDD 2018, eq. 6-8): shared experts, and a gate per task.
 
     Task t's tower reads hₜ = Σₑ gₜ(x)ₑ · expertₑ(x) with gₜ(x) = softmax(Wₜ x) over the experts; x are the features.
-    ``expert_dropout``: see :class:`ExpertDropout`.
     """
 
     def __init__(
@@ -204,8 +184,9 @@ class MMoE(SharingModel):
         super().__init__(locals())
         n_in = self.features.n_out
         self.experts = nn.ModuleList(mlp(n_in, hidden, dropout) for _ in range(n_experts))
+        self.last_shared = list(self.experts)
         self.gates = nn.ModuleDict({name: nn.Linear(n_in, n_experts) for name in self.names})
-        self.leave_out = ExpertDropout(expert_dropout)
+        self.leave_out = expert_dropout
         self.towers = self.make_towers(hidden[-1])
 
     def represent(self, numeric: Tensor, categorical: Tensor) -> tuple[Tensor, ...]:
@@ -213,37 +194,29 @@ class MMoE(SharingModel):
         x = self.features(numeric, categorical)
         return x, *(expert(x) for expert in self.experts)
 
-    def open_gates(self, x: Tensor) -> dict[str, Tensor]:
-        return {name: self.leave_out(gate(x).softmax(-1)) for name, gate in self.gates.items()}
-
     def from_shared(self, shared: tuple[Tensor, ...]) -> dict[str, Tensor]:
-        x, *experts = shared
-        gates = self.open_gates(x)
-        return {name: tower(mix(gates[name], experts)) for name, tower in self.towers.items()}
+        x, *outputs = shared
+        read = {name: mix(gate, x, outputs, self.leave_out) for name, gate in self.gates.items()}
+        return {name: tower(read[name]) for name, tower in self.towers.items()}
 
     def expert_use(self, numeric: Tensor, categorical: Tensor) -> dict[str, Tensor]:
         """``{task: gates (n, n_experts)}``; each row sums to one."""
-        return self.open_gates(self.features(numeric, categorical))
+        x = self.features(numeric, categorical)
+        return {name: open_gate(gate, x, self.leave_out) for name, gate in self.gates.items()}
 
     def task_parameters(self, name: str) -> Iterator[nn.Parameter]:
         yield from (*self.gates[name].parameters(), *self.towers[name].parameters())
 
-    def last_shared_layer(self) -> list[nn.Parameter]:
-        return last_weights(self.experts)
 
-
-class _Level(nn.Module):
+class Level(nn.Module):
     """One level of :class:`PLE`: experts of each task and shared ones, a gate per task, one for the shared."""
 
     def __init__(self, n_in: int, names: Sequence[str], settings: Mapping[str, object], last: bool) -> None:
         super().__init__()
         own, shared = settings["n_specific"], settings["n_shared"]
-
-        def experts(number: int) -> nn.ModuleList:
-            return nn.ModuleList(mlp(n_in, settings["hidden"], settings["dropout"]) for _ in range(number))
-
-        self.own = nn.ModuleDict({name: experts(own) for name in names})
-        self.shared = experts(shared)
+        layers = n_in, settings["hidden"], settings["dropout"]
+        self.own = nn.ModuleDict({name: nn.ModuleList(mlp(*layers) for _ in range(own)) for name in names})
+        self.shared = nn.ModuleList(mlp(*layers) for _ in range(shared))
         self.gates = nn.ModuleDict({name: nn.Linear(n_in, own + shared) for name in names})
         self.shared_gate = None if last else nn.Linear(n_in, own * len(names) + shared)
 
@@ -254,7 +227,7 @@ class PLE(SharingModel):
     With one level this is customised gate control, CGC (eq. 1-4): task t's gate mixes its own and the shared experts,
     never those of another task. With more (eq. 5-7), a shared gate over *all* experts of a level feeds the shared
     experts of the next one, task t's mixture feeds task t's, and each gate reads the mixture its experts read.
-    With ``n_specific=0`` (no experts of a task's own) and one level this is :class:`MMoE`.
+    With one level and ``n_specific=0``, no experts of a task's own, this is :class:`MMoE`.
     """
 
     def __init__(
@@ -273,25 +246,23 @@ class PLE(SharingModel):
         super().__init__(locals())
         widths = [self.features.n_out, *[hidden[-1]] * levels]
         self.levels = nn.ModuleList(
-            _Level(n_in, self.names, self.settings, last=i == levels - 1)
-            for i, n_in in enumerate(widths[:levels])
+            Level(n_in, self.names, self.settings, last=i == levels) for i, n_in in enumerate(widths[:-1], 1)
         )
-        self.leave_out = ExpertDropout(expert_dropout)
+        self.last_shared = list(self.levels[-1].shared)
+        self.leave_out = expert_dropout
         self.towers = self.make_towers(widths[-1])
 
     def from_shared(self, features: Tensor) -> dict[str, Tensor]:
         read, common = dict.fromkeys(self.names, features), features
         for level in self.levels:
-            own = {name: [expert(read[name]) for expert in level.own[name]] for name in self.names}
-            shared = [expert(common) for expert in level.shared]
-            read = {name: self._mix(level.gates[name], read[name], own[name] + shared) for name in self.names}
+            shared, everything = [expert(common) for expert in level.shared], []
+            for name in self.names:
+                own = [expert(read[name]) for expert in level.own[name]]
+                read[name] = mix(level.gates[name], read[name], own + shared, self.leave_out)
+                everything += own
             if level.shared_gate is not None:  # the last level has none
-                everything = [output for outputs in own.values() for output in outputs] + shared
-                common = self._mix(level.shared_gate, common, everything)
+                common = mix(level.shared_gate, common, everything + shared, self.leave_out)
         return {name: tower(read[name]) for name, tower in self.towers.items()}
-
-    def _mix(self, gate: nn.Linear, x: Tensor, outputs: Sequence[Tensor]) -> Tensor:
-        return mix(self.leave_out(gate(x).softmax(-1)), outputs)
 
     def task_parameters(self, name: str) -> Iterator[nn.Parameter]:
         # a mixture of a lower level feeds the task's next experts, which the shared gate there shows to all tasks
@@ -299,52 +270,163 @@ class PLE(SharingModel):
             yield from level.gates[name].parameters()
         yield from (*self.levels[-1].own[name].parameters(), *self.towers[name].parameters())
 
-    def last_shared_layer(self) -> list[nn.Parameter]:
-        return last_weights(self.levels[-1].shared)
+
+def check_chain(names: Sequence[str], chain: Sequence[str] | None) -> tuple[str, ...]:
+    chain = tuple(names if chain is None else chain)
+    if not chain or len(set(chain)) < len(chain) or not set(chain) <= set(names):
+        raise ValueError(f"chain is {chain}: expected different names of {', '.join(names)}.")
+    return chain
+
+
+class ESMM(SharedBottom):
+    """Entire space multi-task model (Ma et al., SIGIR 2018, eq. 3): p(buy) = p(click) · p(buy | click).
+
+    Each task of the chain happens only where the one before it did. Its tower predicts the *conditional* probability;
+    the logits that are returned are those of the product, so every task is trained on all impressions, and p(buy)
+    is never above p(click). All else is as in :class:`SharedBottom`, also the other arguments. The paper shares only
+    the embeddings: ``hidden=()`` and a taller ``tower``. Raises ValueError when a task of the chain is not binary.
+    """
+
+    def __init__(
+        self, schema: Schema, tasks: Sequence[Task], *args, chain: Sequence[str] | None = None, **settings
+    ) -> None:
+        super().__init__(schema, tasks, *args, **settings)
+        self.settings["chain"] = self.chain = check_chain(self.names, chain)
+        if wrong := [t.name for t in self.tasks if t.name in self.chain and t.kind != "binary"]:
+            raise ValueError(
+                f"ESMM multiplies probabilities; {wrong} are not binary: leave them out of chain."
+            )
+
+    def from_shared(self, shared: Tensor) -> dict[str, Tensor]:
+        logits = super().from_shared(shared)
+        for before, name in pairwise(self.chain):
+            a, b = logits[before], logits[name]
+            # logit(σ(a) σ(b)) = −log(e^−a + e^−b + e^−(a+b)): at most min(a, b), and no a or b can overflow it
+            logits[name] = -torch.logsumexp(torch.stack([-a, -b, -(a + b)]), dim=0)
+        return logits
+
+    def conditional(self, numeric: Tensor, categorical: Tensor) -> dict[str, Tensor]:
+        """``{task: logits}`` of p(task | the task before it in the chain): what the towers themselves say."""
+        return super().from_shared(self.represent(numeric, categorical))
+
+    def task_parameters(self, name: str) -> Iterator[nn.Parameter]:
+        if name not in self.chain[:-1]:  # the losses of later tasks reach the earlier towers too
+            yield from self.towers[name].parameters()
+
+    def check_data(self, data: MultiTaskDataset) -> None:
+        """Refuse labels that cannot be a chain's, or that lack what did not happen: ``fit`` and ``sweep`` call this."""
+        for before, name in pairwise(self.chain):
+            label, known, did_not = _after(data, before, name)
+            if (label[did_not & known] > 0).any():
+                raise ValueError(f"Some rows have {name!r} without {before!r}, which it needs in a chain.")
+            if not known[did_not].all():
+                missing = (
+                    f"{name!r} is unknown where {before!r} did not happen, but ESMM learns from all rows"
+                )
+                raise ValueError(
+                    f"{missing}: if it is a no there, train on complete_chain(data, {self.chain})."
+                )
+
+
+def complete_chain(data: MultiTaskDataset, chain: Sequence[str]) -> MultiTaskDataset:
+    """The rows of a usual conversion log; a missing label after an event that did not happen becomes a no."""
+    for before, name in pairwise(chain):
+        label, known, did_not = _after(data, before, name)
+        label = label.where(known | ~did_not, 0.0)
+        data = replace(data, labels=data.labels | {name: label}, masks=data.masks | {name: known | did_not})
+    return data
+
+
+def _after(data: MultiTaskDataset, before: str, name: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Labels of a task, where they are known, and where the task before it is known not to have happened, (n,)."""
+    everywhere = torch.ones(len(data), dtype=torch.bool, device=data.device)
+    did_not = (data.labels[before] == 0) & data.masks.get(before, everywhere)
+    return data.labels[name], data.masks.get(name, everywhere), did_not
+
+
+class Transfer(nn.Module):
+    """AITM's adaptive information transfer (eq. 3-6): attention over what comes from the task before and one's own."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.info = nn.Sequential(nn.Linear(width, width), nn.ReLU())
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+
+    def forward(self, before: Tensor, own: Tensor) -> Tensor:
+        """(n, d) and (n, d) → (n, d)."""
+        both = torch.stack([self.info(before), own], dim=-2)
+        scores = (self.query(both) * self.key(both)).sum(-1) / both.shape[-1] ** 0.5
+        return (scores.softmax(-1).unsqueeze(-1) * self.value(both)).sum(-2)
+
+
+class AITM(SharingModel):
+    """Adaptive information transfer (Xi et al., KDD 2021): a column per task; each passes what it knows to the next.
+
+    z₁ = q₁ and zₜ = attention over {info(zₜ₋₁), qₜ}, where qₜ is column t's output; tower t reads zₜ. Tasks outside the
+    chain share the embeddings alone. Nothing forces p(next) ≤ p(before): the paper's calibrator is a term of the loss.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        tasks: Sequence[Task],
+        embedding_dim: int = 8,
+        chain: Sequence[str] | None = None,
+        hidden: Sequence[int] = (64, 32),
+        tower: Sequence[int] = (16,),
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(locals())
+        self.chain = check_chain(self.names, chain)
+        self.columns = nn.ModuleDict({name: mlp(self.features.n_out, hidden, dropout) for name in self.names})
+        self.transfers = nn.ModuleDict({name: Transfer(hidden[-1]) for name in self.chain[1:]})
+        self.towers = self.make_towers(hidden[-1])
+
+    def from_shared(self, features: Tensor) -> dict[str, Tensor]:
+        z = {name: column(features) for name, column in self.columns.items()}
+        for before, name in pairwise(self.chain):
+            z[name] = self.transfers[name](z[before], z[name])
+        return {name: tower(z[name]) for name, tower in self.towers.items()}
+
+    def task_parameters(self, name: str) -> Iterator[nn.Parameter]:
+        groups = [self.towers] if name in self.chain[:-1] else [self.towers, self.columns, self.transfers]
+        for group in groups:  # the losses of later tasks reach the earlier columns too
+            yield from group[name].parameters() if name in group else ()
 
 
 def match_parameters(
     like: nn.Module, kinds: Mapping[str, type | tuple[type, Mapping[str, object]]], **settings: object
 ) -> dict[str, Callable[[], nn.Module]]:
-    """Models of other kinds with as many parameters as one at hand: a fair comparison in one call.
+    """Models of other kinds with as many parameters as ``like``, of its schema and tasks: a fair comparison.
 
+    ``kinds`` is ``{label: (class, its settings)}``, a class alone takes its defaults; ``settings`` are for all kinds.
     The widths ``hidden`` are scaled by a common factor until the total is as near as whole widths allow; the towers
-    and the embedding keep their size.
-
-    Parameters
-    ----------
-    like : the model that sets the schema, the tasks and the number of parameters.
-    kinds : ``{label: (class, its settings)}``; a class alone takes its defaults. settings : for all kinds.
-
-    Returns
-    -------
-    ``{label: build}``; ``build()`` makes a new model each time, ready for ``fit`` or ``sweep``.
-
-    Raises ValueError when a kind has more parameters than ``like`` even with layers one unit wide.
+    and the embedding keep their size. Returns ``{label: build}``; ``build()`` makes a new model each time, ready for
+    ``fit`` or ``sweep``. Raises ValueError when a kind is too large even with layers one unit wide.
     """
-    pairs = {label: kind if isinstance(kind, tuple) else (kind, {}) for label, kind in kinds.items()}
-    with torch.random.fork_rng(devices=[]):
-        return {label: _matched(kind, like, {**settings, **own}) for label, (kind, own) in pairs.items()}
+    target, found = count_parameters(like), {}
 
-
-def _matched(kind: type, like: nn.Module, settings: Mapping[str, object]) -> Callable[[], nn.Module]:
-    hidden, target = kind(like.schema, like.tasks, **settings).settings["hidden"], count_parameters(like)
-
-    def build(factor: float) -> Callable[[], nn.Module]:
+    def build(kind: type, own: Mapping[str, object], factor: float) -> Callable[[], nn.Module]:
+        hidden = kind(like.schema, like.tasks, **own).settings["hidden"]
         widths = tuple(max(1, round(factor * width)) for width in hidden)
-        return partial(kind, like.schema, like.tasks, **{**settings, "hidden": widths})
+        return partial(kind, like.schema, like.tasks, **{**own, "hidden": widths})
 
-    def gap(factor: float) -> int:
-        return count_parameters(build(factor)()) - target
+    def gap(make: Callable[[], nn.Module]) -> int:
+        return count_parameters(make()) - target
 
-    low, high = 0.0, 1.0
-    if gap(low) > 0:
-        raise ValueError(
-            f"{kind.__name__} has {gap(low)} parameters too many even with layers of width 1: use fewer experts."
-        )
-    while gap(high) < 0:
-        low, high = high, 2 * high
-    for _ in range(20):
-        middle = (low + high) / 2
-        low, high = (middle, high) if gap(middle) < 0 else (low, middle)
-    return build(min((low, high), key=lambda factor: abs(gap(factor))))
+    with torch.random.fork_rng(devices=[]):
+        for label, pair in kinds.items():
+            kind, own = pair if isinstance(pair, tuple) else (pair, {})
+            scaled = partial(build, kind, {**settings, **own})
+            low, high = 0.0, 1.0
+            if gap(scaled(low)) > 0:
+                raise ValueError(
+                    f"{label} has too many parameters even with layers of width 1: use fewer experts."
+                )
+            while gap(scaled(high)) < 0:
+                low, high = high, 2 * high
+            for _ in range(20):
+                middle = (low + high) / 2
+                low, high = (middle, high) if gap(scaled(middle)) < 0 else (low, middle)
+            found[label] = min(scaled(low), scaled(high), key=lambda make: abs(gap(make)))
+    return found
