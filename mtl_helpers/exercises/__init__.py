@@ -26,10 +26,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A wrong answer that readers give, and the hint that mends it.
-
-    The hint is shown when everything that is wrong with the reader's answer is what ``answer`` would give.
-    """
+    """A wrong answer that readers give, and its hint, shown when all that is wrong is what ``answer`` would give."""
 
     answer: Callable[..., Any]
     hint: str
@@ -39,8 +36,6 @@ class Mistake:
 class Exercise:
     """One exercise.
 
-    Parameters
-    ----------
     id : notebook and name, ``"01.precision_at"``.
     reference : the solution, an ordinary commented function; its source is what ``solution`` prints, its parameters
         are those of the stub.
@@ -91,11 +86,9 @@ def all_exercises() -> dict[str, Exercise]:
 
 def find(id: str) -> Exercise:
     """The exercise with an id. Raises KeyError in words when there is none."""
-    known = {}
-    notebook = str(id).partition(".")[0]
-    if f"nb{notebook}" in {entry.name for entry in pkgutil.iter_modules(__path__)}:
-        module = importlib.import_module(f"{__name__}.nb{notebook}")
-        known = {exercise.id: exercise for exercise in module.EXERCISES}
+    known, name = {}, f"nb{str(id).partition('.')[0]}"
+    if name in {entry.name for entry in pkgutil.iter_modules(__path__)}:
+        known = {one.id: one for one in importlib.import_module(f"{__name__}.{name}").EXERCISES}
     if id in known:
         return known[id]
     raise KeyError(f"There is no exercise {id!r}. There are: {', '.join(known or all_exercises())}.")

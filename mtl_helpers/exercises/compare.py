@@ -11,7 +11,7 @@ import io
 import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,10 +29,10 @@ WIDTH = 160  # characters of a value that are shown
 
 @dataclass
 class Outcome:
-    """What one call did. ``value`` is its result, or the facts observed about it.
+    """What one call did. ``value`` is its result ``raw``, or the facts observed about it.
 
-    ``error`` was raised by the function or, if ``unusable``, by what it returned, when that was used.
-    ``gradients`` has a tensor for each argument that got one. ``fault`` says what the call did that it may not.
+    ``error`` was raised by the function or, if ``unusable``, by what it returned, when that was used. ``fault`` says
+    what the call did that it may not.
     """
 
     value: Any = None
@@ -43,9 +43,6 @@ class Outcome:
     fault: str = ""
 
 
-# --- calling ----------------------------------------------------------------------------------------------------
-
-
 def draw_cases(exercise: Exercise, seed: int, device: torch.device | None = None) -> list[Case]:
     """The cases of an exercise: new objects at every call, the same numbers for the same seed."""
     with kept_random_state():
@@ -54,20 +51,8 @@ def draw_cases(exercise: Exercise, seed: int, device: torch.device | None = None
     cases = [case if isinstance(case, Case) else Case(tuple(case)) for case in drawn]
     if device is None:
         return cases
-    moved = [[a.to(device) if isinstance(a, (Tensor, nn.Module)) else a for a in case.args] for case in cases]
-    return [replace(case, args=tuple(args)) for case, args in zip(cases, moved, strict=True)]
-
-
-@contextlib.contextmanager
-def kept_random_state() -> Iterator[None]:
-    """Puts Python's, NumPy's and torch's global generators back afterwards."""
-    before = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
-    try:
-        yield
-    finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])
-        torch.random.set_rng_state(before[2])
+    moves = (Tensor, nn.Module)
+    return [Case(tuple(a.to(device) if isinstance(a, moves) else a for a in c.args), c.note) for c in cases]
 
 
 def random_state() -> tuple[Any, ...]:
@@ -75,16 +60,25 @@ def random_state() -> tuple[Any, ...]:
     return random.getstate(), numpy, torch.random.get_rng_state().tolist()
 
 
+@contextlib.contextmanager
+def kept_random_state() -> Iterator[None]:
+    """Puts Python's, NumPy's and torch's global generators back afterwards."""
+    before = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        try:
+            yield
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])
+
+
 def run(
     fn: Callable[..., Any], exercise: Exercise, seeds: Sequence[int], device: torch.device | None = None
 ) -> tuple[list[Outcome], str]:
     """A function's outcomes, one a case (none after one of ``...``), and what it printed."""
     outcomes, printed = [], io.StringIO()
-    with contextlib.ExitStack() as stack:
-        for guard in (kept_random_state(), warnings.catch_warnings(), torch.enable_grad()):
-            stack.enter_context(guard)
-        stack.enter_context(contextlib.redirect_stdout(printed))
-        stack.enter_context(contextlib.redirect_stderr(printed))
+    streams = contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed)
+    with kept_random_state(), warnings.catch_warnings(), torch.enable_grad(), streams[0], streams[1]:
         warnings.simplefilter("ignore")
         for seed in seeds:
             pairs = zip(draw_cases(exercise, seed, device), draw_cases(exercise, seed, device), strict=True)
@@ -139,9 +133,6 @@ def _call(fn: Callable[..., Any], case: Case, untouched: Case, exercise: Exercis
     return outcome
 
 
-# --- comparing --------------------------------------------------------------------------------------------------
-
-
 class Difference(NamedTuple):
     """How two values differ, in words, and the entry where (empty if nowhere in particular)."""
 
@@ -150,10 +141,9 @@ class Difference(NamedTuple):
 
 
 def difference(expected: Any, got: Any, rtol: float = 1e-4, atol: float = 1e-6) -> Difference | None:
-    """How an answer differs from the expected one; None if it does not.
+    """How an answer differs from the expected one in shape or numbers, whatever they come in; None if it does not.
 
-    Shapes and numbers count, and not in what they come: a float64 tensor, an array, a Series or a list will do for a
-    float32 tensor, 0 and 1 for False and True. A table is compared by pandas, anything else by ``==``.
+    0 and 1 will do for False and True. A table is compared by pandas, anything without numbers by ``==``.
     """
     if got is None and expected is not None:
         return Difference(f"expected {kind(expected)}, got None. Is there a `return`?")
@@ -162,10 +152,8 @@ def difference(expected: Any, got: Any, rtol: float = 1e-4, atol: float = 1e-6) 
     if isinstance(expected, dict) and isinstance(got, dict):
         if set(expected) != set(got):
             return Difference(f"expected the keys {sorted(map(str, expected))}, got {sorted(map(str, got))}")
-        for key in expected:
-            if found := difference(expected[key], got[key], rtol, atol):
-                return Difference(f"{key}: {found.words}", found.at)
-        return None
+        found = ((key, difference(expected[key], got[key], rtol, atol)) for key in expected)
+        return next((Difference(f"{key}: {one.words}", one.at) for key, one in found if one), None)
     if isinstance(expected, pd.DataFrame) and isinstance(got, pd.DataFrame):
         try:
             pd.testing.assert_frame_equal(got, expected, check_dtype=False, rtol=rtol, atol=atol)
@@ -174,29 +162,21 @@ def difference(expected: Any, got: Any, rtol: float = 1e-4, atol: float = 1e-6) 
         return None
     a, b = _numbers(expected), _numbers(got)
     if a is not None and b is not None:
-        return _number_difference(kind(expected), kind(got), a, b, rtol, atol)
-    if expected is got or (type(expected) is type(got) and np.all(expected == got)):
-        return None
-    if type(expected) is not type(got):
-        return Difference(f"expected {kind(expected)}, got {kind(got)}")
-    return Difference(f"expected {show(expected)}, got {show(got)}")
-
-
-def _number_difference(
-    expected: str, got: str, a: Tensor, b: Tensor, rtol: float, atol: float
-) -> Difference | None:
-    if a.shape != b.shape:
-        return Difference(f"expected {expected}, got {got}")
-    try:
-        torch.testing.assert_close(b, a, rtol=rtol, atol=atol, equal_nan=True)
-    except AssertionError:
+        if a.shape != b.shape:
+            return Difference(f"expected {kind(expected)}, got {kind(got)}")
         wrong = ~torch.isclose(b, a, rtol, atol, equal_nan=True)
+        if not wrong.any():
+            return None
         if not wrong.ndim:
             return Difference("another number")
         at = tuple(wrong.nonzero()[0].tolist())
         one = f"entry {list(at)}: expected {_text(a[at].item())}, got {_text(b[at].item())}"
         return Difference(f"{one} ({int(wrong.sum())} of {wrong.numel()} differ)", at)
-    return None
+    if expected is got or (type(expected) is type(got) and np.all(expected == got)):
+        return None
+    if type(expected) is not type(got):
+        return Difference(f"expected {kind(expected)}, got {kind(got)}")
+    return Difference(f"expected {show(expected)}, got {show(got)}")
 
 
 def _numbers(value: Any) -> Tensor | None:
@@ -210,9 +190,6 @@ def _numbers(value: Any) -> Tensor | None:
     except ValueError:  # lists of different lengths
         return None
     return torch.tensor(array.astype(float)) if array.dtype.kind in "biuf" else None
-
-
-# --- showing ----------------------------------------------------------------------------------------------------
 
 
 def kind(value: Any) -> str:
@@ -238,9 +215,8 @@ def show(value: Any, at: tuple[int, ...] = ()) -> str:
 
 def _text(value: Any, at: tuple[int, ...] = ()) -> str:
     if isinstance(value, (float, np.floating)):
-        return (
-            f"{value + 0.0:.0f}" if float(value).is_integer() and abs(value) < 1e12 else f"{float(value):.5g}"
-        )
+        whole = float(value).is_integer() and abs(value) < 1e12
+        return f"{value + 0.0:.0f}" if whole else f"{float(value):.5g}"
     if isinstance(value, np.generic):
         return repr(value.item())
     if isinstance(value, (Tensor, np.ndarray, pd.Series)):

@@ -991,9 +991,9 @@ from mtl_helpers.check import check, hint, solution, use
 def add_task(model, task):
     """Add a tower for ``task`` to a SharedBottom, leave all else as it is, and return the model.
 
-    The new tower maps the shared representation (n, width), width = ``model.settings["hidden"][-1]``, to
-    logits: (n, n_classes) for a multiclass task, (n,) for a yes/no task, as the package's own towers do (squeeze the 1).
-    ``model.tasks``, a tuple, must list the new task.
+    The new tower maps the shared representation (n, width), where width is ``model.settings["hidden"][-1]``,
+    to logits, as the package's own towers do: (n, n_classes) for a multiclass task, (n,) for a yes/no task
+    (squeeze the 1). ``model.tasks``, a tuple, must list the new task.
     Example: for n = 5 the model then also returns logits of shape (5, 8) for next_category, (5,) for purchase.
     """
     return ...
