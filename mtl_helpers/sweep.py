@@ -312,7 +312,7 @@ class _Block:
             self.score = (torch.stack(valid_losses, dim=1) * self.weights.cpu()).nansum(1)
         keys = self.runs[["weighting", "seed"]].assign(epoch=epoch)
         return [
-            keys.assign(split=split, task=task, metric=metric, value=values.double().cpu().numpy())
+            keys.assign(split=split, task=task, metric=metric, value=values.cpu().double().numpy())
             for split, task, metric, values in found
         ]
 

@@ -14,7 +14,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from types import SimpleNamespace, TracebackType
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -41,28 +41,14 @@ class Elsewhere(Tensor):
 
     @staticmethod
     def __new__(cls, held: Tensor, place: torch.device) -> Elsewhere:
-        made = Tensor._make_wrapper_subclass(
-            cls,
-            held.size(),
-            strides=held.stride(),
-            storage_offset=held.storage_offset(),
-            dtype=held.dtype,
-            device="meta",
-        )
+        layout = {"strides": held.stride(), "storage_offset": held.storage_offset(), "dtype": held.dtype}
+        made = Tensor._make_wrapper_subclass(cls, held.size(), device="meta", **layout)
         made.held, made.place = held, place
         return made
 
-    @property
-    def device(self) -> torch.device:
-        return self.place
-
-    @property
-    def is_cuda(self) -> bool:
-        return self.place.type == "cuda"
-
-    @property
-    def is_meta(self) -> bool:
-        return False
+    device = property(lambda self: self.place)
+    is_cuda = property(lambda self: self.place.type == "cuda")
+    is_meta = property(lambda self: False)
 
     def tolist(self) -> list:
         return self.cpu().tolist()
@@ -115,24 +101,18 @@ class FakeDevice(TorchDispatchMode):
         super().__init__()
         self.place, self.transfers = torch.device(kind, 0), 0
         self.entrance = Entrance(self.place)
-        self.patches = [
-            mock.patch.object(torch.cuda, "_lazy_init", lambda: None),
-            mock.patch.object(torch.cuda, "mem_get_info", lambda device: (8 << 30, 16 << 30)),
-        ]
+        answers = {"_lazy_init": lambda: None, "mem_get_info": lambda device: (8 << 30, 16 << 30)}
+        self.patch = mock.patch.multiple(torch.cuda, **answers)
 
     def __enter__(self) -> FakeDevice:
-        for patch in self.patches:
-            patch.start()
+        self.patch.start()
         self.entrance.__enter__()
         return super().__enter__()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        super().__exit__(kind, error, trace)
-        self.entrance.__exit__(kind, error, trace)
-        for patch in self.patches:
-            patch.stop()
+    def __exit__(self, *failure) -> None:
+        super().__exit__(*failure)
+        self.entrance.__exit__(*failure)
+        self.patch.stop()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         return self.run(func, args, kwargs or {})
@@ -142,26 +122,20 @@ class FakeDevice(TorchDispatchMode):
         here = [leaf for leaf in tensors if not isinstance(leaf, Elsewhere)]
         there = len(here) < len(tensors)
         target = kwargs.get("device")
+        there_after = there
         if target is not None:  # to autograd, which makes zeros of its own, our tensors lie on meta
             there_after = torch.device(target).type in (self.place.type, "meta")
-            self.transfers += there and not there_after
-        else:
-            there_after = there
-            if func is aten.copy_.default:
-                there_after = isinstance(args[0], Elsewhere)
-                self.transfers += there and not there_after
+        elif func is aten.copy_.default:
+            there_after = isinstance(args[0], Elsewhere)
+        self.transfers += there and (not there_after or func is aten._local_scalar_dense.default)
         if there and func not in MOVES:
             indices = tree_flatten(args[1])[0] if func in MASKS else ()
             strangers = [leaf for leaf in here if leaf.dim() and not any(leaf is index for index in indices)]
             if strangers:
                 raise RuntimeError(
-                    f"{func}: expected all tensors to be on the same device, found {self.place} and cpu "
-                    f"(shape {tuple(strangers[0].shape)})"
+                    f"{func}: expected all tensors on the same device, found {self.place} and cpu"
                 )
-        self.transfers += there and func is aten._local_scalar_dense.default
-        held_args, held_kwargs = tree_map(
-            lambda leaf: leaf.held if isinstance(leaf, Elsewhere) else leaf, (args, kwargs)
-        )
+        held_args, held_kwargs = tree_map(lambda leaf: getattr(leaf, "held", leaf), (args, kwargs))
         if target is not None and there_after:
             held_kwargs["device"] = torch.device("cpu")
         wrapped = {id(leaf.held): leaf for leaf in tensors if isinstance(leaf, Elsewhere)}
@@ -171,9 +145,7 @@ class FakeDevice(TorchDispatchMode):
             if not isinstance(leaf, Tensor) or not there_after:
                 return leaf
             if leaf.dtype == torch.float64 and self.place.type == "mps":
-                raise TypeError(
-                    "Cannot convert a MPS Tensor to float64 dtype as the MPS framework has no float64"
-                )
+                raise TypeError("Cannot convert a MPS Tensor to float64 dtype: the framework has none")
             known = wrapped.get(id(leaf))  # an operation in place gives its own tensor back
             return Elsewhere(leaf, self.place) if known is None else known
 
@@ -199,7 +171,7 @@ def become(kind: str) -> None:
         card = SimpleNamespace(name="pretended GPU", total_memory=16 * 10**9)
         torch.cuda.is_available = lambda: True
         torch.cuda.get_device_properties = lambda device=None: card
-        torch.cuda.get_device_capability = lambda device=None: (7, 5)
+        torch.cuda.is_bf16_supported = lambda including_emulation=True: including_emulation
     else:
         torch.backends.mps.is_available = lambda: True
 
@@ -223,9 +195,8 @@ def main() -> None:
     root = Path(__file__).resolve().parents[1]
     sys.path.insert(0, str(root / "notebooks" / "source"))
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "notebooks", nargs="*", type=Path, default=sorted((root / "notebooks").glob("[0-9]*.ipynb"))
-    )
+    every = sorted((root / "notebooks").glob("[0-9]*.ipynb"))
+    parser.add_argument("notebooks", nargs="*", type=Path, default=every)
     parser.add_argument("--kind", nargs="+", choices=("cuda", "mps"), default=["cuda", "mps"])
     options = parser.parse_args()
     for path in options.notebooks:

@@ -54,9 +54,6 @@ def both(kind: str, work):
         return here, work(kind)
 
 
-# ------------------------------------------------------------------------------------------------- the fake itself
-
-
 @kind
 def test_the_fake_refuses_what_a_gpu_refuses(kind):
     here = torch.ones(3)
@@ -86,8 +83,6 @@ def test_the_fake_counts_what_comes_back():
         assert there.sum().item() == 3.0 and there.tolist() == [1.0] * 3 and there.cpu().shape == (3,)
         assert device.transfers == 3
 
-
-# ------------------------------------------------------------------------------------------------- training
 
 MODELS = {
     "shared bottom": (SharedBottom, {"hidden": (8, 6)}),
@@ -163,9 +158,6 @@ def test_a_step_waits_for_the_gpu_once():
         assert steps == 4 and device.transfers - before == steps
 
 
-# ------------------------------------------------------------------------------------------------- beside training
-
-
 @kind
 @pytest.mark.parametrize("dropout", [0.0, 1e-9])
 def test_a_sweep_runs_there(kind, dropout):
@@ -195,7 +187,7 @@ def test_labels_weights_and_fusion_work_there(kind):
     def work(place):
         train, _ = parts(place)
         hidden = hide_labels(train, "click", 20, seed=1)
-        fusion, there = LearnedFusion(list(said)).to(place), {name: p.to(place) for name, p in said.items()}
+        fusion, there = LearnedFusion(list(said)), {name: p.to(place) for name, p in said.items()}
         scores = fusion.fit(there, bought.to(place))(there).detach()
         tensors = hidden.masks["click"].cpu(), hidden.take([3, 1]).numeric.cpu(), scores.cpu()
         return tensors, (fusion.weights, weighting.entropy_weights(train), weighting.rarity_weights(train))
