@@ -598,17 +598,17 @@ for name in variants:
 # %%
 def twins(data):
     model = four(data)
-    for values in (*model.experts.weights, *model.experts.biases):
-        values.data[:] = values.data[:1].clone()
+    for expert in model.experts:
+        expert.load_state_dict(model.experts[0].state_dict())
     for gate in model.gates.values():
         gate.weight.data.zero_(), gate.bias.data.zero_()
     return model
 
 
 model, _, _ = trained_pair(0.5, twins, 1e-2, epochs=3)
-weights = model.experts.weights[0]
+weights = torch.stack([expert[0].weight for expert in model.experts])
 print("largest difference between experts after training:", (weights - weights[:1]).abs().max().item())
-fresh = four(pair).experts.weights[0]
+fresh = torch.stack([expert[0].weight for expert in four(pair).experts])
 print(f"with a random start it is {(fresh - fresh[:1]).abs().max():.2f} before the first step")
 
 # %% [markdown]
