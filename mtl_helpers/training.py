@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from mtl_helpers.data.tables import Batch, MultiTaskDataset, Task
+from mtl_helpers.data.tables import Batch, MultiTaskDataset, Task, need_dataset
 from mtl_helpers.losses import check_weights, label_counts, task_loss
 from mtl_helpers.metrics import accuracy, auc
 from mtl_helpers.weighting import Fixed, Weighting
@@ -327,13 +327,10 @@ def check_parts(
 def _check_kinds(model: nn.Module, *parts: object) -> None:
     if not hasattr(model, "tasks"):
         raise TypeError(
-            f"A {type(model).__name__} has no .tasks: give a bare model (of DataParallel take .module)."
+            f"{type(model).__name__} has no .tasks: give a bare model (of DataParallel take .module)."
         )
     for part in parts:
-        if not isinstance(part, MultiTaskDataset):
-            raise TypeError(
-                f"The data are a {type(part).__name__}: expected a MultiTaskDataset, see prepare."
-            )
+        need_dataset(part, type(model).__name__)
 
 
 def has_label(data: MultiTaskDataset, name: str) -> bool:

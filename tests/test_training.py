@@ -249,7 +249,7 @@ class TestThingsThatGoWrong:
                 lambda data=data: fit(make(), splits.train, data, progress=False),
                 lambda data=data: predict(make(), data),
             ):
-                with pytest.raises(TypeError, match=f"data are a {name}: expected a MultiTaskDataset"):
+                with pytest.raises(TypeError, match=f"needs a MultiTaskDataset and got a {name}"):
                     call()
         for call in (fit, predict):
             with pytest.raises(TypeError, match="DataParallel take .module"):

@@ -1,83 +1,28 @@
-"""From a pandas table to splits as tensors: cleaning, splitting, leaks, a guess at the columns, and `prepare`.
+"""From a pandas table to splits as tensors: splitting, one encoder from raw rows to tensors, and `prepare`.
 
-Taught in notebook 01 and used by every later one. The path is always the same: clean a frame, split it, fit a
+Taught in notebook 01 and used by every later one. The path is always the same: split a clean frame, fit a
 :class:`FeatureEncoder` on the training part only, and turn each part into a :class:`MultiTaskDataset`, whose
-batches are slices of tensors that already lie on the device. :func:`prepare` does the last two steps at once.
+batches are slices of tensors on the device. :func:`prepare` does the last two steps at once.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
-from mtl_helpers.data.encoder import FeatureEncoder, vector_lengths
 from mtl_helpers.data.tables import MultiTaskDataset, Schema, Task, check_tasks, need_columns, read_labels
-from mtl_helpers.metrics import auc
 
-__all__ = [
-    "Splits",
-    "check_leaks",
-    "clip_outliers",
-    "convert_units",
-    "drop_duplicate_rows",
-    "guess_features",
-    "prepare",
-    "split_by_time",
-    "split_by_user",
-    "tidy_text",
-]
+__all__ = ["FeatureEncoder", "Splits", "prepare", "split_by_time", "split_by_user"]
 
-
-LEAK_AUC, MIN_POSITIVES, FEW = 0.95, 20, 20
-CODE_NAME = re.compile(
-    r"(^|_|(?<=[a-z])(?=[A-Z]))(id|ids|code|zip|zipcode|postcode|type|category|categorical|class|group|brand|customer|user"
-    r"|item|product|shop|store|seller|city|region|country)(_?\d+)?$|^\d+$",
-    re.IGNORECASE,
-)
-MOMENT_NAME = re.compile(r"(^|_)(time|timestamp|date|datetime|ts)$|_at$", re.IGNORECASE)
-DATE_TEXT = re.compile(r"^\s*\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T].*)?$")
-
-
-def drop_duplicate_rows(frame: pd.DataFrame) -> pd.DataFrame:
-    """Drop rows that repeat an earlier row in every column (a log that was written twice), and renumber."""
-    return frame.drop_duplicates(ignore_index=True)
-
-
-def tidy_text(values: pd.Series) -> pd.Series:
-    """Strip blanks around text and lower its case, so that ``" Books"`` and ``"books"`` are one category."""
-    return values.str.strip().str.lower()
-
-
-def convert_units(values: pd.Series, unit: pd.Series, factors: dict[str, float]) -> pd.Series:
-    """Multiply each value by the factor of its unit, e.g. ``{"EUR": 1, "cent": 0.01}``.
-
-    Raises ValueError for a unit without a factor: a silent guess would be off by that factor.
-    """
-    unknown = sorted(set(unit.dropna().unique()) - set(factors)) + (
-        ["(missing)"] if unit.isna().any() else []
-    )
-    if unknown:
-        raise ValueError(f"No factor for unit {', '.join(unknown)}: known are {', '.join(factors)}.")
-    return values * unit.map(factors).astype(float)
-
-
-def clip_outliers(values: pd.Series, k: float = 3.0, log: bool = False) -> pd.Series:
-    """Clip values further than ``k`` interquartile ranges outside the quartiles (Tukey's far-out fences for k = 3).
-
-    ``log=True`` measures on the log scale, right for prices and counts; all values must then be positive.
-    Missing values stay missing.
-    """
-    if log and (values.dropna() <= 0).any():
-        raise ValueError(f"clip_outliers(log=True) needs values above 0; {values.name!r} has {values.min()}.")
-    scale = np.log(values) if log else values
-    low, high = scale.quantile(0.25), scale.quantile(0.75)
-    fence = scale.clip(low - k * (high - low), high + k * (high - low))
-    return np.exp(fence) if log else fence
+MIN_POSITIVES = 20  # fewer rows of a class prove nothing of a feature
 
 
 def _check_fractions(fractions: Sequence[float]) -> tuple[float, float, float]:
@@ -139,171 +84,126 @@ def split_by_time(
     return parts
 
 
-def check_leaks(
-    frames: dict[str, pd.DataFrame],
-    features: Sequence[str],
-    tasks: Sequence[Task],
-    *,
-    time: str | None = None,
-    user: str | None = None,
-) -> pd.DataFrame:
-    """Look for the usual leaks between a training and a test frame; one row per check.
+class FeatureEncoder:
+    """Turn a frame's columns into tensors, with everything fitted on the training frame.
 
-    Checks that no label is among the features; that no row of the test part stands in the training part; that
-    training ends before validation and validation before test (``time`` given); that no user is in two parts
-    (``user`` given); and that no single feature alone reaches an AUC of 0.95 on a binary label with 20 or more positive
-    rows (an outcome in disguise, such as dwell time). That AUC is of one half of the training rows, scored by what the
-    other half says of the feature: the direction of a number, the label's mean for each category.
-
-    Returns a frame with columns ``check``, ``passed`` and ``finding``.
-    """
-    rows: list[tuple[str, bool, str]] = []
-
-    def note(check: str, faults: list[str], fine: str) -> None:
-        rows.append((check, not faults, "; ".join(faults) or fine))
-
-    labels = [task.label_column for task in check_tasks(tasks)]
-    note("no label among the features", [name for name in labels if name in features], "none")
-    columns = dict.fromkeys([*features, *labels, *([time] if time else [])])
-    columns = [column for column in columns if not len(vector_lengths(frames["train"][column]))]
-    hashes = {part: pd.util.hash_pandas_object(frame[columns], index=False) for part, frame in frames.items()}
-    shared = int(hashes["test"].isin(hashes["train"]).sum())
-    note("no test row stands in train", [f"{shared} rows do"] if shared else [], "none does")
-    if time:
-        order = [
-            (a, b)
-            for a, b in (("train", "valid"), ("valid", "test"))
-            if frames[a][time].max() >= frames[b][time].min()
-        ]
-        note("parts follow each other in time", [f"{a} reaches into {b}" for a, b in order], "they do")
-    if user:
-        both = len(set(frames["train"][user]) & set(frames["test"][user]))
-        note("no user in train and test", [f"{both} users are"] if both else [], "none is")
-    scores = {}
-    for task in tasks:
-        y = read_labels(frames["train"], task)[0]
-        if task.kind == "binary" and min((y == 0).sum(), (y == 1).sum()) >= MIN_POSITIVES:
-            known = ~np.isnan(y)
-            for column in features:
-                if column not in labels:
-                    scores[column, task.name] = _held_out_auc(frames["train"].loc[known, column], y[known])
-    scores = {pair: score for pair, score in scores.items() if not np.isnan(score)}
-    faults = [f"{c} alone reaches AUC {v:.3f} on {t}" for (c, t), v in scores.items() if v >= LEAK_AUC]
-    best = max(scores, key=scores.get, default=None)
-    fine = (
-        f"the strongest is {best[0]} on {best[1]}, AUC {scores[best]:.3f}"
-        if best
-        else "too few positive rows to tell"
-    )
-    note("no feature is an outcome in disguise", faults, fine)
-    return pd.DataFrame(rows, columns=["check", "passed", "finding"])
-
-
-def _held_out_auc(values: pd.Series, y: np.ndarray) -> float:
-    """AUC of one feature on each half of the rows, by the direction or the category means of the other half."""
-    if len(vector_lengths(values)):
-        return float("nan")
-    rows, _ = pd.factorize(values)
-    rows, half = rows + 1, np.random.default_rng(0).permutation(len(y)) % 2 == 0
-    number = None
-    if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
-        number = values.astype(float)
-        number = number.fillna(number.min() - 1).to_numpy()  # a missing value can be the leak itself
-    found = []
-    for fitted, scored in ((half, ~half), (~half, half)):
-        seen = np.bincount(rows[fitted], minlength=rows.max() + 1)
-        sums = np.bincount(rows[fitted], y[fitted], minlength=rows.max() + 1)
-        best = auc(y[scored], ((sums + y[fitted].mean()) / (seen + 1))[rows[scored]])
-        if number is not None:
-            direction = 1 if auc(y[fitted], number[fitted]) >= 0.5 else -1
-            best = max(best, auc(y[scored], direction * number[scored]))
-        found.append(best)
-    return float(np.mean(found))
-
-
-def guess_features(
-    frame: pd.DataFrame,
-    labels: str | Task | Sequence[str | Task],
-    *,
-    time: str | None = None,
-    user: str | None = None,
-) -> tuple[list[str], list[str], pd.DataFrame]:
-    """Propose which columns of a table are numbers and which are categories; you know better, so read the reasons.
+    Numeric columns are standardised (mean 0, variance 1 on the training rows); a missing value becomes 0, the mean. A
+    column of vectors (lists or arrays of one length d) becomes the d numeric features ``name_0`` … ``name_{d-1}``.
+    Categorical columns become integers 1, 2, …; 0 is the bucket of values that are missing, were never seen in
+    training, or were seen fewer than ``min_count`` times there. Categories compare as what they mean: 7, 7.0 and "7"
+    are one, whatever the dtype in training and later; text stays as it is written, so "007" is another.
 
     Parameters
     ----------
-    labels : the columns to predict, or their tasks. time, user : columns by which you will split. The time is no
-        feature; the user's id is a category (leave it out when you test on new users).
+    numeric, categorical : column names.
+    min_count : how often a category must stand in the training frame to get a number of its own.
 
-    Returns
-    -------
-    ``numeric`` and ``categorical``, lists of columns for :func:`prepare`, and a table with one row a column: ``use``
-    (``numeric``, ``categorical``, ``dropped``, ``label``) and ``why``.
+    Attributes
+    ----------
+    categories_ : ``{column: Index of text}``, in the order of their integers. mean_, scale_ : of the numeric features.
+    scales : ``{task: (mean, deviation)}`` of regression labels, when fitted with their tasks.
     """
-    labels = [labels] if isinstance(labels, (str, Task)) else labels
-    labels = [label.label_column if isinstance(label, Task) else label for label in labels]
-    given = [*labels, *([time] if time else []), *([user] if user else [])]
-    need_columns(frame, [*given, *frame.columns], "guess_features")
-    told = dict.fromkeys(labels, ("label", "you said so"))
-    told |= {time: ("dropped", "the time of the split")} if time else {}
-    told |= {user: ("categorical", "ids of users")} if user else {}
-    table = pd.DataFrame(
-        [told.get(column) or _guess(frame[column], str(column)) for column in frame],
-        index=pd.Index(frame.columns, name="column"),
-        columns=["use", "why"],
-    )
-    return *(table.index[table["use"] == use].tolist() for use in ("numeric", "categorical")), table
 
+    def __init__(self, numeric: Sequence[str], categorical: Sequence[str], min_count: int = 1) -> None:
+        self.numeric, self.categorical, self.min_count = tuple(numeric), tuple(categorical), min_count
+        self.scales: dict[str, tuple[float, float]] = {}
+        if not self.numeric and not self.categorical:
+            raise ValueError("FeatureEncoder got no column: name at least one numeric or categorical one.")
 
-def _guess(values: pd.Series, name: str) -> tuple[str, str]:
-    """What one column is used as, and why."""
-    lengths, known = vector_lengths(values), values.dropna()
-    if len(lengths) == 1 and isinstance(known.iloc[0][0] if lengths[0] else None, (int, float, np.number)):
-        return "numeric", f"vectors of {lengths[0]} numbers"
-    if len(lengths):
-        return "dropped", "lists in its cells: make one 0/1 column of each value, or vectors of one length"
-    try:
-        distinct = known.nunique()
-    except (TypeError, NotImplementedError):
-        return "dropped", "its cells are no single values"
-    every_row = len(known) >= 20 and distinct > 0.95 * len(known)
-    if not len(known) or (distinct == 1 and len(known) == len(values)):
-        return "dropped", "it holds nothing" if not len(known) else "one value in every row"
-    if pd.api.types.is_bool_dtype(known):
-        return "categorical", "yes or no"
-    if pd.api.types.is_numeric_dtype(known) and not pd.api.types.is_complex_dtype(known):
-        if not bool((known % 1 == 0).all()):
-            return "numeric", "numbers"
-        if MOMENT_NAME.search(name):
-            return "dropped", "a moment, by its name: make features of it, such as the hour"
-        coded = CODE_NAME.search(name)
-        if every_row and (coded or float(known.max() - known.min()) == len(known) - 1):
-            return "dropped", "another number in (nearly) every row, as a row number has"
-        if coded or distinct <= FEW:
-            why = "by its name" if coded else f"only {distinct} values"
-            return (
-                "categorical",
-                f"whole numbers that look like codes ({why}): if amounts, move it to numeric",
-            )
-        return "numeric", "whole numbers of many values: if codes, move it to categorical"
-    texts = pd.Series(known.unique()).head(2000)
-    first = str(texts.iloc[0])
-    if not isinstance(texts.iloc[0], (str, int, float)) or DATE_TEXT.match(first):
-        return "dropped", "dates or the like: make numbers of them, such as days before the event"
-    texts = texts.astype(str)
-    numbers = pd.to_numeric(texts, errors="coerce")
-    if numbers.notna().all() and not (numbers % 1 == 0).all():
-        return "numeric", "numbers written as text"
-    if texts.str.contains(r"[|;]|^\[|,(?=\S)").mean() > 0.5:
-        return (
-            "dropped",
-            "several values in a cell, or a decimal comma: make a column of each (str.get_dummies), or numbers",
-        )
-    if texts.str.contains(" ").mean() > 0.5 and texts.str.len().mean() > 30:
-        return "dropped", "free text: make vectors of it first"
-    if every_row and not CODE_NAME.search(name):
-        return "dropped", "another value in (nearly) every row"
-    return "categorical", f"{distinct:,} values"
+    def fit(self, frame: pd.DataFrame, tasks: Sequence[Task] = ()) -> FeatureEncoder:
+        """Learn means, deviations and categories from the training frame, and the scale of the labels of regression
+        ``tasks``. Returns itself."""
+        if not len(frame):
+            raise ValueError("FeatureEncoder.fit got a frame without rows.")
+        need_columns(frame, [*self.numeric, *self.categorical], "FeatureEncoder")
+        blocks = [_numbers(frame, name) for name in self.numeric]
+        self.widths_ = [1 if block.ndim == 1 else block.shape[1] for block in blocks]
+        self.mean_, self.scale_ = _mean_and_spread(np.column_stack([np.empty((len(frame), 0)), *blocks]))
+        self.categories_, self.rare_ = {}, {}
+        for column in self.categorical:
+            texts, codes, order = _categories(frame[column])
+            counts = np.bincount(codes[codes >= 0], minlength=len(texts))
+            kept = [i for i in order if counts[i] >= self.min_count]
+            self.categories_[column] = pd.Index([texts[i] for i in kept], dtype=object)
+            self.rare_[column] = 1 - float(counts[kept].sum() / max(counts.sum(), 1))
+        for task in tasks:
+            if task.kind == "regression":
+                mean, spread = _mean_and_spread(read_labels(frame, task)[0][:, None])
+                self.scales[task.name] = (float(mean[0]), float(spread[0]))
+        return self
+
+    def transform(self, frame: pd.DataFrame) -> tuple[Tensor, Tensor]:
+        """Return ``numeric`` (n, D) float32 and ``categorical`` (n, C) int64.
+
+        Warns when more than half of a categorical column is unknown although it is there.
+        """
+        self._check_fitted()
+        need_columns(frame, [*self.numeric, *self.categorical], "FeatureEncoder")
+        numbers = np.empty((len(frame), len(self.mean_)))
+        ends = np.cumsum([0, *self.widths_])
+        for name, width, start in zip(self.numeric, self.widths_, ends, strict=False):
+            block = _numbers(frame, name).reshape(len(frame), -1)
+            if block.shape[1] != width and len(frame):
+                raise ValueError(
+                    f"Feature {name!r} has {block.shape[1]} numbers a row; in training it had {width}."
+                )
+            numbers[:, start : start + width] = block
+        codes = np.zeros((len(frame), len(self.categorical)), dtype=np.int64)
+        for i, column in enumerate(self.categorical):
+            texts, rows, _ = _categories(frame[column])
+            table = self.categories_[column].get_indexer(texts) + 1
+            codes[:, i] = np.append(table, 0)[rows]
+            unknown, known = (codes[:, i] == 0) & (rows >= 0), (rows >= 0).sum()
+            if len(texts) > 1 and unknown.sum() > known * (0.5 + self.rare_[column] / 2):
+                warnings.warn(
+                    f"{unknown.sum():,} of {known:,} values of {column!r} were not seen in training, such as "
+                    f"{texts[rows[unknown][0]]!r} (training had {self.categories_[column][:1].tolist()}), and count as "
+                    "unknown: write them as in training, or leave the column out.",
+                    stacklevel=2,
+                )
+        numbers = (numbers - self.mean_) / self.scale_
+        return torch.from_numpy(np.nan_to_num(numbers, nan=0.0).astype(np.float32)), torch.from_numpy(codes)
+
+    @property
+    def schema(self) -> Schema:
+        self._check_fitted()
+        names = []
+        for name, width in zip(self.numeric, self.widths_, strict=True):
+            names += [name] if width == 1 else [f"{name}_{i}" for i in range(width)]
+        return Schema(tuple(names), {column: len(known) + 1 for column, known in self.categories_.items()})
+
+    def state(self) -> dict[str, Any]:
+        """Everything that was fitted, as numbers, text, lists and dictionaries: what ``json`` can write."""
+        self._check_fitted()
+        lists = {name: known.tolist() for name, known in self.categories_.items()}
+        return {
+            "numeric": list(self.numeric),
+            "categorical": list(self.categorical),
+            "min_count": int(self.min_count),
+            "widths": self.widths_,
+            "mean": self.mean_.tolist(),
+            "scale": self.scale_.tolist(),
+            "categories": lists,
+            "rare": self.rare_,
+            "scales": {name: list(pair) for name, pair in self.scales.items()},
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> FeatureEncoder:
+        """The encoder whose :meth:`state` this was."""
+        encoder = cls(state["numeric"], state["categorical"], state["min_count"])
+        encoder.widths_, encoder.rare_ = list(state["widths"]), dict(state["rare"])
+        encoder.mean_, encoder.scale_ = (np.array(state[part], dtype=float) for part in ("mean", "scale"))
+        encoder.categories_ = {c: pd.Index(state["categories"][c], dtype=object) for c in encoder.categorical}
+        encoder.scales = {name: tuple(pair) for name, pair in state["scales"].items()}
+        size, values = sum(encoder.widths_), np.concatenate([encoder.mean_, encoder.scale_])
+        if len(values) != 2 * size or not np.isfinite(values).all() or not (encoder.scale_ > 0).all():
+            raise ValueError("The encoder's means or scales do not fit its columns: the state is damaged.")
+        return encoder
+
+    def _check_fitted(self) -> None:
+        if not hasattr(self, "categories_"):
+            raise RuntimeError("This FeatureEncoder has not seen data yet: call fit(train_frame) first.")
 
 
 @dataclass
@@ -387,3 +287,89 @@ def _refuse_label_copies(train: pd.DataFrame, task: Task, features: Sequence[str
         if column == task.label_column or copy:
             what = "is" if column == task.label_column else "is a copy of"
             raise ValueError(f"The feature {column!r} {what} the label {task.label_column!r}: leave it out.")
+
+
+def _mean_and_spread(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation of the known values of each column of (n, D); 1 for the deviation of a constant."""
+    observed = (~np.isnan(numbers)).sum(0)
+    mean = np.where(observed > 0, np.nansum(numbers, 0) / np.maximum(observed, 1), 0.0)
+    spread = np.sqrt(np.nansum((numbers - mean) ** 2, 0) / np.maximum(observed, 1))
+    return mean, np.where(spread > 1e-12, spread, 1.0)
+
+
+def vector_lengths(values: pd.Series) -> np.ndarray:
+    """Lengths that occur among the lists and arrays in a column's cells; none where its cells are no lists."""
+    if values.dtype != object and "list" not in str(values.dtype):
+        return np.array([], int)
+    lengths = [len(cell) for cell in values if isinstance(cell, (list, tuple, np.ndarray))]
+    return np.unique(lengths)
+
+
+def _numbers(frame: pd.DataFrame, name: str) -> np.ndarray:
+    """A numeric column as float64 (n,), or (n, d) where its cells are vectors; missing as NaN."""
+    lengths = vector_lengths(frame[name])
+    if len(lengths) > 1:
+        raise ValueError(
+            f"The cells of {name!r} are lists of {lengths[0]} to {lengths[-1]} values: make one 0/1 column of each "
+            "value, or vectors of one length."
+        )
+    try:
+        if len(lengths):
+            gap = np.full(lengths[0], np.nan)
+            cells = [cell if isinstance(cell, (list, tuple, np.ndarray)) else gap for cell in frame[name]]
+            numbers = np.array(cells, dtype=float)
+        else:
+            numbers = frame[name].astype(float).to_numpy()
+    except (TypeError, ValueError) as error:
+        cure = "clean the column or list it as categorical"
+        raise ValueError(
+            f"Numeric feature {name!r} holds something that is no number ({error}): {cure}."
+        ) from None
+    if np.isinf(numbers).any():
+        raise ValueError(f"Numeric feature {name!r} holds infinite values: replace them before encoding.")
+    return numbers
+
+
+def _categories(values: pd.Series) -> tuple[list[str], np.ndarray, list[int]]:
+    """The different categories of a column as text, the position of each row's (-1: missing), and their order:
+    numbers by size, then text by the alphabet. Works on the distinct values alone."""
+    try:
+        rows, found = pd.factorize(values)
+    except (TypeError, NotImplementedError):
+        cure = "make one 0/1 column of each value, or numeric vectors of one length"
+        raise ValueError(
+            f"The cells of {values.name!r} are lists or the like, no categories: {cure}."
+        ) from None
+    if pd.api.types.is_integer_dtype(found):  # a million ids: the same, without looking at each
+        found = found.tolist()
+        return list(map(str, found)), rows, sorted(range(len(found)), key=found.__getitem__)
+    written = [_written(value) for value in found]
+    texts = list(dict.fromkeys(written))
+    if len(texts) < len(written):  # 7 and "7" in one column, as read in pieces
+        warnings.warn(
+            f"The column {values.name!r} holds a value as number and as text; both count as one category: read it with "
+            "dtype=str if they differ.",
+            stacklevel=3,
+        )
+        place = {text: i for i, text in enumerate(texts)}
+        rows = np.append([place[text] for text in written], -1)[rows]
+    value = dict(zip(written, found, strict=True))
+    value |= {text: original for text, original in zip(written, found, strict=True) if _is_number(original)}
+
+    def rank(i: int) -> tuple[bool, float, str]:
+        original = value[texts[i]]
+        return (False, original, "") if _is_number(original) else (True, 0, texts[i])
+
+    order = sorted(range(len(texts)), key=rank)
+    return texts, rows, order
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (bool, int, float, np.number, np.bool_, Decimal))
+
+
+def _written(value: Any) -> str:
+    """A category as text: 7 and 7.0 as "7", a day as "2024-05-01", text as it is."""
+    if isinstance(value, (float, np.floating, Decimal)) and value == value // 1:
+        return str(int(value))
+    return value if isinstance(value, str) else str(value).removesuffix(" 00:00:00")

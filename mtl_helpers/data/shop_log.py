@@ -12,32 +12,17 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from mtl_helpers.data.features import (
-    clip_outliers,
-    convert_units,
-    drop_duplicate_rows,
-    split_by_time,
-    split_by_user,
-    tidy_text,
-)
+from mtl_helpers.data.features import split_by_time, split_by_user
 from mtl_helpers.data.shop import Shop
 from mtl_helpers.data.shop_world import AGE_EDGES, AGE_GROUPS, CATEGORIES
 from mtl_helpers.data.tables import Task
 from mtl_helpers.metrics import auc
 
+# fmt: off
 __all__ = [
-    "PRIOR_CTR",
-    "PRIOR_VIEWS",
-    "SHOP_CATEGORICAL",
-    "SHOP_NUMERIC",
-    "SHOP_TASKS",
-    "bayes_auc",
-    "clean_impressions",
-    "clean_items",
-    "clean_users",
-    "mask_future_labels",
-    "shop_frame",
-    "shop_splits",
+    "PRIOR_CTR", "PRIOR_VIEWS", "SHOP_CATEGORICAL", "SHOP_NUMERIC", "SHOP_TASKS", "bayes_auc", "clean_impressions",
+    "clean_items", "clean_users", "clip_outliers", "convert_units", "drop_duplicate_rows", "mask_future_labels",
+    "shop_frame", "shop_splits", "tidy_text",
 ]
 
 PRIOR_CTR = 0.05
@@ -45,35 +30,49 @@ PRIOR_VIEWS = 20.0
 """``PRIOR_VIEWS`` imagined views at ``PRIOR_CTR`` smooth the past click rates. Chosen beforehand, so nothing leaks."""
 
 SHOP_NUMERIC = (
-    "log_price",
-    "price_vs_category",
-    "rating",
-    "launched_days",
-    "age",
-    "signup_days",
-    "user_past_clicks",
-    "user_past_ctr",
-    "item_past_ctr",
-    "user_category_past_clicks",
+    "log_price", "price_vs_category", "rating", "launched_days", "age", "signup_days",
+    "user_past_clicks", "user_past_ctr", "item_past_ctr", "user_category_past_clicks",
 )
 SHOP_CATEGORICAL = (
-    "user_id",
-    "item_id",
-    "category",
-    "brand",
-    "region",
-    "loyalty_tier",
-    "age_group",
-    "channel",
-    "hour",
-    "weekday",
-    "position",
+    "user_id", "item_id", "category", "brand", "region", "loyalty_tier", "age_group", "channel",
+    "hour", "weekday", "position",
 )
-SHOP_TASKS = (
-    Task("click"),
-    Task("purchase"),
-    Task("next_category", kind="multiclass", n_classes=8),
-)
+# fmt: on
+SHOP_TASKS = (Task("click"), Task("purchase"), Task("next_category", kind="multiclass", n_classes=8))
+
+
+def drop_duplicate_rows(frame: pd.DataFrame) -> pd.DataFrame:
+    """Drop rows that repeat an earlier row in every column (a log that was written twice), and renumber."""
+    return frame.drop_duplicates(ignore_index=True)
+
+
+def tidy_text(values: pd.Series) -> pd.Series:
+    """Strip blanks around text and lower its case, so that ``" Books"`` and ``"books"`` are one category."""
+    return values.str.strip().str.lower()
+
+
+def convert_units(values: pd.Series, unit: pd.Series, factors: dict[str, float]) -> pd.Series:
+    """Multiply each value by the factor of its unit, e.g. ``{"EUR": 1, "cent": 0.01}``.
+
+    Raises ValueError for a unit without a factor: a silent guess would be off by that factor.
+    """
+    if unknown := sorted(set(unit.fillna("(missing)")) - set(factors)):
+        raise ValueError(f"No factor for unit {', '.join(unknown)}: known are {', '.join(factors)}.")
+    return values * unit.map(factors).astype(float)
+
+
+def clip_outliers(values: pd.Series, k: float = 3.0, log: bool = False) -> pd.Series:
+    """Clip values further than ``k`` interquartile ranges outside the quartiles (Tukey's far-out fences for k = 3).
+
+    ``log=True`` measures on the log scale, right for prices and counts; all values must then be positive.
+    Missing values stay missing.
+    """
+    if log and (values.dropna() <= 0).any():
+        raise ValueError(f"clip_outliers(log=True) needs values above 0; {values.name!r} has {values.min()}.")
+    scale = np.log(values) if log else values
+    low, high = scale.quantile(0.25), scale.quantile(0.75)
+    fence = scale.clip(low - k * (high - low), high + k * (high - low))
+    return np.exp(fence) if log else fence
 
 
 def _refuse(values: pd.Series, bad: pd.Series, why: str) -> None:

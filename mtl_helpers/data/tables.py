@@ -70,9 +70,7 @@ def need_columns(frame: pd.DataFrame, columns: Sequence[str], use: str) -> None:
         if column not in frame:
             raise KeyError(f"{use} needs a column {column!r}; the table has {', '.join(map(str, frame))}.")
         if frame[column].ndim > 1:
-            raise ValueError(
-                f"The column {column!r} stands more than once in the table: rename or drop the others."
-            )
+            raise ValueError(f"The column {column!r} stands more than once: rename or drop the others.")
 
 
 def need_dataset(data: Any, use: str) -> None:
@@ -164,32 +162,27 @@ class MultiTaskDataset:
         return self.numeric.device
 
     def to(self, device: torch.device | str) -> MultiTaskDataset:
-        return self._map(lambda tensor: tensor.to(device))
+        return replace(self, **self._tensors(lambda tensor: tensor.to(device)))
 
     def take(self, index: Tensor | Sequence[int] | slice) -> MultiTaskDataset:
         """The rows of ``index``, in that order, as a new dataset."""
         if not isinstance(index, slice):
             index = torch.as_tensor(index, device=self.device)
             index = index if index.numel() else index.long()  # an empty list comes as floats
-        return self._map(lambda tensor: tensor[index])
+        return replace(self, **self._tensors(lambda tensor: tensor[index]))
 
     def select(self, tasks: Sequence[str]) -> MultiTaskDataset:
         """The same rows with only the named tasks (the tensors are shared, not copied)."""
         known = {task.name: task for task in self.tasks}
-        missing = [name for name in tasks if name not in known]
-        if missing:
+        if missing := [name for name in tasks if name not in known]:
             raise KeyError(f"No task {', '.join(map(repr, missing))}; this dataset has {', '.join(known)}.")
 
         def kept(values: dict[str, Any]) -> dict[str, Any]:
             return {name: values[name] for name in tasks if name in values}
 
-        return replace(
-            self,
-            labels=kept(self.labels),
-            masks=kept(self.masks),
-            tasks=tuple(known[name] for name in tasks),
-            scales=kept(self.scales),
-        )
+        labels, masks, scales = map(kept, (self.labels, self.masks, self.scales))
+        chosen = tuple(known[name] for name in tasks)
+        return replace(self, labels=labels, masks=masks, tasks=chosen, scales=scales)
 
     def batches(
         self, batch_size: int, shuffle: bool = True, generator: torch.Generator | None = None
@@ -203,23 +196,17 @@ class MultiTaskDataset:
         order = torch.randperm(len(self), generator=generator).to(self.device) if shuffle else None
         for start in range(0, len(self), batch_size):
             rows = slice(start, start + batch_size) if order is None else order[start : start + batch_size]
-            yield Batch(
-                self.numeric[rows],
-                self.categorical[rows],
-                {name: label[rows] for name, label in self.labels.items()},
-                {name: mask[rows] for name, mask in self.masks.items()},
-                None if self.weights is None else self.weights[rows],
-            )
+            yield Batch(**self._tensors(lambda tensor, rows=rows: tensor[rows]))
 
-    def _map(self, change: Callable[[Tensor], Tensor]) -> MultiTaskDataset:
-        return replace(
-            self,
-            numeric=change(self.numeric),
-            categorical=change(self.categorical),
-            labels={name: change(label) for name, label in self.labels.items()},
-            masks={name: change(mask) for name, mask in self.masks.items()},
-            weights=None if self.weights is None else change(self.weights),
-        )
+    def _tensors(self, change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+        """Every tensor changed, under the names that a dataset and a batch share."""
+        return {
+            "numeric": change(self.numeric),
+            "categorical": change(self.categorical),
+            "labels": {name: change(label) for name, label in self.labels.items()},
+            "masks": {name: change(mask) for name, mask in self.masks.items()},
+            "weights": None if self.weights is None else change(self.weights),
+        }
 
 
 def read_labels(frame: pd.DataFrame, task: Task) -> tuple[np.ndarray, np.ndarray]:
@@ -236,13 +223,13 @@ def read_labels(frame: pd.DataFrame, task: Task) -> tuple[np.ndarray, np.ndarray
     if task.kind == "multiclass":
         known &= values >= 0
     seen = values[known]
-    if task.kind == "binary":
-        fits, expected = np.isin(seen, (0, 1)), "0 or 1"
-    elif task.kind == "multiclass":
-        fits = (seen == np.floor(seen)) & (seen < task.n_classes)
-        expected = f"whole numbers from 0 to {task.n_classes - 1}"
-    else:
-        fits, expected = np.isfinite(seen), "finite numbers"
+    fits, expected = np.isfinite(seen), "finite numbers"
+    if task.kind != "regression":
+        last = task.n_classes - 1 if task.kind == "multiclass" else 1
+        fits, expected = (
+            np.isin(seen, range(last + 1)),
+            "0 or 1" if last == 1 else f"whole numbers from 0 to {last}",
+        )
     if not fits.all():
         raise ValueError(
             f"Labels of {task.kind} task {task.name!r} must be {expected}; found {seen[~fits][0]:g}."
@@ -270,7 +257,5 @@ def hide_labels(dataset: MultiTaskDataset, task: str, keep: int | float, seed: i
     chosen = known[order[:number].to(dataset.device)]
     kept = torch.zeros_like(mask)
     kept[chosen] = True
-    labels = dataset.labels | {
-        task: torch.where(kept, dataset.labels[task], torch.zeros_like(dataset.labels[task]))
-    }
+    labels = dataset.labels | {task: dataset.labels[task].masked_fill(~kept, 0)}
     return replace(dataset, labels=labels, masks=dataset.masks | {task: kept})

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from mtl_helpers.data.encoder import FeatureEncoder
+from mtl_helpers.data.features import FeatureEncoder
 from mtl_helpers.data.tables import Schema, Task
 from mtl_helpers.files import write_atomically
 from mtl_helpers.models import case, sharing

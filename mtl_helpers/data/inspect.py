@@ -1,0 +1,194 @@
+"""A look at a table before it is learned from: leaks, and a guess at which columns are numbers or categories.
+
+Taught in notebook 01.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from mtl_helpers.data.features import MIN_POSITIVES, vector_lengths
+from mtl_helpers.data.tables import Task, check_tasks, need_columns, read_labels
+from mtl_helpers.metrics import auc
+
+__all__ = ["check_leaks", "guess_features"]
+
+LEAK_AUC, FEW = 0.95, 20
+CODE_NAME = re.compile(
+    r"(^|_|(?<=[a-z])(?=[A-Z]))(id|ids|code|zip|zipcode|postcode|type|category|categorical|class|group|brand|customer|user"
+    r"|item|product|shop|store|seller|city|region|country)(_?\d+)?$|^\d+$",
+    re.IGNORECASE,
+)
+MOMENT_NAME = re.compile(r"(^|_)(time|timestamp|date|datetime|ts)$|_at$", re.IGNORECASE)
+DATE_TEXT = re.compile(r"^\s*\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T].*)?$")
+
+
+def check_leaks(
+    frames: dict[str, pd.DataFrame],
+    features: Sequence[str],
+    tasks: Sequence[Task],
+    *,
+    time: str | None = None,
+    user: str | None = None,
+) -> pd.DataFrame:
+    """Look for the usual leaks between a training and a test frame; one row per check.
+
+    Checks that no label is among the features; that no row of the test part stands in the training part; that
+    training ends before validation and validation before test (``time`` given); that no user is in two parts
+    (``user`` given); and that no single feature alone reaches an AUC of 0.95 on a binary label with 20 or more positive
+    rows (an outcome in disguise, such as dwell time). That AUC is of one half of the training rows, scored by what the
+    other half says of the feature: the direction of a number, the label's mean for each category.
+
+    Returns a frame with columns ``check``, ``passed`` and ``finding``.
+    """
+    rows: list[tuple[str, bool, str]] = []
+
+    def note(check: str, faults: list[str], fine: str) -> None:
+        rows.append((check, not faults, "; ".join(faults) or fine))
+
+    labels = [task.label_column for task in check_tasks(tasks)]
+    note("no label among the features", [name for name in labels if name in features], "none")
+    columns = dict.fromkeys([*features, *labels, *([time] if time else [])])
+    columns = [column for column in columns if not len(vector_lengths(frames["train"][column]))]
+    hashes = {part: pd.util.hash_pandas_object(frame[columns], index=False) for part, frame in frames.items()}
+    shared = int(hashes["test"].isin(hashes["train"]).sum())
+    note("no test row stands in train", [f"{shared} rows do"] if shared else [], "none does")
+    if time:
+        order = [
+            (a, b)
+            for a, b in (("train", "valid"), ("valid", "test"))
+            if frames[a][time].max() >= frames[b][time].min()
+        ]
+        note("parts follow each other in time", [f"{a} reaches into {b}" for a, b in order], "they do")
+    if user:
+        both = len(set(frames["train"][user]) & set(frames["test"][user]))
+        note("no user in train and test", [f"{both} users are"] if both else [], "none is")
+    scores = {}
+    for task in tasks:
+        y = read_labels(frames["train"], task)[0]
+        if task.kind == "binary" and min((y == 0).sum(), (y == 1).sum()) >= MIN_POSITIVES:
+            known = ~np.isnan(y)
+            for column in features:
+                if column not in labels:
+                    scores[column, task.name] = _held_out_auc(frames["train"].loc[known, column], y[known])
+    scores = {pair: score for pair, score in scores.items() if not np.isnan(score)}
+    faults = [f"{c} alone reaches AUC {v:.3f} on {t}" for (c, t), v in scores.items() if v >= LEAK_AUC]
+    best = max(scores, key=scores.get, default=None)
+    fine = (
+        f"the strongest is {best[0]} on {best[1]}, AUC {scores[best]:.3f}"
+        if best
+        else "too few positive rows to tell"
+    )
+    note("no feature is an outcome in disguise", faults, fine)
+    return pd.DataFrame(rows, columns=["check", "passed", "finding"])
+
+
+def _held_out_auc(values: pd.Series, y: np.ndarray) -> float:
+    """AUC of one feature on each half of the rows, by the direction or the category means of the other half."""
+    if len(vector_lengths(values)):
+        return float("nan")
+    rows, _ = pd.factorize(values)
+    rows, half = rows + 1, np.random.default_rng(0).permutation(len(y)) % 2 == 0
+    number = None
+    if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
+        number = values.astype(float)
+        number = number.fillna(number.min() - 1).to_numpy()  # a missing value can be the leak itself
+    found = []
+    for fitted, scored in ((half, ~half), (~half, half)):
+        seen = np.bincount(rows[fitted], minlength=rows.max() + 1)
+        sums = np.bincount(rows[fitted], y[fitted], minlength=rows.max() + 1)
+        best = auc(y[scored], ((sums + y[fitted].mean()) / (seen + 1))[rows[scored]])
+        if number is not None:
+            direction = 1 if auc(y[fitted], number[fitted]) >= 0.5 else -1
+            best = max(best, auc(y[scored], direction * number[scored]))
+        found.append(best)
+    return float(np.mean(found))
+
+
+def guess_features(
+    frame: pd.DataFrame,
+    labels: str | Task | Sequence[str | Task],
+    *,
+    time: str | None = None,
+    user: str | None = None,
+) -> tuple[list[str], list[str], pd.DataFrame]:
+    """Propose which columns of a table are numbers and which are categories; you know better, so read the reasons.
+
+    Parameters
+    ----------
+    labels : the columns to predict, or their tasks. time, user : columns by which you will split. The time is no
+        feature; the user's id is a category (leave it out when you test on new users).
+
+    Returns
+    -------
+    ``numeric`` and ``categorical``, lists of columns for :func:`prepare`, and a table with one row a column: ``use``
+    (``numeric``, ``categorical``, ``dropped``, ``label``) and ``why``.
+    """
+    labels = [labels] if isinstance(labels, (str, Task)) else labels
+    labels = [label.label_column if isinstance(label, Task) else label for label in labels]
+    given = [*labels, *([time] if time else []), *([user] if user else [])]
+    need_columns(frame, [*given, *frame.columns], "guess_features")
+    told = dict.fromkeys(labels, ("label", "you said so"))
+    told |= {time: ("dropped", "the time of the split")} if time else {}
+    told |= {user: ("categorical", "ids of users")} if user else {}
+    table = pd.DataFrame(
+        [told.get(column) or _guess(frame[column], str(column)) for column in frame],
+        index=pd.Index(frame.columns, name="column"),
+        columns=["use", "why"],
+    )
+    return *(table.index[table["use"] == use].tolist() for use in ("numeric", "categorical")), table
+
+
+def _guess(values: pd.Series, name: str) -> tuple[str, str]:
+    """What one column is used as, and why."""
+    lengths, known = vector_lengths(values), values.dropna()
+    if len(lengths) == 1 and isinstance(known.iloc[0][0] if lengths[0] else None, (int, float, np.number)):
+        return "numeric", f"vectors of {lengths[0]} numbers"
+    if len(lengths):
+        return "dropped", "lists in its cells: make one 0/1 column of each value, or vectors of one length"
+    try:
+        distinct = known.nunique()
+    except (TypeError, NotImplementedError):
+        return "dropped", "its cells are no single values"
+    every_row = len(known) >= 20 and distinct > 0.95 * len(known)
+    if not len(known) or (distinct == 1 and len(known) == len(values)):
+        return "dropped", "it holds nothing" if not len(known) else "one value in every row"
+    if pd.api.types.is_bool_dtype(known):
+        return "categorical", "yes or no"
+    if pd.api.types.is_numeric_dtype(known) and not pd.api.types.is_complex_dtype(known):
+        if not bool((known % 1 == 0).all()):
+            return "numeric", "numbers"
+        if MOMENT_NAME.search(name):
+            return "dropped", "a moment, by its name: make features of it, such as the hour"
+        coded = CODE_NAME.search(name)
+        if every_row and (coded or float(known.max() - known.min()) == len(known) - 1):
+            return "dropped", "another number in (nearly) every row, as a row number has"
+        if coded or distinct <= FEW:
+            why = "by its name" if coded else f"only {distinct} values"
+            return (
+                "categorical",
+                f"whole numbers that look like codes ({why}): if amounts, move it to numeric",
+            )
+        return "numeric", "whole numbers of many values: if codes, move it to categorical"
+    texts = pd.Series(known.unique()).head(2000)
+    first = str(texts.iloc[0])
+    if not isinstance(texts.iloc[0], (str, int, float)) or DATE_TEXT.match(first):
+        return "dropped", "dates or the like: make numbers of them, such as days before the event"
+    texts = texts.astype(str)
+    numbers = pd.to_numeric(texts, errors="coerce")
+    if numbers.notna().all() and not (numbers % 1 == 0).all():
+        return "numeric", "numbers written as text"
+    if texts.str.contains(r"[|;]|^\[|,(?=\S)").mean() > 0.5:
+        return (
+            "dropped",
+            "several values in a cell, or a decimal comma: make a column of each (str.get_dummies), or numbers",
+        )
+    if texts.str.contains(" ").mean() > 0.5 and texts.str.len().mean() > 30:
+        return "dropped", "free text: make vectors of it first"
+    if every_row and not CODE_NAME.search(name):
+        return "dropped", "another value in (nearly) every row"
+    return "categorical", f"{distinct:,} values"
