@@ -207,9 +207,7 @@ def combine(method: str | Callable[[np.ndarray], np.ndarray], jacobian: Tensor) 
     method = _method(method)
     if jacobian.dim() != 2 or not torch.isfinite(jacobian).all():
         found = "with NaN or infinite entries" if jacobian.dim() == 2 else f"of shape {tuple(jacobian.shape)}"
-        raise ValueError(
-            f"combine got gradients {found}: expected a finite Jacobian (T, P), a row for each task."
-        )
+        raise ValueError(f"combine got gradients {found}: expected a finite Jacobian (T, P), a row a task.")
     weights = method(_gramian(jacobian))
     return torch.as_tensor(weights, dtype=jacobian.dtype, device=jacobian.device) @ jacobian
 
@@ -285,7 +283,7 @@ class CombinedGradients(Weighting):
         ]
         columns = list(
             zip(*grads, strict=True)
-        )  # per tensor: every task's gradient, None where it does not reach
+        )  # for a tensor: each task's gradient; None where there is none
         flows, own = columns[: len(self._copies)], columns[len(self._copies) :]
         common = [column for p, column in zip(params, own, strict=True) if p in shared]
         weights = self._weights(flows or common, losses)

@@ -38,15 +38,12 @@ __all__ = [
 def _pair(labels: ArrayLike, scores: ArrayLike, probabilities: bool = False) -> tuple[np.ndarray, np.ndarray]:
     y, s = np.asarray(labels, dtype=float), np.asarray(scores, dtype=float)
     if y.shape != s.shape or y.ndim != 1:
-        raise ValueError(
-            f"Labels have shape {y.shape}, scores {s.shape}: expected two 1-D arrays of one length."
-        )
+        raise ValueError(f"Labels {y.shape}, scores {s.shape}: expected two 1-D arrays of one length.")
     if np.isnan(s).any():
         raise ValueError(
             f"{int(np.isnan(s).sum())} of {len(s)} scores are NaN: the model's output is broken."
         )
-    bad = y[~np.isin(y, (0, 1))]
-    if len(bad):
+    if len(bad := y[~np.isin(y, (0, 1))]):
         raise ValueError(f"Binary labels must be 0 or 1; found {bad[0]:g}. Drop rows without a label first.")
     return y, _probabilities(s) if probabilities else s
 
@@ -54,17 +51,12 @@ def _pair(labels: ArrayLike, scores: ArrayLike, probabilities: bool = False) -> 
 def _probabilities(values: ArrayLike) -> np.ndarray:
     p = np.asarray(values, dtype=float)
     if not ((p >= 0) & (p <= 1)).all():
-        raise ValueError(
-            "Probabilities must lie in [0, 1]; some are NaN or outside. Logits? Use sigmoid first."
-        )
+        raise ValueError("Probabilities must lie in [0, 1], without NaN. Logits? Use sigmoid first.")
     return p
 
 
 def auc(labels: ArrayLike, scores: ArrayLike) -> float:
-    """Probability that a random positive scores above a random negative, ties counting one half.
-
-    NaN when one of the classes is absent.
-    """
+    """Probability that a random positive scores above a random negative, ties counting one half; NaN for one class."""
     y, s = _pair(labels, scores)
     positives = y == 1
     n_pos, n_neg = int(positives.sum()), int((~positives).sum())
@@ -120,13 +112,8 @@ def accuracy(labels: ArrayLike, probabilities: ArrayLike, threshold: float = 0.5
 def confusion(labels: ArrayLike, probabilities: ArrayLike, threshold: float = 0.5) -> dict[str, int]:
     """Counts ``tp``, ``fp``, ``fn``, ``tn`` of the decisions p ≥ threshold."""
     y, p = _pair(labels, probabilities)
-    yes, positive = p >= threshold, y == 1
-    return {
-        "tp": int((yes & positive).sum()),
-        "fp": int((yes & ~positive).sum()),
-        "fn": int((~yes & positive).sum()),
-        "tn": int((~yes & ~positive).sum()),
-    }
+    code = np.where(p >= threshold, y == 0, 2 + (y == 0))
+    return dict(zip(("tp", "fp", "fn", "tn"), np.bincount(code, minlength=4).tolist(), strict=True))
 
 
 def precision_recall(
@@ -135,10 +122,7 @@ def precision_recall(
     """Precision and recall of the decisions p ≥ threshold; NaN where there is nothing to divide by."""
     count = confusion(labels, probabilities, threshold)
     said_yes, are_yes = count["tp"] + count["fp"], count["tp"] + count["fn"]
-    return (
-        count["tp"] / said_yes if said_yes else float("nan"),
-        count["tp"] / are_yes if are_yes else float("nan"),
-    )
+    return tuple(count["tp"] / n if n else float("nan") for n in (said_yes, are_yes))
 
 
 def calibration_error(labels: ArrayLike, probabilities: ArrayLike, bins: int = 10) -> float:
@@ -167,15 +151,8 @@ def reliability_curve(
 
     Observed shares come with Wilson's score interval (Wilson, JASA 1927), which stays in [0, 1] and keeps its coverage
     where positives are few. Bins are fewer where rows are; without rows there is none.
-
-    Parameters
-    ----------
-    labels : (n,), 0 or 1. probabilities : (n,), in [0, 1]. bins : 1 or more. level : of the interval.
-
-    Returns
-    -------
-    A frame with a row for each bin: ``predicted`` (mean probability), ``observed`` (share of positives), ``low``,
-    ``high`` and ``count`` (rows).
+    Returns a frame with a row for each bin: ``predicted`` (mean probability), ``observed`` (share of positives),
+    ``low``, ``high`` and ``count`` (rows).
     """
     import pandas as pd
     from scipy.stats import binomtest
@@ -208,9 +185,7 @@ def correct_downsampling(probabilities: ArrayLike, rate: float) -> np.ndarray:
     float64 of the same shape.
     """
     if not 0 < rate <= 1:
-        raise ValueError(
-            f"rate is {rate}, expected the share of negatives that was kept, above 0, at most 1."
-        )
+        raise ValueError(f"rate is {rate}, expected the share of negatives kept, above 0, at most 1.")
     q = _probabilities(probabilities)
     return q / (q + (1 - q) / rate)
 

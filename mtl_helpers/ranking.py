@@ -3,8 +3,8 @@
 Taught in notebook 05. Scores are an array (U, I), a row for each user and a column for each item; a ranking is an array
 (U, k) of item positions in 0 … I − 1, best first, as :func:`top_k` and :func:`mmr` return it. Metrics of a list give
 one value per user, (U,): NaN where a user has no relevant item, for then no list is right or wrong. Average them with
-:func:`user_mean`, which leaves those users out. Nothing here guesses: NaN, repeated or unknown items, negative prices
-and lists shorter than k are ValueErrors.
+:func:`user_mean`, which leaves those users out. NaN, repeated or unknown items, negative prices and
+lists shorter than k are ValueErrors.
 """
 
 from __future__ import annotations
@@ -44,11 +44,9 @@ def top_k(scores: ArrayLike, k: int) -> np.ndarray:
     Returns
     -------
     (U, k) int64, positions of items.
-
-    Raises ValueError for NaN scores and for a catalogue smaller than k.
     """
     s = _scores(scores)
-    k = _length(k, s.shape[1], "the catalogue has {} items: ask for fewer")
+    k = _length(k, s.shape[1])
     # exactly k of each row: everything above the k-th score, then as many of its equals as there is room for
     limit = np.partition(s, s.shape[1] - k, axis=1)[:, s.shape[1] - k, None]
     chosen, equal = s > limit, s == limit
@@ -77,28 +75,20 @@ def mmr(scores: ArrayLike, categories: ArrayLike, k: int, diversity: float) -> n
     (U, k) int64, positions of items.
     """
     s = _scores(scores)
-    if not np.isfinite(s).all():
-        raise ValueError(
-            f"mmr scales between the worst and the best score: {np.isinf(s).sum()} are infinite."
-        )
-    k = _length(k, s.shape[1], "the catalogue has {} items: ask for fewer")
-    if not 0 <= diversity <= 1:
-        raise ValueError(f"diversity is {diversity}, expected 0 (by score alone) to 1 (by category alone).")
-    if diversity == 0:
-        return top_k(s, k)
-    codes, rows = _category_codes(categories, s.shape[1]), np.arange(len(s))
-    order = np.argsort(
-        -s, axis=1, kind="stable"
-    )  # best first, so that argmax takes the higher score of equals
-    low, high = s.min(1, keepdims=True), s.max(1, keepdims=True)
-    scaled = (np.take_along_axis(s, order, 1) - low) / np.where(high > low, high - low, 1)
-    value, category = (1 - diversity) * scaled, codes[order]
-    out, penalty = np.empty((len(s), k), np.int64), np.zeros_like(value)
+    if not np.isfinite(s).all() or not 0 <= diversity <= 1:
+        raise ValueError(f"mmr needs finite scores, and a diversity from 0 to 1, not {diversity}.")
+    k, codes, rows = _length(k, s.shape[1]), _category_codes(categories, s.shape[1]), np.arange(len(s))
+    order = np.argsort(-s, axis=1, kind="stable")  # so that equal values go to the higher score
+    s, category = np.take_along_axis(s, order, 1), codes[order]
+    spread = s[:, :1] - s[:, -1:]
+    value = (1 - diversity) * (s - s[:, -1:]) / np.where(spread > 0, spread, 1)
+    seen = np.zeros((len(s), codes.max() + 1))
+    out = np.empty((len(s), k), np.int64)
     for place in range(k):
-        at = (value - penalty).argmax(1)
-        out[:, place] = order[rows, at]
-        penalty[category == category[rows, at, None]] = diversity
-        value[rows, at] = -np.inf
+        best = (value - diversity * np.take_along_axis(seen, category, 1)).argmax(1)
+        out[:, place] = order[rows, best]
+        seen[rows, category[rows, best]] = 1
+        value[rows, best] = -np.inf
     return out
 
 
@@ -174,8 +164,7 @@ def user_mean(values: ArrayLike) -> float:
 
 def catalogue_coverage(ranking: ArrayLike, n_items: int) -> float:
     """Share of the catalogue that stands in at least one list, in (0, 1]."""
-    lists = _ranking(ranking, n_items)
-    return len(np.unique(lists)) / n_items
+    return len(np.unique(_ranking(ranking, n_items))) / n_items
 
 
 def category_coverage(ranking: ArrayLike, categories: ArrayLike) -> np.ndarray:
@@ -183,9 +172,8 @@ def category_coverage(ranking: ArrayLike, categories: ArrayLike) -> np.ndarray:
 
     A list of k items cannot show more than k categories. ``categories`` is (I,), text or numbers.
     """
-    n_items = np.asarray(categories).shape[0]
-    codes = _category_codes(categories, n_items)
-    lists = _ranking(ranking, n_items)
+    codes = _category_codes(categories, len(categories))
+    lists = _ranking(ranking, len(codes))
     seen = np.zeros((len(lists), codes.max() + 1), bool)
     np.put_along_axis(seen, codes[lists], True, axis=1)
     return seen.mean(1)
@@ -205,12 +193,10 @@ def novelty(ranking: ArrayLike, counts: ArrayLike, smoothing: float = 1.0) -> np
     -------
     (U,), bits. Raises ValueError when a = 0 and a list holds an item without interactions.
     """
-    n = _amounts("counts", counts) + _amounts("smoothing", [smoothing])
-    lists = _ranking(ranking, len(n))
-    unseen = n[lists] == 0
-    if unseen.any():
-        item = lists[unseen][0]
-        raise ValueError(f"Item {item} has no interaction, so its surprise is infinite: use smoothing > 0.")
+    n = _not_negative(counts, "counts")
+    lists, n = _ranking(ranking, len(n)), n + smoothing
+    if smoothing < 0 or (n[lists] <= 0).any():
+        raise ValueError("An item without interactions is infinitely surprising: use smoothing > 0.")
     return -np.log2(n[lists] / n.sum()).mean(1)
 
 
@@ -227,7 +213,7 @@ def gini(exposures: ArrayLike) -> float:
     G = Σ_j (2j − I − 1) x_(j) / (I Σ x) over the sorted values: 0 when all items are shown equally often, 1 − 1/I when
     one item gets everything; NaN when nothing is shown. ``exposures`` is (I,), 0 or more, as :func:`exposure` counts.
     """
-    x = _amounts("exposures", exposures)
+    x = _not_negative(exposures, "exposures")
     if not x.sum():
         return float("nan")
     x = np.sort(x / x.max())
@@ -252,13 +238,9 @@ def expected_revenue(
     -------
     (U,). The shop's figure is the mean: all lists are equally long.
     """
-    p, price = np.asarray(purchase, dtype=float), _amounts("prices", prices)
-    if p.ndim != 2 or price.shape != p.shape[1:]:
-        raise ValueError(
-            f"purchase has shape {p.shape}, prices {price.shape}: expected (users, items) and (items,)."
-        )
-    if not ((p >= 0) & (p <= 1)).all():
-        raise ValueError("purchase holds NaN or values outside [0, 1]: give probabilities.")
+    p, price = np.asarray(purchase, dtype=float), _not_negative(prices, "prices")
+    if p.ndim != 2 or price.shape != p.shape[1:] or not ((p >= 0) & (p <= 1)).all():
+        raise ValueError("purchase must hold probabilities in [0, 1], (users, items), and prices (items,).")
     lists = _ranking(ranking, p.shape[1], len(p))
     factors = _factors(position_factors, lists.shape[1])
     return 1000 * (np.take_along_axis(p, lists, 1) * price[lists] * factors).mean(1)
@@ -270,36 +252,24 @@ def expected_revenue(
 def _scores(scores: ArrayLike) -> np.ndarray:
     s = np.asarray(scores)
     s = s if s.dtype in (np.float32, np.float64) else s.astype(float)
-    if s.ndim != 2 or not s.size:
-        raise ValueError(f"Scores have shape {s.shape}: expected (users, items), at least one of each.")
-    if np.isnan(s).any():
-        raise ValueError(f"{int(np.isnan(s).sum())} scores are NaN: an item without a score has no rank.")
+    if s.ndim != 2 or np.isnan(s).any():
+        raise ValueError(f"Scores have shape {s.shape}: expected (users, items) without NaN.")
     return s
 
 
-def _length(k: int, longest: int, why: str) -> int:
-    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
-        raise ValueError(f"k is {k!r}, expected a whole number of 1 or more.")
-    if k > longest:
-        raise ValueError(f"k is {k}, but {why.format(longest)}.")
+def _length(k: int, longest: int) -> int:
+    if k != int(k) or not 1 <= k <= longest:
+        raise ValueError(f"k is {k!r}, expected a whole number from 1 to the {longest} items there are.")
     return int(k)
 
 
 def _ranking(ranking: ArrayLike, n_items: int, n_users: int | None = None) -> np.ndarray:
     lists = np.asarray(ranking)
-    if lists.ndim != 2 or not lists.size or lists.dtype.kind not in "iu":
-        raise ValueError(
-            f"A ranking is (users, k) whole numbers, positions of items; got shape {lists.shape}, {lists.dtype}."
-        )
-    if n_users is not None and len(lists) != n_users:
-        raise ValueError(f"The ranking has {len(lists)} users, the other arrays {n_users}.")
-    if lists.min() < 0 or lists.max() >= n_items:
-        wrong = lists[(lists < 0) | (lists >= n_items)][0]
-        raise ValueError(f"The ranking holds item {wrong}, but items go from 0 to {n_items - 1}.")
+    if lists.ndim != 2 or lists.dtype.kind not in "iu" or n_users not in (None, len(lists)):
+        raise ValueError(f"A ranking is (users, k) positions of items; got {lists.dtype}, {lists.shape}.")
     ordered = np.sort(lists, axis=1)
-    twice = (ordered[:, 1:] == ordered[:, :-1]).any(1)
-    if twice.any():
-        raise ValueError(f"The list of user {int(twice.argmax())} holds an item more than once.")
+    if lists.min() < 0 or lists.max() >= n_items or (ordered[:, 1:] == ordered[:, :-1]).any():
+        raise ValueError(f"A ranking holds positions from 0 to {n_items - 1}, none twice in a list.")
     return lists
 
 
@@ -307,23 +277,17 @@ def _relevance_and_ranking(
     relevance: ArrayLike, ranking: ArrayLike, k: int | None
 ) -> tuple[np.ndarray, np.ndarray, int]:
     rel = np.asarray(relevance, dtype=float)
-    if rel.ndim != 2 or not rel.size:
-        raise ValueError(f"Relevance has shape {rel.shape}: expected (users, items), at least one of each.")
-    if not (np.isfinite(rel) & (rel >= 0)).all():
-        wrong = rel[~(np.isfinite(rel) & (rel >= 0))][0]
-        raise ValueError(f"Relevance must be finite and 0 or more; found {wrong:g}.")
+    if rel.ndim != 2 or not (np.isfinite(rel) & (rel >= 0)).all():
+        raise ValueError(f"Relevance is (users, items), finite and 0 or more; got shape {rel.shape}.")
     lists = _ranking(ranking, rel.shape[1], len(rel))
-    k = _length(
-        lists.shape[1] if k is None else k, lists.shape[1], "the lists have {} items: rank more first"
-    )
+    k = _length(lists.shape[1] if k is None else k, lists.shape[1])
     return rel, lists[:, :k], k
 
 
 def _hits(relevance: ArrayLike, ranking: ArrayLike, k: int | None) -> tuple[np.ndarray, np.ndarray, int]:
     rel, lists, k = _relevance_and_ranking(relevance, ranking, k)
     if ((rel != 0) & (rel != 1)).any():
-        wrong = rel[(rel != 0) & (rel != 1)][0]
-        raise ValueError(f"Relevance must be 0 or 1 here; found {wrong:g}. Only ndcg_at_k knows grades.")
+        raise ValueError("Relevance must be 0 or 1 here; only ndcg_at_k knows grades.")
     return np.take_along_axis(rel, lists, 1), rel.sum(1), k
 
 
@@ -333,25 +297,20 @@ def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
 
 def _category_codes(categories: ArrayLike, n_items: int) -> np.ndarray:
     codes, _ = pd.factorize(np.asarray(categories))
-    if codes.shape != (n_items,):
-        raise ValueError(f"categories have shape {codes.shape}: expected one for each of {n_items} items.")
-    if codes.min() < 0:
-        raise ValueError(f"Item {int(codes.argmin())} has no category: name one, say 'unknown'.")
+    if codes.shape != (n_items,) or codes.min() < 0:
+        raise ValueError(f"categories {codes.shape}: expected one for each of {n_items} items, none missing.")
     return codes
 
 
-def _factors(position_factors: ArrayLike | None, k: int) -> np.ndarray:
-    if position_factors is None:
-        return np.ones(k)
-    factors = _amounts("position_factors", position_factors)
-    if factors.shape != (k,):
-        raise ValueError(f"{len(factors)} position_factors for {k} places: expected one a place.")
-    return factors
-
-
-def _amounts(what: str, values: ArrayLike) -> np.ndarray:
-    """Numbers of which none is negative, NaN or infinite, one for each item or place."""
+def _not_negative(values: ArrayLike, what: str) -> np.ndarray:
     x = np.asarray(values, dtype=float)
-    if x.ndim != 1 or not x.size or not (np.isfinite(x) & (x >= 0)).all():
-        raise ValueError(f"{what}: expected a 1-D array of finite numbers, 0 or more, one for each item.")
+    if x.ndim != 1 or not (np.isfinite(x) & (x >= 0)).all():
+        raise ValueError(f"{what} must be a 1-D array of finite numbers, 0 or more.")
     return x
+
+
+def _factors(position_factors: ArrayLike | None, k: int) -> np.ndarray:
+    factors = np.ones(k) if position_factors is None else _not_negative(position_factors, "position_factors")
+    if factors.shape != (k,):
+        raise ValueError(f"position_factors have shape {factors.shape}: expected {k} numbers, one a place.")
+    return factors

@@ -40,13 +40,9 @@ __all__ = [
 class Weighting(nn.Module):
     """Base of all strategies, the plain sum; ``tasks`` are the model's, in its order.
 
-    Subclasses override :meth:`forward` and, where they need it, the hooks. What they learn are parameters or buffers,
-    which ``state_dict`` saves.
-
-    Attributes
-    ----------
-    effective : (T,), what multiplied each task's gradient in the last step.
-    present : positions of the tasks with a label in this batch, written down by the training step.
+    Subclasses override :meth:`forward` and, where they need it, the hooks; ``state_dict`` saves what they learn.
+    Attributes: ``effective`` (T,), what multiplied each task's gradient in the last step; ``present``, the positions of
+    the tasks with a label in this batch, written down by the training step.
     """
 
     def __init__(self, tasks: Sequence[Task]) -> None:
@@ -58,8 +54,7 @@ class Weighting(nn.Module):
 
     def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Before the first step: hand learnable weights to the model's optimiser, in a group of their own."""
-        own = [p for p in self.parameters() if p.requires_grad]
-        if own:
+        if own := [p for p in self.parameters() if p.requires_grad]:
             optimizer.add_param_group({"params": own, "weight_decay": 0.0})
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -85,8 +80,7 @@ class Weighting(nn.Module):
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """The optimiser's step. Its momentum must not move what is kept of a task that was left out."""
-        absent = [i for i in range(self.n_tasks) if i not in self.present]
-        kept = []
+        kept, absent = [], [i for i in range(self.n_tasks) if i not in self.present]
         for p in self.parameters() if absent else ():
             memory = (value for value in optimizer.state.get(p, {}).values() if torch.is_tensor(value))
             kept += [(value, value.clone()) for value in (p.data, *memory) if value.shape == p.shape]
@@ -136,8 +130,7 @@ def constant_losses(data: MultiTaskDataset) -> dict[str, float]:
     """
     found = {}
     for task in data.tasks:
-        labels = _known(data, task.name)
-        if not len(labels):
+        if not len(labels := _known(data, task.name)):
             raise ValueError(f"Task {task.name!r} has not one label: nothing to weight it by.")
         if task.kind == "regression":
             found[task.name] = labels.double().var(unbiased=False).item()
@@ -152,23 +145,19 @@ def entropy_weights(data: MultiTaskDataset) -> dict[str, float]:
     return _normalised({name: 1 / max(loss, 1e-12) for name, loss in constant_losses(data).items()})
 
 
-def rarity_weights(data: MultiTaskDataset, power: float = 0.5) -> dict[str, float]:
-    """Fixed weights (1 / base rate)^power, scaled to sum to T; a task that is not binary counts as base rate 1.
-
-    ``power=0`` gives equal weights; 1 gives a purchase as much more weight as it is rarer than a click.
-    """
+def rarity_weights(data: MultiTaskDataset) -> dict[str, float]:
+    """Fixed weights 1 / √(base rate), scaled to sum to T; a task that is not binary counts as base rate 1."""
     rates = {}
     for task in data.tasks:
         labels = _known(data, task.name) if task.kind == "binary" else ()
         rates[task.name] = labels.double().mean().item() if len(labels) else 1.0
         if rates[task.name] <= 0:
             raise ValueError(f"Task {task.name!r} has no positive label: its rarity is not defined.")
-    return _normalised({name: rate**-power for name, rate in rates.items()})
+    return _normalised({name: rate**-0.5 for name, rate in rates.items()})
 
 
 def _known(data: MultiTaskDataset, name: str) -> Tensor:
-    labels = data.labels[name]
-    return labels[data.masks.get(name, slice(None))].cpu()  # not every device has float64
+    return data.labels[name][data.masks.get(name, slice(None))].cpu()  # not every device has float64
 
 
 def _normalised(weights: Mapping[str, float]) -> dict[str, float]:
@@ -177,7 +166,7 @@ def _normalised(weights: Mapping[str, float]) -> dict[str, float]:
 
 
 class _Moving(Weighting):
-    """Weights (T,) in a buffer, which a hook moves; their sum stays T."""
+    """Weights (T,) that a hook moves; their sum stays T."""
 
     def __init__(self, tasks: Sequence[Task]) -> None:
         super().__init__(tasks)
@@ -189,31 +178,26 @@ class _Moving(Weighting):
     def _share(self, values: Tensor) -> None:
         """Weights ∝ values (T,), 0 or more; a task that was not measured (NaN) keeps its own."""
         known = torch.isfinite(values)
-        total = values[known].sum()
-        if total > 0:
-            share = self.weights[known].sum() * values[known] / total
-            self.weights = self.weights.masked_scatter(known, share)
+        if (total := values[known].sum()) > 0:
+            moved = self.weights[known].sum() * values[known] / total
+            self.weights = self.weights.masked_scatter(known, moved)
 
 
 class ValidationGap(_Moving):
     """Weights from measured validation: a task that has come less far from its constant prediction gets more.
 
-    After each epoch wᵢ ∝ (Lᵢ_valid / reference_i)^power, scaled to sum to T; equal weights before the first. Without
-    validation data the training losses serve.
-
-    Parameters
-    ----------
-    reference : loss of each task's best constant, see :func:`constant_losses`. power : 0 keeps the weights equal.
+    After each epoch wᵢ ∝ Lᵢ_valid / referenceᵢ, scaled to sum to T; equal weights before the first. Without validation
+    data the training losses serve. ``reference`` is ``{task: loss of its best constant}``, see :func:`constant_losses`.
     """
 
-    def __init__(self, tasks: Sequence[Task], reference: Mapping[str, float], power: float = 1.0) -> None:
+    def __init__(self, tasks: Sequence[Task], reference: Mapping[str, float]) -> None:
         super().__init__(tasks)
         check_weights(reference, [task.name for task in self.tasks])
-        self.power, known = power, torch.tensor([reference[task.name] for task in self.tasks])
+        known = torch.tensor([reference[task.name] for task in self.tasks])
         self.register_buffer("reference", known.clamp(min=1e-12))
 
     def after_epoch(self, train: Tensor, valid: Tensor | None) -> None:
-        self._share(((train if valid is None else valid).to(self.reference) / self.reference) ** self.power)
+        self._share((train if valid is None else valid).to(self.reference) / self.reference)
 
 
 class UncertaintyWeighting(Weighting):
@@ -226,9 +210,8 @@ class UncertaintyWeighting(Weighting):
     def __init__(self, tasks: Sequence[Task]) -> None:
         super().__init__(tasks)
         self.log_variance = nn.Parameter(torch.zeros(self.n_tasks))
-        self.register_buffer(
-            "factor", torch.tensor([0.5 if t.kind == "regression" else 1.0 for t in self.tasks])
-        )
+        factor = [0.5 if task.kind == "regression" else 1.0 for task in self.tasks]
+        self.register_buffer("factor", torch.tensor(factor))
 
     def forward(self, losses: Tensor) -> Tensor:
         s = self.pick(self.log_variance)
@@ -250,8 +233,7 @@ class IMTLL(Weighting):
 class DWA(_Moving):
     """Dynamic weight average: w ∝ exp(r / temperature), rᵢ = Lᵢ(epoch − 1) / Lᵢ(epoch − 2), scaled to sum to T.
 
-    Liu, Johns, Davison, CVPR 2019, eq. 7. Weights are equal in the first two epochs, when there is no ratio yet. The
-    ratios are of unweighted mean losses; one noisy epoch is enough to move them.
+    Liu, Johns, Davison, CVPR 2019, eq. 7, with unweighted mean losses. Equal in the first two epochs, without a ratio.
     """
 
     def __init__(self, tasks: Sequence[Task], temperature: float = 2.0) -> None:
@@ -287,7 +269,7 @@ class RandomWeighting(Weighting):
 
 
 class GLS(Weighting):
-    """Geometric mean of the losses, above 0 (Chennupati et al., CVPR workshops 2019); weights L / (T Lᵢ), unit-free."""
+    """Geometric mean of the losses (Chennupati et al., CVPR workshops 2019): weights L / (T Lᵢ), free of units."""
 
     def forward(self, losses: Tensor) -> Tensor:
         return losses.clamp(min=1e-12).log().mean().exp()
@@ -296,67 +278,45 @@ class GLS(Weighting):
 class STCH(Weighting):
     """Smooth Tchebycheff: μ log Σ exp(λᵢ (Lᵢ − zᵢ) / μ), a soft maximum (Lin et al., ICML 2024, eq. 8).
 
-    Parameters
-    ----------
-    mu : smoothing, above 0; the smaller, the closer to the plain maximum.
-    preference : ``{task: λ}``; 1/T each when None. ideal : ``{task: z}``, the losses to aim at; 0 when None.
+    λᵢ is 1/T and the loss to aim at, zᵢ, 0. The smaller ``mu``, above 0, the closer to the plain maximum.
     """
 
-    def __init__(
-        self,
-        tasks: Sequence[Task],
-        mu: float = 0.1,
-        preference: Mapping[str, float] | None = None,
-        ideal: Mapping[str, float] | None = None,
-    ) -> None:
+    def __init__(self, tasks: Sequence[Task], mu: float = 0.1) -> None:
         super().__init__(tasks)
         if not mu > 0:
             raise ValueError(f"mu is {mu}: expected a number above 0.")
-        names = [task.name for task in self.tasks]
-        preference = dict.fromkeys(names, 1 / self.n_tasks) if preference is None else preference
-        check_weights(preference, names)
-        self.mu, ideal = mu, dict.fromkeys(names, 0.0) if ideal is None else ideal
-        self.register_buffer("preference", torch.tensor([preference[name] for name in names]))
-        self.register_buffer("ideal", torch.tensor([ideal[name] for name in names]))
+        self.mu = mu
 
     def forward(self, losses: Tensor) -> Tensor:
-        above = self.pick(self.preference) * (losses - self.pick(self.ideal))
-        return self.mu * torch.logsumexp(above / self.mu, dim=0)
+        return self.mu * torch.logsumexp(losses / (len(losses) * self.mu), dim=0)
 
 
 class FAMO(Weighting):
     """Fast adaptive multitask optimisation (Liu et al., NeurIPS 2023, algorithm 1): equal rates of log-loss decrease.
 
-    The step uses c Σ zᵢ log Lᵢ with z = softmax(w); after it, w moves by how much each log-loss fell. That takes the
-    losses of the same batch once more, one forward pass a step.
-
-    Parameters
-    ----------
-    lr, weight_decay : of the Adam that moves w (paper: 0.025; 1e-3 in its algorithm, 1e-5 in its code).
+    The step uses c Σ zᵢ log Lᵢ with z = softmax(w); after it, Adam (with the paper's settings) moves w by how much each
+    log-loss fell. That takes the losses of the same batch once more, one forward pass a step.
     """
 
-    def __init__(self, tasks: Sequence[Task], lr: float = 0.025, weight_decay: float = 1e-3) -> None:
+    def __init__(self, tasks: Sequence[Task]) -> None:
         super().__init__(tasks)
         self.w = nn.Parameter(torch.zeros(self.n_tasks), requires_grad=False)
-        self.optimizer = torch.optim.Adam([self.w], lr=lr, weight_decay=weight_decay)
+        self.optimizer = torch.optim.Adam([self.w], lr=0.025, weight_decay=1e-3)
         self._before: Tensor | None = None
 
     def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        # moved to a device, w may have become another object
-        self.optimizer.param_groups[0]["params"] = [self.w]
+        self.optimizer.param_groups[0]["params"] = [self.w]  # another object now, if it was moved to a device
 
     def forward(self, losses: Tensor) -> Tensor:
         self._before = losses.detach().clamp(min=1e-8)
         z = self.pick(self.w.detach()).softmax(0)
-        c = 1 / (z / self._before).sum()
-        return c * (z * losses.clamp(min=1e-8).log()).sum()
+        return (z * losses.clamp(min=1e-8).log()).sum() / (z / self._before).sum()
 
     def after_step(self, recompute: Callable[[], Tensor]) -> None:
         if not self.present:
             return
         fall = self._before.log() - self.pick(recompute().detach()).clamp(min=1e-8).log()
-        z = self.pick(self.w).softmax(0)
-        self.w.grad = torch.zeros_like(self.w)
+        z, self.w.grad = self.pick(self.w).softmax(0), torch.zeros_like(self.w)
         self.w.grad[self.present] = z * (fall - (z * fall).sum())  # softmax's Jacobian times the fall
         self.step(self.optimizer)
 
@@ -370,13 +330,9 @@ class FAMO(Weighting):
 class GradNorm(_Moving):
     """Gradient normalisation (Chen et al., ICML 2018): weighted gradient norms are drawn to a common size.
 
-    Gᵢ = ‖∇_W wᵢ Lᵢ‖ at the last shared layer W; the target is mean(G) · rᵢ^α with rᵢ the task's inverse training rate,
-    (Lᵢ / Lᵢ(first step)) over its mean. The weights descend Σ |Gᵢ − targetᵢ| (targets held constant, eq. 2) by a
-    gradient step of their own and are scaled back to sum to T.
-
-    Parameters
-    ----------
-    alpha : how strongly slow tasks are favoured; 0 makes all norms equal. lr : of the weights.
+    Gᵢ = ‖∇_W wᵢ Lᵢ‖ at the last shared layer W; the target is mean(G) · rᵢ^alpha with rᵢ the task's inverse training
+    rate, (Lᵢ / Lᵢ(first step)) over its mean: alpha 0 makes all norms equal. The weights descend Σ |Gᵢ − targetᵢ|
+    (targets held constant, eq. 2) by a gradient step ``lr`` of their own and are scaled back to sum to T.
     """
 
     def __init__(self, tasks: Sequence[Task], alpha: float = 1.5, lr: float = 0.025) -> None:
@@ -396,12 +352,10 @@ class GradNorm(_Moving):
         """All weights (T,) after one step, from losses and unweighted gradient norms of the present tasks, (P,)."""
         first, weights = self.pick(self.first), self.pick(self.weights)
         self.first[self.present] = first = torch.where(torch.isnan(first), losses, first)
-        rate = losses / first.clamp(min=1e-12)
-        rate = rate / rate.mean().clamp(min=1e-12)
-        size = weights * norms
-        target = size.mean() * rate**self.alpha
-        moved = weights - self.lr * torch.sign(size - target) * norms / norms.mean().clamp(min=1e-12)
-        moved = moved.clamp(min=1e-4)
+        rate, size = losses / first.clamp(min=1e-12), weights * norms
+        target = size.mean() * (rate / rate.mean().clamp(min=1e-12)) ** self.alpha
+        step = self.lr * torch.sign(size - target) * norms / norms.mean().clamp(min=1e-12)
+        moved = (weights - step).clamp(min=1e-4)
         found = self.weights.clone()
         found[self.present] = weights.sum() * moved / moved.sum()  # the sum stays T
         return found
