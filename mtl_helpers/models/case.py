@@ -28,22 +28,9 @@ from mtl_helpers.data.shop_world import CATEGORIES, World
 from mtl_helpers.data.tables import Schema, Task, check_tasks
 from mtl_helpers.models.layers import FeatureLayer, mlp
 
-__all__ = [
-    "CASE_CATEGORICAL",
-    "CASE_NUMERIC",
-    "ITEM_COLUMNS",
-    "PAIR_COLUMNS",
-    "USER_COLUMNS",
-    "CaseModel",
-    "candidates",
-    "case_data",
-    "case_frames",
-    "case_model",
-    "case_tasks",
-    "item_table",
-    "score_candidates",
-    "true_values",
-]
+__all__ = ["CASE_CATEGORICAL", "CASE_NUMERIC", "ITEM_COLUMNS", "PAIR_COLUMNS", "USER_COLUMNS", "CaseModel"]
+__all__ += ["candidates", "case_data", "case_frames", "case_model", "case_tasks", "item_table"]
+__all__ += ["score_candidates", "true_values"]
 
 PAST = tuple(f"past_{category}" for category in CATEGORIES[:8])
 """Clicks of the user on each category, in sessions before this one."""
@@ -65,12 +52,8 @@ CASE_CATEGORICAL = ("user_id", *USER_COLUMNS[1], *ITEM_COLUMNS[1], *PAIR_COLUMNS
 
 def case_tasks(n_items: int) -> tuple[Task, ...]:
     """click, purchase, next_category and next_item."""
-    return (
-        Task("click"),
-        Task("purchase"),
-        Task("next_category", kind="multiclass", n_classes=len(PAST)),
-        Task("next_item", kind="multiclass", n_classes=n_items),
-    )
+    classes = {"next_category": len(PAST), "next_item": n_items}
+    return Task("click"), Task("purchase"), *(Task(name, "multiclass", n) for name, n in classes.items())
 
 
 def case_frames(shop: Shop) -> dict[str, pd.DataFrame]:
@@ -80,7 +63,11 @@ def case_frames(shop: Shop) -> dict[str, pd.DataFrame]:
     next click at a later moment. As with ``next_category``, a click that falls after its part has ended is unknown.
     Both labels are asked once a session, on its first row; elsewhere they are NaN.
     """
-    frame = _with_past(shop_frame(shop))
+    frame = shop_frame(shop)
+    clicks = pd.DataFrame({name: (frame["category"] == name[5:]) * frame["click"] for name in PAST})
+    now = clicks.groupby([frame["user_id"], frame["timestamp"]]).sum()
+    before = (now.groupby(level=0).cumsum() - now).reset_index()  # in strictly earlier sessions
+    frame = frame.merge(before, on=["user_id", "timestamp"], how="left", validate="many_to_one")
     clicked = frame.loc[frame["click"] == 1, ["user_id", "timestamp", "item_id"]]
     clicked = clicked.drop_duplicates(["user_id", "timestamp"])  # in the order of position
     clicked = clicked.rename(columns={"timestamp": "next_click_time", "item_id": "next_item"})
@@ -88,27 +75,14 @@ def case_frames(shop: Shop) -> dict[str, pd.DataFrame]:
     for name, part in shop_splits(frame).items():
         # the split has forgotten the moments it cannot know, so the join finds no item for them
         part = part.merge(clicked, on=["user_id", "next_click_time"], how="left", validate="many_to_one")
-        first = part["position"] == 1
-        parts[name] = part.assign(
-            next_item=part["next_item"].where(first), next_category=part["next_category"].where(first)
-        )
+        asked = ["next_item", "next_category"]
+        parts[name] = part.assign(**part[asked].where(part["position"] == 1))
     return parts
 
 
 def _categories_of(items: pd.DataFrame) -> np.ndarray:
     """Each item's category as its number in CATEGORIES, (I,)."""
     return pd.Index(CATEGORIES).get_indexer(pd.Index(items["category"]))
-
-
-def _with_past(frame: pd.DataFrame) -> pd.DataFrame:
-    """Add the user's clicks on each category in strictly earlier sessions."""
-    clicks = pd.DataFrame(
-        {name: (frame["category"] == name[5:]) * frame["click"] for name in PAST}, index=frame.index
-    )
-    keys = [frame["user_id"], frame["timestamp"]]
-    now = clicks.groupby(keys, sort=True).sum()
-    before = now.groupby(level=0).cumsum() - now
-    return frame.merge(before.reset_index(), on=["user_id", "timestamp"], how="left", validate="many_to_one")
 
 
 def case_data(frames: dict[str, pd.DataFrame], n_items: int, device: torch.device | str = "cpu") -> Splits:
@@ -122,12 +96,7 @@ class CaseModel(nn.Module):
     u = f(user, moment) and v = g(item), both (n, width). Binary tasks: tower([u, v, u·v elementwise, pair columns]).
     Multiclass tasks over the catalogue (as many classes as items): u Vᵀ + b with V = g(all items), (n_items, width),
     so that retrieval is a search for the largest dot product. Other multiclass tasks: a linear layer on u.
-
-    Parameters
-    ----------
-    schema : of the encoded case columns. tasks : what to predict; any tasks of these kinds.
-    n_items : size of the catalogue, which :meth:`set_catalogue` must fill in. embedding_dim, width : of the layers.
-    user_ids : read an embedding of the user_id as well.
+    ``n_items`` sizes the catalogue, which :meth:`set_catalogue` fills in; ``user_ids``: embed the user_id as well.
     """
 
     def __init__(
@@ -148,10 +117,8 @@ class CaseModel(nn.Module):
         for part, (numbers, codes) in {"user": user, "item": ITEM_COLUMNS, "pair": PAIR_COLUMNS}.items():
             own = Schema(numbers, {column: schema.categorical[column] for column in codes})
             self.features[part] = FeatureLayer(own, embedding_dim)
-            self._parts[part] = (
-                [list(schema.numeric).index(column) for column in numbers],
-                [list(schema.categorical).index(column) for column in codes],
-            )
+            places = [list(schema.numeric).index(column) for column in numbers]
+            self._parts[part] = places, [list(schema.categorical).index(column) for column in codes]
         self.user = mlp(self.features["user"].n_out, (2 * width, width))
         self.item = mlp(self.features["item"].n_out, (width,)).append(nn.Linear(width, width))
         joined = 3 * width + self.features["pair"].n_out
@@ -167,11 +134,8 @@ class CaseModel(nn.Module):
 
     @torch.no_grad()
     def set_catalogue(self, numeric: Tensor, categorical: Tensor, clicks: Tensor) -> CaseModel:
-        """Take the items' own columns out of encoded rows, one row an item in the order of the classes.
-
-        ``clicks`` (n_items,), counted on the training rows, starts the bias at the log of each item's share of them:
-        an untrained model then ranks by popularity.
-        """
+        """Take the items' own columns out of encoded rows, one row an item in the order of the classes; ``clicks``
+        (n_items,) of the training rows start the bias at the log of each item's share: popularity, untrained."""
         places, codes = self._parts["item"]
         self.item_numeric.copy_(numeric[:, places])
         self.item_codes.copy_(categorical[:, codes])
@@ -215,19 +179,12 @@ class CaseModel(nn.Module):
 def candidates(rows: pd.DataFrame, items: pd.DataFrame) -> pd.DataFrame:
     """Each row's user and moment with every item of ``items`` in its place, at position 1: the rows to be ranked.
 
-    Parameters
-    ----------
-    rows : (U rows) of a case frame. items : (I rows) with the item columns, ``price`` and ``item_past_ctr``.
-
-    Returns
-    -------
-    U · I rows, the items of the first user first.
+    U ``rows`` of a case frame, I ``items`` as of :func:`item_table` → U · I rows, the items of the first user first.
     """
     own = [*USER_COLUMNS[0], "user_id", *USER_COLUMNS[1]]
     user = rows[own].take(np.repeat(np.arange(len(rows)), len(items))).reset_index(drop=True)
-    own = items[[*ITEM_COLUMNS[0], *ITEM_COLUMNS[1], "price", "item_past_ctr"]]
-    item = pd.concat([own] * len(rows), ignore_index=True)
-    table = pd.concat([user, item], axis=1)
+    item = items[[*ITEM_COLUMNS[0], *ITEM_COLUMNS[1], "price", "item_past_ctr"]]
+    table = pd.concat([user, pd.concat([item] * len(rows), ignore_index=True)], axis=1)
     past = rows[list(PAST)].to_numpy()[:, _categories_of(items)]
     return table.assign(user_category_past_clicks=past.ravel(), position=1)
 
@@ -235,10 +192,8 @@ def candidates(rows: pd.DataFrame, items: pd.DataFrame) -> pd.DataFrame:
 def item_table(shop: Shop, train: pd.DataFrame) -> pd.DataFrame:
     """The catalogue as a model may know it when training ends: an item a row, in the order of item_id.
 
-    Beside the cleaned columns: ``log_price``, ``price_vs_category``, the smoothed ``item_past_ctr``, and ``clicks``,
-    both counted on the training rows.
-
-    Raises ValueError when item_ids are not 0, 1, 2, …, for they are the classes of ``next_item``.
+    Beside the cleaned columns: ``log_price``, ``price_vs_category``, and, counted on the training rows, ``clicks`` and
+    the smoothed ``item_past_ctr``. Raises ValueError when item_ids, the classes of ``next_item``, are not 0, 1, 2, ….
     """
     items = clean_items(shop.items).sort_values("item_id", ignore_index=True)
     if not (items["item_id"] == np.arange(len(items))).all():
@@ -258,8 +213,7 @@ def case_model(
     data: Splits, items: pd.DataFrame, tasks: Sequence[Task] | None = None, **settings
 ) -> CaseModel:
     """A :class:`CaseModel` for encoded case data, with its catalogue filled in from :func:`item_table`."""
-    anyone = data.frames["train"].head(1)
-    numeric, categorical = data.encoder.transform(candidates(anyone, items))
+    numeric, categorical = data.encoder.transform(candidates(data.frames["train"].head(1), items))
     model = CaseModel(data.schema, tasks or data.tasks, len(items), **settings)
     return model.set_catalogue(numeric, categorical, torch.tensor(items["clicks"].to_numpy()))
 
@@ -294,8 +248,6 @@ def score_candidates(
 def true_values(world: World, rows: pd.DataFrame, items: pd.DataFrame) -> dict[str, np.ndarray]:
     """What the simulator knows of the candidates of U rows, at position 1: for judging, never for training.
 
-    Returns
-    -------
     ``{"click", "purchase_given_click", "purchase"}``, each (U, I) probabilities.
     """
     user, hour, channel = (rows[name].to_numpy()[:, None] for name in ("user_id", "hour", "channel"))

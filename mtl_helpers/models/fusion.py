@@ -1,7 +1,4 @@
-"""Fusion: many predictions, one ranking score, with exponents set by hand or fitted.
-
-Taught in notebooks 02 and 05.
-"""
+"""Fusion: many predictions, one ranking score, with exponents set by hand or fitted (notebooks 02 and 05)."""
 
 from __future__ import annotations
 
@@ -18,11 +15,7 @@ class Fusion(nn.Module):
     """Fusion layer: many predictions, one ranking score.
 
     ``kind="sum"``: s = Σ aᵢ pᵢ. ``kind="power"``: s = Π pᵢ^aᵢ, a product of probabilities when all aᵢ are 1.
-    Both rise with each prediction, because no exponent may be negative.
-
-    Parameters
-    ----------
-    weights : ``{task: aᵢ}``, 0 or more; tasks that are not named do not count.
+    ``weights`` is ``{task: aᵢ}``, 0 or more, so that both rise with each prediction; tasks not named do not count.
     """
 
     def __init__(self, weights: Mapping[str, float], kind: str = "power") -> None:
@@ -46,7 +39,6 @@ def _named(predictions: Mapping[str, Tensor], name: str) -> Tensor:
     return torch.as_tensor(predictions[name])
 
 
-INPUTS = ("log_odds", "log")
 SMALLEST = 1e-6  # probabilities are kept this far from 0 and 1
 
 
@@ -55,11 +47,8 @@ class LearnedFusion:
 
     score = σ(b + Σ wᵢ φᵢ(pᵢ)) with wᵢ > 0, where φ is the log-odds of a probability or the log of a value above 0 such
     as a price. It is a logistic regression whose ``weights`` cannot be negative. With logs alone it ranks as
-    ``Fusion(weights, kind="power")``: Π pᵢ^wᵢ = exp(Σ wᵢ log pᵢ). It computes in float64 on the CPU.
-
-    Parameters
-    ----------
-    inputs : ``{name: "log_odds" or "log"}``, or names, which then all are probabilities.
+    ``Fusion(weights, kind="power")``: Π pᵢ^wᵢ = exp(Σ wᵢ log pᵢ). It computes in float64 on the CPU. ``inputs`` is
+    ``{name: "log_odds" or "log"}``, or names, which then all are probabilities.
 
     >>> fusion = LearnedFusion({"click": "log_odds", "price": "log"})
     >>> fusion({"click": torch.tensor([.1, .2]), "price": torch.tensor([9., 9.])}).shape
@@ -68,8 +57,8 @@ class LearnedFusion:
 
     def __init__(self, inputs: Mapping[str, str] | Sequence[str]) -> None:
         self.inputs = dict(inputs) if isinstance(inputs, Mapping) else dict.fromkeys(inputs, "log_odds")
-        if wrong := set(self.inputs.values()) - set(INPUTS):
-            raise ValueError(f"An input is one of {', '.join(INPUTS)}; got {', '.join(map(repr, wrong))}.")
+        if wrong := set(self.inputs.values()) - {"log_odds", "log"}:
+            raise ValueError(f"An input is one of log_odds, log; got {', '.join(map(repr, wrong))}.")
         self.weights, self.bias = dict.fromkeys(self.inputs, 1.0), 0.0
 
     def _phi(self, predictions: Mapping[str, Tensor]) -> Tensor:
@@ -78,9 +67,7 @@ class LearnedFusion:
         for name, kind in self.inputs.items():
             values = _named(predictions, name).detach().cpu().double()
             if not (values.isfinite() & (values >= 0) & ((values <= 1) | (kind == "log"))).all():
-                raise ValueError(
-                    f"Input {name!r} holds NaN, infinite or negative values, or probabilities above 1."
-                )
+                raise ValueError(f"Input {name!r} holds NaN, infinite or negative values, or values above 1.")
             columns.append(values.logit(SMALLEST) if kind == "log_odds" else values.clamp(min=SMALLEST).log())
         return torch.stack(columns, dim=-1)
 
@@ -99,13 +86,9 @@ class LearnedFusion:
     ) -> LearnedFusion:
         """Fit by L-BFGS on the mean (weighted) cross-entropy + l2·Σ w² of the standardised inputs. Returns itself.
 
-        Fit on validation rows: on training rows the predictions look better than they are. The same input gives the
-        same weights.
-
-        Parameters
-        ----------
-        predictions : ``{name: (n,)}``. target : (n,), 0 or 1, both classes present (ValueError otherwise).
-        sample_weight : (n,), 0 or more, such as prices, when a bought row counts by what it brings.
+        Fit on validation rows: on training rows the predictions look better than they are. ``predictions`` are
+        ``{name: (n,)}``, ``target`` (n,) is 0 or 1, both present (else ValueError); ``sample_weight`` (n,), 0 or more,
+        such as prices when a bought row counts by what it brings.
         """
         x, y = self._phi(predictions), torch.as_tensor(target).cpu().double()
         w = torch.ones_like(y) if sample_weight is None else torch.as_tensor(sample_weight).cpu().double()
@@ -114,8 +97,7 @@ class LearnedFusion:
         if not ((y == 0) | (y == 1)).all() or not (w * y).sum() or not (w * (1 - y)).sum():
             raise ValueError("The target must be 0 or 1 in every row, and both must have weight.")
         w, shift, spread = w / w.sum(), x.mean(0), x.std(0)
-        # a constant input carries nothing: it keeps its scale and the penalty takes its weight down
-        scale = torch.where(spread > 1e-9, spread, 1.0)
+        scale = torch.where(spread > 1e-9, spread, 1.0)  # the penalty takes a constant input's weight down
         x = (x - shift) / scale  # so that weights of very different size are learned alike
         v, b = torch.full_like(shift, 0.5413), torch.logit((y * w).sum())  # softplus(.5413) is 1
         v.requires_grad_(), b.requires_grad_()

@@ -225,9 +225,8 @@ class PLE(SharingModel):
     """Progressive layered extraction (Tang et al., RecSys 2020): experts of each task's own beside shared ones.
 
     With one level this is customised gate control, CGC (eq. 1-4): task t's gate mixes its own and the shared experts,
-    never those of another task. With more (eq. 5-7), a shared gate over *all* experts of a level feeds the shared
-    experts of the next one, task t's mixture feeds task t's, and each gate reads the mixture its experts read.
-    With one level and ``n_specific=0``, no experts of a task's own, this is :class:`MMoE`.
+    never those of another (without own ones: MMoE). With more (eq. 5-7), a shared gate over *all* experts of a level
+    feeds the shared experts of the next, task t's mixture feeds task t's, and a gate reads what its experts read.
     """
 
     def __init__(
@@ -260,7 +259,7 @@ class PLE(SharingModel):
                 own = [expert(read[name]) for expert in level.own[name]]
                 read[name] = mix(level.gates[name], read[name], own + shared, self.leave_out)
                 everything += own
-            if level.shared_gate is not None:  # the last level has none
+            if level.shared_gate is not None:
                 common = mix(level.shared_gate, common, everything + shared, self.leave_out)
         return {name: tower(read[name]) for name, tower in self.towers.items()}
 
@@ -353,7 +352,6 @@ class Transfer(nn.Module):
         self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
 
     def forward(self, before: Tensor, own: Tensor) -> Tensor:
-        """(n, d) and (n, d) → (n, d)."""
         both = torch.stack([self.info(before), own], dim=-2)
         scores = (self.query(both) * self.key(both)).sum(-1) / both.shape[-1] ** 0.5
         return (scores.softmax(-1).unsqueeze(-1) * self.value(both)).sum(-2)
