@@ -44,15 +44,11 @@ def split_by_user(
     _, valid_share, test_share = _check_fractions(fractions)
     users = frame[user].nunique()
     if users < 3:
-        raise ValueError(
-            f"split_by_user got {users} user{'s' * (users != 1)} and {len(frame) or 'no'} rows: expected 3 "
-            "users or more, one for each part."
-        )
+        raise ValueError(f"split_by_user got {users} user(s): expected 3 or more, one for each part.")
 
     def cut(part: pd.DataFrame, share: float) -> tuple[pd.DataFrame, pd.DataFrame]:
-        keep, off = next(
-            GroupShuffleSplit(n_splits=1, test_size=share, random_state=seed).split(part, groups=part[user])
-        )
+        splitter = GroupShuffleSplit(n_splits=1, test_size=share, random_state=seed)
+        keep, off = next(splitter.split(part, groups=part[user]))
         return part.iloc[keep], part.iloc[off]
 
     rest, test = cut(frame, test_share)
@@ -143,10 +139,9 @@ class FeatureEncoder:
         ends = np.cumsum([0, *self.widths_])
         for name, width, start in zip(self.numeric, self.widths_, ends, strict=False):
             block = _numbers(frame, name).reshape(len(frame), -1)
-            if block.shape[1] != width and len(frame):
-                raise ValueError(
-                    f"Feature {name!r} has {block.shape[1]} numbers a row; in training it had {width}."
-                )
+            found = block.shape[1]
+            if found != width and len(frame):
+                raise ValueError(f"Feature {name!r} has {found} numbers a row; in training it had {width}.")
             numbers[:, start : start + width] = block
         codes = np.zeros((len(frame), len(self.categorical)), dtype=np.int64)
         for i, column in enumerate(self.categorical):
@@ -175,7 +170,6 @@ class FeatureEncoder:
     def state(self) -> dict[str, Any]:
         """Everything that was fitted, as numbers, text, lists and dictionaries: what ``json`` can write."""
         self._check_fitted()
-        lists = {name: known.tolist() for name, known in self.categories_.items()}
         return {
             "numeric": list(self.numeric),
             "categorical": list(self.categorical),
@@ -183,7 +177,7 @@ class FeatureEncoder:
             "widths": self.widths_,
             "mean": self.mean_.tolist(),
             "scale": self.scale_.tolist(),
-            "categories": lists,
+            "categories": {name: known.tolist() for name, known in self.categories_.items()},
             "rare": self.rare_,
             "scales": {name: list(pair) for name, pair in self.scales.items()},
         }
@@ -242,23 +236,18 @@ def prepare(
     min_count : see :class:`FeatureEncoder`.
     weight : column of row weights, 0 or more: how much a row counts in the losses.
 
-    Raises
-    ------
-    ValueError : a feature is a label or a copy of one; a binary label has no 0 in training. KeyError : a part or
-    column is missing.
+    Raises ValueError when a feature is a label or a copy of one, or a binary label has no 0 in training; KeyError when
+    a part or column is missing.
     """
-    missing = [part for part in ("train", "valid", "test") if part not in frames]
-    if missing:
+    names = ("train", "valid", "test")
+    if missing := [part for part in names if part not in frames]:
         raise KeyError(f"prepare needs frames named train, valid and test; {', '.join(missing)} is missing.")
     tasks = check_tasks(tasks)
     for task in tasks:
         _refuse_label_copies(frames["train"], task, [*numeric, *categorical])
     encoder = FeatureEncoder(numeric, categorical, min_count).fit(frames["train"], tasks)
-    parts = {
-        part: MultiTaskDataset.from_frame(frames[part], encoder, tasks, weight).to(device)
-        for part in ("train", "valid", "test")
-    }
-    return Splits(**parts, frames=dict(frames), encoder=encoder, tasks=tasks)
+    parts = [MultiTaskDataset.from_frame(frames[part], encoder, tasks, weight).to(device) for part in names]
+    return Splits(*parts, dict(frames), encoder, tasks)
 
 
 def _refuse_label_copies(train: pd.DataFrame, task: Task, features: Sequence[str]) -> None:
@@ -309,10 +298,8 @@ def _numbers(frame: pd.DataFrame, name: str) -> np.ndarray:
     """A numeric column as float64 (n,), or (n, d) where its cells are vectors; missing as NaN."""
     lengths = vector_lengths(frame[name])
     if len(lengths) > 1:
-        raise ValueError(
-            f"The cells of {name!r} are lists of {lengths[0]} to {lengths[-1]} values: make one 0/1 column of each "
-            "value, or vectors of one length."
-        )
+        cure = "make one 0/1 column of each value, or vectors of one length"
+        raise ValueError(f"The cells of {name!r} are lists of {lengths[0]} to {lengths[-1]} values: {cure}.")
     try:
         if len(lengths):
             gap = np.full(lengths[0], np.nan)
@@ -321,10 +308,8 @@ def _numbers(frame: pd.DataFrame, name: str) -> np.ndarray:
         else:
             numbers = frame[name].astype(float).to_numpy()
     except (TypeError, ValueError) as error:
-        cure = "clean the column or list it as categorical"
-        raise ValueError(
-            f"Numeric feature {name!r} holds something that is no number ({error}): {cure}."
-        ) from None
+        why = f"something that is no number ({error}): clean it or list it as categorical"
+        raise ValueError(f"Numeric feature {name!r} holds {why}.") from None
     if np.isinf(numbers).any():
         raise ValueError(f"Numeric feature {name!r} holds infinite values: replace them before encoding.")
     return numbers
@@ -337,9 +322,7 @@ def _categories(values: pd.Series) -> tuple[list[str], np.ndarray, list[int]]:
         rows, found = pd.factorize(values)
     except (TypeError, NotImplementedError):
         cure = "make one 0/1 column of each value, or numeric vectors of one length"
-        raise ValueError(
-            f"The cells of {values.name!r} are lists or the like, no categories: {cure}."
-        ) from None
+        raise ValueError(f"The cells of {values.name!r} are lists, no categories: {cure}.") from None
     if pd.api.types.is_integer_dtype(found):  # a million ids: the same, without looking at each
         found = found.tolist()
         return list(map(str, found)), rows, sorted(range(len(found)), key=found.__getitem__)
@@ -353,19 +336,13 @@ def _categories(values: pd.Series) -> tuple[list[str], np.ndarray, list[int]]:
         )
         place = {text: i for i, text in enumerate(texts)}
         rows = np.append([place[text] for text in written], -1)[rows]
-    value = dict(zip(written, found, strict=True))
-    value |= {text: original for text, original in zip(written, found, strict=True) if _is_number(original)}
+    kinds = (bool, int, float, np.number, np.bool_, Decimal)
+    numbers = {text: value for text, value in zip(written, found, strict=True) if isinstance(value, kinds)}
 
     def rank(i: int) -> tuple[bool, float, str]:
-        original = value[texts[i]]
-        return (False, original, "") if _is_number(original) else (True, 0, texts[i])
+        return texts[i] not in numbers, numbers.get(texts[i], 0), texts[i]
 
-    order = sorted(range(len(texts)), key=rank)
-    return texts, rows, order
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (bool, int, float, np.number, np.bool_, Decimal))
+    return texts, rows, sorted(range(len(texts)), key=rank)
 
 
 def _written(value: Any) -> str:

@@ -38,11 +38,9 @@ class Task:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise ValueError(
-                f"Task {self.name!r}: kind is {self.kind!r}, expected one of {', '.join(KINDS)}."
-            )
+            raise ValueError(f"Task {self.name!r}: kind is {self.kind!r}, expected one of {KINDS}.")
         if (self.n_classes or 0) < 2 if self.kind == "multiclass" else self.n_classes is not None:
-            rule = "a multiclass task needs n_classes of 2 or more, any other kind none"
+            rule = "a multiclass task needs 2 or more, any other kind none"
             raise ValueError(f"Task {self.name!r} is {self.kind} with n_classes={self.n_classes}: {rule}.")
 
     @property
@@ -65,7 +63,7 @@ def check_tasks(tasks: Task | Sequence[Task]) -> tuple[Task, ...]:
 
 
 def need_columns(frame: pd.DataFrame, columns: Sequence[str], use: str) -> None:
-    """Raise KeyError with one sentence when a column that ``use`` needs is missing, ValueError when it is doubled."""
+    """Raise KeyError when a column that ``use`` needs is missing, ValueError when it is doubled."""
     for column in columns:
         if column not in frame:
             raise KeyError(f"{use} needs a column {column!r}; the table has {', '.join(map(str, frame))}.")
@@ -74,7 +72,7 @@ def need_columns(frame: pd.DataFrame, columns: Sequence[str], use: str) -> None:
 
 
 def need_dataset(data: Any, use: str) -> None:
-    """Raise TypeError with one sentence when a table or loader was passed in place of a :class:`MultiTaskDataset`."""
+    """Raise TypeError when a table or loader was passed in place of a :class:`MultiTaskDataset`."""
     if not isinstance(data, MultiTaskDataset):
         cure = "pass a part of prepare(frames, tasks, numeric, categorical), such as splits.train"
         raise TypeError(f"{use} needs a MultiTaskDataset and got a {type(data).__name__}: {cure}.")
@@ -82,10 +80,8 @@ def need_dataset(data: Any, use: str) -> None:
 
 @dataclass(frozen=True)
 class Schema:
-    """What a model needs to know of its input: names of numeric columns, and each categorical column's cardinality.
-
-    A cardinality counts the bucket 0, which stands for unknown and missing values.
-    """
+    """What a model needs to know of its input: the numeric columns' names and each categorical column's cardinality,
+    which counts the bucket 0 of unknown and missing values."""
 
     numeric: tuple[str, ...]
     categorical: dict[str, int]
@@ -133,10 +129,8 @@ class MultiTaskDataset:
     def from_frame(
         cls, frame: pd.DataFrame, encoder: Any, tasks: Sequence[Task], weight: str | None = None
     ) -> MultiTaskDataset:
-        """Encode a frame; labels that are NaN (or negative, for multiclass) count as missing.
-
-        ``encoder`` is a fitted :class:`FeatureEncoder`; ``weight`` names the column of row weights.
-        """
+        """Encode a frame with a fitted :class:`FeatureEncoder`; ``weight`` names the column of row weights. Labels that
+        are NaN (or negative, for multiclass) count as missing."""
         numeric, categorical = encoder.transform(frame)
         tasks, labels, masks, weights = check_tasks(tasks), {}, {}, None
         scales = {task.name: encoder.scales[task.name] for task in tasks if task.name in encoder.scales}
@@ -176,21 +170,14 @@ class MultiTaskDataset:
         known = {task.name: task for task in self.tasks}
         if missing := [name for name in tasks if name not in known]:
             raise KeyError(f"No task {', '.join(map(repr, missing))}; this dataset has {', '.join(known)}.")
-
-        def kept(values: dict[str, Any]) -> dict[str, Any]:
-            return {name: values[name] for name in tasks if name in values}
-
-        labels, masks, scales = map(kept, (self.labels, self.masks, self.scales))
-        chosen = tuple(known[name] for name in tasks)
-        return replace(self, labels=labels, masks=masks, tasks=chosen, scales=scales)
+        given = {"labels": self.labels, "masks": self.masks, "scales": self.scales}
+        kept = {part: {name: found[name] for name in tasks if name in found} for part, found in given.items()}
+        return replace(self, tasks=tuple(known[name] for name in tasks), **kept)
 
     def batches(
         self, batch_size: int, shuffle: bool = True, generator: torch.Generator | None = None
     ) -> Iterator[Batch]:
-        """Yield :class:`Batch` after batch; ``generator`` (a CPU generator) fixes the order.
-
-        No row is collated by itself: a batch is one gather per tensor, on the device the tensors lie on.
-        """
+        """Yield batches, each one gather per tensor on its device; ``generator`` (on the CPU) fixes the order."""
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}: expected 1 or more.")
         order = torch.randperm(len(self), generator=generator).to(self.device) if shuffle else None
@@ -225,25 +212,18 @@ def read_labels(frame: pd.DataFrame, task: Task) -> tuple[np.ndarray, np.ndarray
     seen = values[known]
     fits, expected = np.isfinite(seen), "finite numbers"
     if task.kind != "regression":
-        last = task.n_classes - 1 if task.kind == "multiclass" else 1
-        fits, expected = (
-            np.isin(seen, range(last + 1)),
-            "0 or 1" if last == 1 else f"whole numbers from 0 to {last}",
-        )
+        last = max(task.n_outputs - 1, 1)
+        expected = f"whole numbers from 0 to {last}" if last > 1 else "0 or 1"
+        fits = np.isin(seen, range(last + 1))
     if not fits.all():
-        raise ValueError(
-            f"Labels of {task.kind} task {task.name!r} must be {expected}; found {seen[~fits][0]:g}."
-        )
+        found = f"{seen[~fits][0]:g}"
+        raise ValueError(f"Labels of {task.kind} task {task.name!r} must be {expected}; found {found}.")
     return values, known
 
 
 def hide_labels(dataset: MultiTaskDataset, task: str, keep: int | float, seed: int = 0) -> MultiTaskDataset:
-    """Keep only some labels of one task, chosen at random: the knob of label scarcity.
-
-    Parameters
-    ----------
-    keep : how many labelled rows stay (a whole number) or which share of them (a float between 0 and 1).
-    """
+    """Keep only some labels of one task, chosen at random: the knob of label scarcity. ``keep`` is how many labelled
+    rows stay (a whole number) or which share of them (a float between 0 and 1)."""
     need_dataset(dataset, "hide_labels")
     if task not in dataset.labels:
         raise KeyError(f"No task {task!r}; this dataset has {', '.join(dataset.labels)}.")
@@ -253,9 +233,8 @@ def hide_labels(dataset: MultiTaskDataset, task: str, keep: int | float, seed: i
     if not 0 <= number <= len(known):
         raise ValueError(f"keep={keep} asks for {number} labels of {task!r}; there are {len(known)}.")
     # numpy's generator: torch's would draw the very order in which fit(seed=seed) visits the rows of its first epoch
-    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(known)))
-    chosen = known[order[:number].to(dataset.device)]
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(known))).to(dataset.device)
     kept = torch.zeros_like(mask)
-    kept[chosen] = True
+    kept[known[order[:number]]] = True
     labels = dataset.labels | {task: dataset.labels[task].masked_fill(~kept, 0)}
     return replace(dataset, labels=labels, masks=dataset.masks | {task: kept})
