@@ -28,7 +28,6 @@ from mtl_helpers.models import SharedBottom
 from mtl_helpers.training import evaluate, fit
 
 each = pytest.mark.parametrize("name", METHODS)
-SCALE_FREE_DIRECTION = ("PCGrad", "MGDA", "CAGrad", "IMTL-G", "Aligned-MTL", "UPGrad")
 
 
 def jacobian(n: int = 3, seed: int = 0, p: int = 20) -> torch.Tensor:
@@ -46,11 +45,6 @@ class TestEveryMethod:
         j = jacobian(1)
         d = combine(name, j)
         assert torch.cosine_similarity(d, j[0], dim=0).item() == pytest.approx(1)
-
-    @each
-    def test_equal_gradients_stay_that_gradient(self, name):
-        j = jacobian(1).expand(3, -1)
-        assert torch.cosine_similarity(combine(name, j), j[0], dim=0).item() == pytest.approx(1, abs=1e-6)
 
     @each
     def test_order_of_tasks_does_not_matter(self, name):
@@ -84,12 +78,6 @@ class TestEveryMethod:
     def test_stays_finite_on_zero_opposite_and_extreme_gradients(self, name, rows):
         d = combine(name, torch.tensor(rows, dtype=torch.float64))
         assert torch.isfinite(d).all()
-
-    @pytest.mark.parametrize("name", ["MGDA", "Nash-MTL", "UPGrad"])
-    @pytest.mark.parametrize("seed", range(10))
-    def test_methods_that_promise_it_harm_no_task(self, name, seed):
-        j = jacobian(4, seed, p=6) - 0.3
-        assert (j @ combine(name, j) >= -1e-6).all()
 
     @each
     def test_trains_a_model_both_ways(self, name):
