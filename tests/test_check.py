@@ -52,37 +52,32 @@ def every(exercises=EXERCISES):
     return pytest.mark.parametrize("exercise", exercises.values(), ids=list(exercises))
 
 
-# --- all exercises ----------------------------------------------------------------------------------------------
-
-
 @every()
-def test_the_reference_passes(exercise):
-    assert str(check(exercise.id, exercise.reference)) == f"✓ correct · {exercise.id}"
-
-
-@pytest.mark.parametrize(
-    ("exercise", "mistake"),
-    [
-        pytest.param(exercise, mistake, id=f"{id}-{number}")
-        for id, exercise in EXERCISES.items()
-        for number, mistake in enumerate(exercise.mistakes)
-    ],
-)
-def test_a_planted_mistake_brings_up_its_own_hint(exercise, mistake):
-    answer = check(exercise.id, mistake.answer)
-    assert answer.state in ("not yet", "raised")
-    assert dict(answer.lines)["hint"] == mistake.hint
+def test_every_planted_mistake_brings_up_its_own_hint(exercise, monkeypatch):
+    """As ``python -m mtl_helpers.check`` lists it."""
+    monkeypatch.setattr(engine, "all_exercises", lambda: {exercise.id: exercise})
+    shown = list(engine.listing())
+    assert shown[0] == f"1 exercises, {len(exercise.mistakes)} planted mistakes"
+    assert shown[2].startswith(f"{exercise.id}(")
+    for mistake in exercise.mistakes:
+        (line,) = (line for line in shown if line.endswith(f": {mistake.hint}"))
+        assert re.match(r"  mistake  \[(not yet|raised)\] brings up:", line), line
 
 
 @every()
 def test_an_exercise_is_complete(exercise):
-    assert re.fullmatch(r"\d\d\.[a-z_0-9]+", exercise.id)
-    assert exercise.name == exercise.reference.__name__
-    assert len(exercise.mistakes) >= 3
+    assert re.fullmatch(r"\d\d\.[a-z_0-9]+", exercise.id) and exercise.name == exercise.reference.__name__
+    assert len(exercise.mistakes) >= 3 and len(exercise.hints) == 3
     texts = [*exercise.hints, *(mistake.hint for mistake in exercise.mistakes)]
-    assert len(set(texts)) == len(texts) and len(exercise.hints) == 3
+    assert len(set(texts)) == len(texts)
     assert all(len(text) > 10 and text[-1] in ".?)" for text in texts), texts
-    assert "#" in inspect.getsource(exercise.reference), "the solution is commented"
+    for level, text in enumerate(exercise.hints, start=1):
+        assert text in str(hint(exercise.id, level))
+    shown = str(solution(exercise.id))
+    assert "#" in shown, "the solution is commented"
+    namespace = dict(vars(sys.modules[exercise.reference.__module__]))
+    exec(textwrap.dedent(shown.partition("\n")[2]), namespace)
+    assert str(check(exercise.id, namespace[exercise.name])) == f"✓ correct · {exercise.id}"
 
 
 @every()
@@ -90,32 +85,14 @@ def test_neither_a_constant_nor_known_inputs_pass(exercise):
     outcomes, _ = compare.run(exercise.reference, exercise, [engine.FIRST_SEED])
     cases = compare.draw_cases(exercise, engine.FIRST_SEED)
     known = {compare.show(case.args): one.raw for case, one in zip(cases, outcomes, strict=True)}
-
-    def constant(*args):
-        return outcomes[0].raw
-
-    def memory(*args):
-        return known.get(compare.show(args), outcomes[-1].raw)
-
-    for fake in (constant, memory):
-        assert check(exercise.id, fake).state in ("not yet", "raised"), fake.__name__
+    for fake in (
+        lambda *args: outcomes[0].raw,
+        lambda *args: known.get(compare.show(args), outcomes[-1].raw),
+    ):
+        assert check(exercise.id, fake).state in ("not yet", "raised")
 
 
-@every()
-def test_hints_and_solution_are_printed(exercise):
-    for level, text in enumerate(exercise.hints, start=1):
-        assert text in str(hint(exercise.id, level))
-    shown = str(solution(exercise.id))
-    namespace = dict(vars(sys.modules[exercise.reference.__module__]))
-    exec(textwrap.dedent(shown.partition("\n")[2]), namespace)
-    assert check(exercise.id, namespace[exercise.name]).state == "correct"
-
-
-# --- the notebooks ----------------------------------------------------------------------------------------------
-
-HERE = {
-    id: exercise for id, exercise in EXERCISES.items() if any(n[:2] == exercise.notebook for n in SOURCES)
-}
+HERE = {id: one for id, one in EXERCISES.items() if any(name[:2] == one.notebook for name in SOURCES)}
 
 
 def code_cells(exercise: Exercise) -> list[str]:
@@ -142,22 +119,16 @@ def test_the_stub_is_not_attempted(exercise):
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_a_notebook_checks_exercises_that_exist(name):
-    asked = re.findall(
-        r'\b(?:check|use|hint|solution)\("(\d\d\.\w+)"', SOURCES[name].read_text(encoding="utf-8")
-    )
-    assert asked and set(asked) <= set(EXERCISES)
-    assert set(asked) >= {id for id in EXERCISES if id.startswith(name[:2])}
-
-
-@pytest.mark.parametrize("name", SOURCES)
-def test_three_questions_have_folded_answers_that_name_their_proof(name):
+def test_a_notebook_checks_exercises_that_exist_and_has_three_questions_with_proofs(name):
     text = SOURCES[name].read_text(encoding="utf-8")
+    asked = set(re.findall(r'\b(?:check|use|hint|solution)\("(\d\d\.\w+)"', text))
+    assert {id for id in EXERCISES if id.startswith(name[:2])} <= asked <= set(EXERCISES)
     part = text.partition("# ## Self-check")[2].partition("# ## Summary")[0]
     answers = re.findall(r"<details><summary>Answer</summary>(.*?)</details>", part, re.DOTALL)
     assert len(answers) == len(re.findall(r"^# \*\*\d\.", part, re.MULTILINE)) == 3
     for answer in answers:
         assert re.search(r"\b(section|question|cell|picture)", answer, re.IGNORECASE), answer
+    assert "](glossary.md)" in text
 
 
 @pytest.mark.slow
@@ -165,12 +136,8 @@ def test_a_notebook_runs_with_the_solutions_in_place_of_the_stubs():
     notebook = nbformat.from_dict(build.load("00_start_here"))
     filled = 0
     for cell in notebook.cells:
-        for exercise in EXERCISES.values():
-            if (
-                cell.cell_type == "code"
-                and exercise.id.startswith("00")
-                and f"def {exercise.name}(" in cell.source
-            ):
+        for exercise in (one for one in EXERCISES.values() if one.notebook == "00"):
+            if cell.cell_type == "code" and f"def {exercise.name}(" in cell.source:
                 cell.source = inspect.getsource(exercise.reference)
                 filled += 1
     assert filled == 4
@@ -178,9 +145,6 @@ def test_a_notebook_runs_with_the_solutions_in_place_of_the_stubs():
     printed = "\n".join(str(cell.get("outputs", "")) for cell in notebook.cells)
     assert printed.count("✓ correct") >= 4
     assert "not attempted" not in printed and "solution's version" not in printed
-
-
-# --- the references against other sources -----------------------------------------------------------------------
 
 
 def results(id: str) -> list[tuple[tuple, object]]:
@@ -217,8 +181,6 @@ def test_references_agree_with_libraries_and_defining_equations():
         torch.testing.assert_close(got, known)
 
 
-# --- code that misbehaves ---------------------------------------------------------------------------------------
-
 RATE = "00.conversion_rate"
 
 
@@ -230,51 +192,22 @@ def recurses(log):
     return recurses(log)
 
 
-def leaves(log):
-    sys.exit("enough")
-
-
-def prints(log):
-    print("looking at", len(log), "rows")
-    return right(log)
-
-
-def changes(log):
-    log["rate"] = 0.5
-    return right(log)
-
-
-def changes_in_place(log):
-    log.iloc[0, 0] = 7
-    return right(log)
-
-
-def seeds(log):
-    torch.manual_seed(90_000)
-    return right(log)
-
-
-def draws(log):
-    random.random()
-    return right(log)
-
-
-def draws_numpy(log):
-    np.random.rand()
-    return right(log)
+def first(act):
+    """The right answer after an act with the log."""
+    return lambda log: (act(log), right(log))[1]
 
 
 @pytest.mark.parametrize(
     ("code", "state", "said"),
     [
         (recurses, "raised", "RecursionError"),
-        (leaves, "raised", "SystemExit: enough"),
-        (prints, "correct", "looking at 5 rows"),
-        (changes, "not yet", "changes its argument log"),
-        (changes_in_place, "not yet", "changes its argument log"),
-        (seeds, "not yet", "global random generators"),
-        (draws, "not yet", "global random generators"),
-        (draws_numpy, "not yet", "global random generators"),
+        (first(lambda log: sys.exit("enough")), "raised", "SystemExit: enough"),
+        (first(lambda log: print("looking at", len(log), "rows")), "correct", "looking at 5 rows"),
+        (first(lambda log: log.insert(0, "rate", 0.5)), "not yet", "changes its argument log"),
+        (first(lambda log: log.iloc.__setitem__((0, 0), 7)), "not yet", "changes its argument log"),
+        (first(lambda log: torch.manual_seed(90_000)), "not yet", "global random generators"),
+        (first(lambda log: random.random()), "not yet", "global random generators"),
+        (first(lambda log: np.random.rand()), "not yet", "global random generators"),
         (lambda log: None, "not yet", "Is there a `return`?"),
         (lambda log: "0.4", "not yet", "expected a number, got a str"),
         (lambda log: np.array([right(log)]), "not yet", "got an array of shape (1,)"),
@@ -311,52 +244,36 @@ def test_stop_ends_code_that_never_ends_and_leaves_no_trace():
 
 def test_an_error_comes_with_the_readers_own_line():
     def typo(log):
-        clicks = log["clicks"].sum()
-        return log["purchase"].sum() / clicks
+        return log["clicks"].sum()
 
     text = str(check(RATE, typo))
     assert text.startswith(f"! your code raised KeyError · {RATE}")
-    assert 'clicks = log["clicks"].sum()' in text
-    assert "in typo, line" in text
-    assert "log = table of 5 rows: click [" in text
+    for said in ('return log["clicks"].sum()', "in typo, line", "log = table of 5 rows: click ["):
+        assert said in text
 
 
-def switches_off(loss_click, loss_purchase, w):
-    torch.set_grad_enabled(False)
-    return (1 - w) * loss_click + w * loss_purchase
+mixed = find("00.mixed_loss").reference
 
 
-def without_graph(loss_click, loss_purchase, w):
-    with torch.no_grad():
-        return (1 - w) * loss_click + w * loss_purchase
-
-
-def one_detached(loss_click, loss_purchase, w):
-    return (1 - w) * loss_click.detach() + w * loss_purchase
-
-
-def in_place(loss_click, loss_purchase, w):
-    loss_click *= 1 - w
-    return loss_click + w * loss_purchase
+def in_place(a, b, w):
+    a *= 1 - w
+    return a + w * b
 
 
 @pytest.mark.parametrize(
     ("code", "said"),
     [
-        (switches_off, "leaves autograd switched off"),
-        (without_graph, "autograd cannot see how it was computed"),
-        (one_detached, "no gradient reaches loss_click"),
+        (lambda a, b, w: (torch.set_grad_enabled(False), mixed(a, b, w))[1], "leaves autograd switched off"),
+        (torch.no_grad()(lambda a, b, w: mixed(a, b, w)), "autograd cannot see how it was computed"),
+        (lambda a, b, w: mixed(a.detach(), b, w), "no gradient reaches loss_click"),
         (in_place, "changes its argument loss_click"),
     ],
 )
 def test_gradients_must_flow(code, said):
     assert said in str(check("00.mixed_loss", code))
     assert torch.is_grad_enabled()
-
-
-def test_a_check_works_where_the_reader_switched_autograd_off():
     with torch.no_grad():
-        assert check("00.mixed_loss", find("00.mixed_loss").reference).state == "correct"
+        assert check("00.mixed_loss", mixed).state == "correct", "where the reader switched autograd off, too"
         assert not torch.is_grad_enabled()
 
 
@@ -365,9 +282,7 @@ def test_a_check_works_where_the_reader_switched_autograd_off():
     [
         (torch.zeros(3), torch.zeros(3, 1), "expected a tensor of shape (3,), got a tensor of shape (3, 1)"),
         (np.zeros(3), [0.0, 0.0], "expected an array of shape (3,), got a list of 2"),
-        (0.5, np.array([0.5]), "expected a number, got an array of shape (1,)"),
         (torch.zeros(3), np.zeros(3), ""),
-        (torch.zeros(3), torch.zeros(3).double(), ""),
         (np.zeros(2), [0.0, torch.tensor(0.0)], ""),
         (np.zeros(2), pd.Series([0.0, 0.0]), ""),
         ((1, 2), np.array([1, 2]), ""),
@@ -445,59 +360,46 @@ def test_a_fault_of_the_course_is_not_called_the_readers(part, monkeypatch, caps
 
 
 def test_what_is_returned_is_used_and_a_failure_there_is_said_so():
-    nothing = str(check("02.add_task", lambda model, task: None))
-    assert "expected a SharedBottom, got None. Is there a `return`?" in nothing and "raised" not in nothing
-
-    def tower_alone(model, task):
-        return torch.nn.Linear(3, 1)
-
     def narrow(model, task):
         model.towers[task.name] = torch.nn.Linear(3, task.n_outputs)
         model.tasks = (*model.tasks, task)
         return model
 
-    assert "expected a SharedBottom, got a Linear" in str(check("02.add_task", tower_alone))
+    for result, said in ((None, "None. Is there a `return`?"), (torch.nn.Linear(3, 1), "a Linear")):
+        answer = str(check("02.add_task", lambda model, task, result=result: result))
+        assert f"expected a SharedBottom, got {said}" in answer and "raised" not in answer
     answer = check("02.add_task", narrow)
     assert answer.state == "not yet" and "fails when it is used: RuntimeError" in str(answer)
 
 
 @pytest.mark.parametrize(
-    ("id", "answer"),
+    ("id", "forms"),
     [
+        ("03.cross_entropy_gradient", (torch.Tensor.numpy, torch.Tensor.double)),
+        ("03.log_sum_exp", (list,)),
+        ("04.dwa_weights", (torch.tensor, np.ndarray.tolist)),
+        ("04.dominated", (torch.tensor, np.ndarray.tolist, lambda answer: answer.astype(int))),
+        ("05.recall_and_coverage", (np.array,)),
+        ("05.undo_downsampling", (np.ndarray.tolist,)),
+        ("07.rate_of_others", (pd.Series,)),
+        ("07.paired_interval", (tuple, torch.tensor)),
+    ],
+)
+def test_an_answer_passes_in_another_form(id, forms):
+    for form in forms:
+        assert check(id, lambda *args, form=form: form(find(id).reference(*args))).state == "correct"
+
+
+def test_an_unusual_right_answer_passes():
+    for id, answer in (
         ("01.stable_log_loss", lambda z, y: F.softplus(torch.where(y > 0.5, -z, z).double()).mean()),
-        (
-            "03.cross_entropy_gradient",
-            lambda z, y, m, t: solved("03.cross_entropy_gradient", z, y, m, t).numpy(),
-        ),
-        (
-            "03.cross_entropy_gradient",
-            lambda z, y, m, t: solved("03.cross_entropy_gradient", z, y, m, t).double(),
-        ),
         ("03.log_sum_exp", lambda z: np.logaddexp.reduce(z.numpy(), 1)),
         ("03.log_sum_exp", lambda z: torch.tensor(np.logaddexp.reduce(z.numpy().astype(float), 1))),
-        ("03.log_sum_exp", lambda z: list(z.logsumexp(1))),
-        ("04.dwa_weights", lambda a, b, t=2.0: torch.tensor(solved("04.dwa_weights", a, b, t))),
-        ("04.dwa_weights", lambda a, b, t=2.0: solved("04.dwa_weights", a, b, t).tolist()),
-        ("04.dominated", lambda points: solved("04.dominated", points).tolist()),
-        ("04.dominated", lambda points: torch.tensor(solved("04.dominated", points))),
-        ("04.dominated", lambda points: solved("04.dominated", points).astype(int)),
-        ("05.recall_and_coverage", lambda *args: np.array(solved("05.recall_and_coverage", *args))),
-        ("05.undo_downsampling", lambda p, keep: solved("05.undo_downsampling", p, keep).tolist()),
         ("06.load_term", lambda gates: gates.shape[1] * (gates.mean(0) ** 2).sum() - 1),
         ("06.load_term", lambda gates: gates.shape[1] ** 2 * gates.mean(0).var(unbiased=False)),
         ("06.load_term", lambda gates: (u := gates.numpy().mean(0)).var() / u.mean() ** 2),
-        ("07.rate_of_others", lambda ids, labels: pd.Series(solved("07.rate_of_others", ids, labels))),
-        ("07.paired_interval", lambda a, b, q: tuple(solved("07.paired_interval", a, b, q))),
-        ("07.paired_interval", lambda a, b, q: torch.tensor(solved("07.paired_interval", a, b, q))),
-    ],
-)
-def test_an_unusual_right_answer_passes(id, answer):
-    names = list(inspect.signature(find(id).reference).parameters)
-    assert names and str(check(id, answer)) == f"✓ correct · {id}"
-
-
-def solved(id, *args):
-    return find(id).reference(*args)
+    ):
+        assert str(check(id, answer)) == f"✓ correct · {id}"
 
 
 def test_what_works_on_the_cpu_only_is_found_on_the_device(monkeypatch):
@@ -521,29 +423,18 @@ def test_the_mistake_that_explains_everything_wins():
     def two_errors(log):
         return log["purchase"].mean() if len(log) == 5 else 1 - right(log)
 
-    by_rows = find(RATE).mistakes[0]
-    assert by_rows.hint in str(check(RATE, half_mended))
+    assert find(RATE).mistakes[0].hint in str(check(RATE, half_mended))
     assert "hint " not in str(check(RATE, two_errors)).replace('hint("', "")
 
-
-def test_another_way_to_the_same_mistake_gets_the_same_hint():
-    """A mean over no rows is NaN as 0/0 is, with another gradient."""
-
     def selected(logits, labels, mask):
+        """A mean over no rows is NaN as 0/0 is, with another gradient."""
         return F.binary_cross_entropy_with_logits(logits[mask], labels[mask])
 
-    empty = find("02.masked_loss").mistakes[2]
-    assert empty.hint in str(check("02.masked_loss", selected))
+    assert find("02.masked_loss").mistakes[2].hint in str(check("02.masked_loss", selected))
 
 
-# --- answers ----------------------------------------------------------------------------------------------------
-
-FOUR = {
-    "not attempted": lambda log: ...,
-    "correct": right,
-    "not yet": lambda log: 0.5,
-    "raised": lambda log: 1 / 0,
-}
+FOUR = {"not attempted": lambda log: ..., "correct": right}
+FOUR |= {"not yet": lambda log: 0.5, "raised": lambda log: 1 / 0}
 
 
 @pytest.mark.parametrize("state", FOUR)
@@ -561,50 +452,39 @@ def test_an_answer_reads_as_plain_text_and_needs_no_colour(state):
         assert part in bare
 
 
-def test_output_that_looks_like_html_is_shown_as_text():
+def test_output_that_looks_like_html_is_shown_as_text_and_marks_differ():
     page = check(RATE, lambda log: "<script>alert(1)</script>")._repr_html_()
     assert "<script>" not in page and "&lt;script&gt;" in page
-
-
-def test_four_marks_differ():
     assert len({engine.MARKS[state] for state in FOUR}) == 4
 
 
-@pytest.mark.parametrize("fn", [FOUR["not attempted"], FOUR["not yet"], FOUR["raised"]])
-def test_strict_raises(fn, monkeypatch):
+@pytest.mark.parametrize("state", ["not attempted", "not yet", "raised"])
+def test_strict_raises(state, monkeypatch):
     with pytest.raises(AssertionError, match=r"00\.conversion_rate"):
-        check(RATE, fn, strict=True)
+        check(RATE, FOUR[state], strict=True)
     monkeypatch.setenv("MTL_STRICT", "1")
-    with pytest.raises(AssertionError, match=r"00\.conversion_rate"):
-        check(RATE, fn)
-    with pytest.raises(AssertionError, match=r"00\.conversion_rate"):
-        use(RATE, fn)
+    for call in (check, use):
+        with pytest.raises(AssertionError, match=r"00\.conversion_rate"):
+            call(RATE, FOUR[state])
     assert check(RATE, right, strict=True).state == "correct"
 
 
 def test_use_gives_yours_or_the_solution(capsys):
     assert use(RATE, right) is right
     assert capsys.readouterr().out == ""
-    assert use(RATE, FOUR["not attempted"]) is find(RATE).reference
-    assert "is not written yet" in capsys.readouterr().out
-    assert use(RATE, FOUR["not yet"]) is find(RATE).reference
-    assert "does not pass" in capsys.readouterr().out
+    for state, said in (("not attempted", "is not written yet"), ("not yet", "does not pass")):
+        assert use(RATE, FOUR[state]) is find(RATE).reference
+        assert said in capsys.readouterr().out
     with pytest.raises(KeyError, match="no exercise '00.nothing'.*00.conversion_rate"):
         use("00.nothing", right)
 
 
-@pytest.mark.parametrize("call", [lambda id: check(id, right), hint, solution])
 @pytest.mark.parametrize("id", ["00.nothing", "conversion_rate", "", "77.x", None])
-def test_an_unknown_exercise_is_answered_in_words(call, id):
-    assert "There is no exercise" in str(call(id))
-
-
-@pytest.mark.parametrize("level", [0, 4, "two", None])
-def test_hints_have_three_levels(level):
-    assert "levels 1, 2 and 3" in str(hint(RATE, level))
-
-
-# --- progress ---------------------------------------------------------------------------------------------------
+def test_an_unknown_exercise_or_level_is_answered_in_words(id):
+    for call in (lambda id: check(id, right), hint, solution):
+        assert "There is no exercise" in str(call(id))
+    for level in (0, 4, "two", None):
+        assert "levels 1, 2 and 3" in str(hint(RATE, level))
 
 
 def test_progress_is_kept(own_progress):
@@ -626,57 +506,32 @@ def test_a_damaged_file_is_not_fatal(own_progress, content):
     own_progress.write_bytes(content)
     assert "cannot be read" in str(progress())
     assert check(RATE, right).state == "correct"
-    assert "cannot be read" not in str(progress())
-    assert "✓ conversion_rate" in str(progress())
+    assert "cannot be read" not in str(progress()) and "✓ conversion_rate" in str(progress())
 
 
-def test_a_folder_that_cannot_be_written_is_not_fatal(tmp_path, monkeypatch):
+def test_the_file_lies_in_the_readers_state_folder_and_need_not_be_written(tmp_path, monkeypatch):
     blocked = tmp_path / "a file"
     blocked.write_text("")
     monkeypatch.setenv("MTL_PROGRESS", str(blocked / "progress.json"))
     assert check(RATE, right).state == "correct"
     assert progress().headline.startswith("0 of")
-
-
-def test_the_file_lies_in_the_readers_state_folder(tmp_path, monkeypatch):
     monkeypatch.delenv("MTL_PROGRESS")
     assert progress_file() == platformdirs.user_state_path("mtl-for-recommenders", False) / "progress.json"
 
 
-# --- the listing and the glossary -------------------------------------------------------------------------------
-
-
-def test_the_listing_shows_every_mistake_with_its_hint(monkeypatch):
-    few = {id: exercise for id, exercise in EXERCISES.items() if id.startswith("07")}
-    monkeypatch.setattr(engine, "all_exercises", lambda: few)
-    shown = "\n".join(engine.listing())
-    assert "DOES NOT BRING UP" not in shown
-    for exercise in few.values():
-        assert f"{exercise.id}(" in shown and all(mistake.hint in shown for mistake in exercise.mistakes)
+def test_the_listing_says_which_mistake_does_not_come(monkeypatch):
     none = Mistake(right, "A hint that never comes.")
     broken = Exercise(RATE, right, find(RATE).cases, (none,), ("", "", ""))
     monkeypatch.setattr(engine, "all_exercises", lambda: {RATE: broken})
     assert any("DOES NOT BRING UP" in line for line in engine.listing())
-
-
-@pytest.mark.slow
-def test_the_module_prints_the_listing():
-    command = [sys.executable, "-m", "mtl_helpers.check"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
-    assert done.stdout.startswith(b"%d exercises" % len(EXERCISES)) and b"DOES NOT" not in done.stdout
+    command = [sys.executable, "-u", "-m", "mtl_helpers.check"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline().startswith(b"%d exercises" % len(EXERCISES))
+        process.kill()
 
 
 GLOSSARY = (ROOT / "notebooks" / "glossary.md").read_text(encoding="utf-8")
 ENTRY = re.compile(r"\| (.+?) \| (.+?) \| (.+?) \| \[(\d\d)\]\((\w+)\.ipynb\): (.+?) \|")
-
-
-def section_of(name: str, heading: str) -> str:
-    """The text under a heading of a notebook, down to the next one of its level."""
-    text = SOURCES[name].read_text(encoding="utf-8")
-    found = re.search(rf"^# (##+) {re.escape(heading)}$", text, re.MULTILINE)
-    assert found, f"{name} has no heading {heading!r}"
-    end = re.search(r"^# ## " if found[1] == "##" else r"^# ##", text[found.end() :], re.MULTILINE)
-    return heading + text[found.end() :][: end.start() if end else None]
 
 
 def test_the_glossary_is_a_table_of_entries():
@@ -692,10 +547,10 @@ def test_the_glossary_is_a_table_of_entries():
 def test_a_term_is_taught_where_the_glossary_says(entry):
     term, _, _, number, name, heading = entry
     assert name.startswith(number) and (ROOT / "notebooks" / f"{name}.ipynb").is_file()
-    said = " ".join(re.sub(r"^#", " ", section_of(name, heading), flags=re.MULTILINE).lower().split())
+    text = SOURCES[name].read_text(encoding="utf-8")
+    found = re.search(rf"^# (##+) {re.escape(heading)}$", text, re.MULTILINE)
+    assert found, f"{name} has no heading {heading!r}"
+    end = re.compile(r"^# ## " if found[1] == "##" else r"^# ##", re.MULTILINE).search(text, found.end())
+    section = text[found.start() : end.start() if end else None]  # down to the next heading of its level
+    said = " ".join(re.sub(r"^#", " ", section, flags=re.MULTILINE).lower().split())
     assert term.partition(" (")[0].lower() in said
-
-
-@pytest.mark.parametrize("name", SOURCES)
-def test_every_notebook_links_to_the_glossary(name):
-    assert "](glossary.md)" in SOURCES[name].read_text(encoding="utf-8")
