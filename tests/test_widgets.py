@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import html
 import io
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -60,19 +62,8 @@ def small(update=None, controls=None, **options) -> Explorer:
     return Explorer(figure, controls, update or show, title="A point", **options)
 
 
-def grouped(*sizes: int) -> Explorer:
-    """Groups of so many sliders each; the reading is their sum."""
-    groups = {str(row): [f"{row}{i}" for i in range(size)] for row, size in enumerate(sizes)}
-    controls = [slider(name, name, 0, 1, 0.5) for names in groups.values() for name in names]
-    return small(lambda state: f"sum {sum(state.values()):.2f}", controls, groups=groups)
-
-
 def pixels(png: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
-
-
-def explorer_of(demo) -> Explorer:
-    return getattr(demo, "explorer", demo)
 
 
 def some_states(explorer: Explorer) -> list[dict]:
@@ -81,15 +72,10 @@ def some_states(explorer: Explorer) -> list[dict]:
     for name, control in explorer.controls.items():
         if hasattr(control, "options"):
             values = [value for _, value in control.options]
-        elif hasattr(control, "min"):
-            values = [control.min, (control.min + control.max) / 2, control.max]
         else:
-            values = [True, False]
+            values = [control.min, (control.min + control.max) / 2, control.max]
         states += [{name: value} for value in values[:: max(1, len(values) // 4)]]
     return states
-
-
-# --- pictures ---------------------------------------------------------------------------------------------------
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.sampled_from([3, 4]), st.integers(0, 2**32 - 1))
@@ -100,50 +86,37 @@ def test_png_gives_the_pixels_back(height, width, channels, seed):
 
 @pytest.mark.parametrize("name", demos.ALL)
 def test_moving_only_what_moves_gives_the_picture_of_a_full_redraw(name):
-    explorer = explorer_of(demos.ALL[name]())
+    demo = demos.ALL[name]()
+    explorer = getattr(demo, "explorer", demo)
     for state in some_states(explorer):
         explorer.set(**state)
         assert not explorer.error
-        assert (pixels(explorer.png()) == pixels(Stage(explorer.figure).png())).all(), state
-    assert explorer.stage.full_draws == 1
-
-
-def test_a_change_outside_the_moving_artists_redraws_everything():
-    explorer = small()
-    figure = explorer.figure
+        assert (pixels(explorer.png()) == Stage(explorer.figure).draw()[..., :3]).all(), state
+    assert explorer.stage.full_draws == 1 and plt.get_fignums() == []
     before = pixels(explorer.png())
-    figure.axes[0].set_title("another title")
+    explorer.figure.axes[0].set_title("another title")
     explorer.refresh()
-    assert explorer.stage.full_draws == 2
-    assert (pixels(explorer.png()) != before).any()
-
-
-def test_no_figure_is_left_to_pyplot():
-    import matplotlib.pyplot as plt
-
-    for make in demos.ALL.values():
-        make()
-    assert plt.get_fignums() == []
-
-
-# --- controls ---------------------------------------------------------------------------------------------------
+    assert explorer.stage.full_draws == 2 and (pixels(explorer.png()) != before).any()
 
 
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: slider("x", "x", 1, 1, 1), "low < high"),
         (lambda: slider("x", "x", 0, 1, 2), "goes from 0 to 1"),
-        (lambda: choice_slider("x", "x", []), "at least one value"),
         (lambda: choice_slider("x", "x", [1, 2], 3), r"one of \[1, 2\]"),
         (lambda: small(controls=[slider("x", "x", 0, 1, 0)] * 2), "distinct names"),
         (lambda: small(groups={"a": ["x", "y"]}), "each in one group"),
         (lambda: small(groups={"a": ["x"], "b": ["x"]}), "each in one group"),
         (lambda: small().set(x=7), "goes from 0 to 1"),
+        (lambda: small().set(y=1), "no control 'y'; there are"),
+        (
+            lambda: weight_explorer(demos.MadeUpSweep()).set(purchase=0.3),
+            "'purchase' takes one of .* got 0.3",
+        ),
     ],
 )
 def test_impossible_controls_are_refused(make, says):
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises((KeyError, ValueError), match=says):
         make()
 
 
@@ -153,11 +126,6 @@ def test_a_slider_stops_at_its_steps_and_its_end(value, step):
     on_step = abs(stop / step - round(stop / step)) < 1e-6
     assert on_step or stop == 1
     assert abs(stop - value) <= step / 2 + 1e-9
-
-
-def test_an_unknown_control_is_named():
-    with pytest.raises(KeyError, match="no control 'y'; there are"):
-        small().set(y=1)
 
 
 def test_every_kind_of_control_reaches_the_update():
@@ -177,33 +145,27 @@ def test_every_kind_of_control_reaches_the_update():
     assert "budget = 1,000" in explorer.alt and "log axis = on" in explorer.alt
 
 
-# --- the explorer -----------------------------------------------------------------------------------------------
-
-
-def test_a_state_changes_picture_reading_and_alt_text():
+def test_controls_picture_reading_and_alt_text_follow_each_other():
     explorer = small()
-    before = explorer.png()
-    explorer.set(x=0.9)
-    assert explorer.png() != before
-    assert explorer.reading == "x is 0.90"
-    assert explorer.alt == "A point. place = 0.90. x is 0.90"
-    explorer.reset()
-    assert explorer.png() == before and explorer.state == {"x": 0.5}
-
-
-def test_controls_and_explorer_follow_each_other():
-    explorer = small()
+    before, update = explorer.png(), explorer.update
     knobs, picture = explorer.widget.children
     explorer.set(x=0.9)
-    assert knobs.children[0].value == 0.9 and "x is 0.90" in picture.value
+    assert explorer.png() != before and knobs.children[0].value == 0.9 and "x is 0.90" in picture.value
+    assert explorer.alt == "A point. place = 0.90. x is 0.90" and explorer.reading == "x is 0.90"
     knobs.children[0].value = 0.25
     assert explorer.state == {"x": 0.25} and "x is 0.25" in picture.value
+    explorer.update = None
+    knobs.children[0].value = 0.2500001  # what a browser rounds is no move
+    assert explorer.state == {"x": 0.25} and not explorer.error
+    explorer.update = update
     knobs.children[-1].click()
-    assert explorer.state == {"x": 0.5} and knobs.children[0].value == 0.5
+    assert explorer.state == {"x": 0.5} and knobs.children[0].value == 0.5 and explorer.png() == before
 
 
 def test_groups_are_rows_under_their_headings():
-    explorer = grouped(4, 2, 1)
+    groups = {str(row): [f"{row}{i}" for i in range(size)] for row, size in enumerate((4, 2, 1))}
+    controls = [slider(name, name, 0, 1, 0.5) for names in groups.values() for name in names]
+    explorer = small(lambda state: f"sum {sum(state.values()):.2f}", controls, groups=groups)
     rows = explorer.widget.children[0].children
     assert [row.children[0].value for row in rows] == [f"<b>{i}</b>" for i in range(3)]
     boxes = [row.children[1] for row in rows]
@@ -211,17 +173,6 @@ def test_groups_are_rows_under_their_headings():
     boxes[1].children[1].value = 1.0
     assert explorer.state["11"] == 1.0 and explorer.reading == "sum 4.00"
     assert "0: 00 = 0.50, 01 = 0.50, 02 = 0.50, 03 = 0.50; 1: 10 = 0.50, 11 = 1.00; 2: 20" in explorer.alt
-    boxes[2].children[-1].click()
-    assert explorer.reading == "sum 3.50" and boxes[1].children[1].value == 0.5
-
-
-def test_what_a_browser_rounds_is_no_move():
-    explorer = small()
-    knob = explorer.widget.children[0].children[0]
-    calls = []
-    explorer.update = lambda state: calls.append(state) or ""
-    knob.value = 0.5000001
-    assert calls == [] and explorer.state == {"x": 0.5}
 
 
 def test_text_is_escaped_and_what_else_is_in_the_picture_is_for_screen_readers():
@@ -232,33 +183,24 @@ def test_text_is_escaped_and_what_else_is_in_the_picture_is_for_screen_readers()
     assert explorer.widget.children[0].children[0].children[0].value == "<b>&lt;i&gt;x</b>"
 
 
-def failing(state: dict) -> str:
-    if state["x"] > 0.8:
-        raise ZeroDivisionError("x is too <large>")
-    return "fine"
-
-
-def test_an_error_is_shown_with_the_readers_line_and_goes_with_the_next_good_state():
-    explorer = small(failing)
+@pytest.mark.parametrize(
+    ("wrong", "says", "line"),
+    [
+        (lambda: 1 / len("<large>"[7:]), "ZeroDivisionError: ", '1 / len("<large>"[7:])'),
+        (lambda: np.linspace(0, 1, 3)[int("seven")], "ValueError: ", 'int("seven")'),
+        (lambda: pd.DataFrame({"a": [1]})["b"], "KeyError: 'b'", '["b"]'),  # beneath a library
+    ],
+)
+def test_an_error_is_shown_with_the_readers_line_and_goes_with_the_next_good_state(wrong, says, line):
+    explorer = small(lambda state: str(wrong()) if state["x"] > 0.8 else "fine")
     picture = explorer.widget.children[1]
     good = explorer.png()
     explorer.set(x=0.9)
-    assert explorer.error.startswith("ZeroDivisionError: x is too <large>")
-    assert 'raise ZeroDivisionError("x is too <large>")' in explorer.error
-    assert "x is too &lt;large&gt;" in picture.value and 'role="alert"' in picture.value
+    assert explorer.error.startswith(says) and line in explorer.error
+    assert html.escape(line) in picture.value and 'role="alert"' in picture.value
     assert explorer.png() == good and explorer.alt.endswith("fine")
     explorer.set(x=0.1)
-    assert explorer.error == "" and "ZeroDivisionError" not in picture.value
-
-
-def test_the_readers_line_is_found_beneath_a_library():
-    explorer = small(lambda state: str(np.linspace(0, 1, 3)[0 if state["x"] < 0.8 else int("seven")]))
-    explorer.set(x=0.9)
-    assert 'int("seven")' in explorer.error
-    frame = pd.DataFrame({"a": [1]})
-    explorer = small(lambda state: str(frame["a" if state["x"] < 0.8 else "b"]))
-    explorer.set(x=0.9)
-    assert explorer.error.startswith("KeyError") and 'frame["a" if state' in explorer.error
+    assert explorer.error == "" and "Error" not in picture.value
 
 
 def test_an_error_at_once_is_raised_and_that_of_a_button_shown():
@@ -281,27 +223,11 @@ def test_what_a_notebook_stores():
     assert explorer._repr_mimebundle_()["image/png"] == bundle["image/png"], "the first state is kept"
 
 
-@pytest.mark.parametrize(
-    "python",
-    [
-        sys.executable,
-        pytest.param(
-            os.environ.get("MTL_COLAB_PYTHON", ""),
-            marks=pytest.mark.skipif(
-                "MTL_COLAB_PYTHON" not in os.environ, reason="MTL_COLAB_PYTHON is not set"
-            ),
-        ),
-    ],
-    ids=["here", "colab"],
-)
+@pytest.mark.parametrize("python", [p for p in (sys.executable, os.environ.get("MTL_COLAB_PYTHON")) if p])
 def test_every_control_of_every_demo_answers(python):
-    done = subprocess.run(
-        [python, str(BROWSER / "drive_widgets.py")], capture_output=True, text=True, timeout=300
-    )
+    command = [python, str(BROWSER / "drive_widgets.py")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-
-
-# --- threshold --------------------------------------------------------------------------------------------------
 
 
 def test_threshold_counts_what_scikit_learn_counts():
@@ -313,15 +239,14 @@ def test_threshold_counts_what_scikit_learn_counts():
         if said.any():
             assert f"(precision {precision_score(labels, said):.3f})" in explorer.reading
         assert f"recall {recall_score(labels, said):.3f}; " in explorer.reading
-        assert (
-            f"accuracy {accuracy_score(labels, said):.4f} against {1 - labels.mean():.4f}" in explorer.reading
-        )
+        accuracy = f"accuracy {accuracy_score(labels, said):.4f} against {1 - labels.mean():.4f}"
+        assert accuracy in explorer.reading
 
 
 def test_threshold_names_what_has_no_value():
     explorer = threshold_explorer([0, 0, 0], [0.1, 0.2, 0.3])
     assert "there is no precision" in explorer.reading and "undefined: recall" in explorer.reading
-    assert undefined({"click": 0.7, "buy": float("nan"), "like": None}) == "undefined: buy, like"
+    assert undefined({"click": 0.7, "buy": float("nan")}) == "undefined: buy"
     assert undefined({"click": 0.7}) == ""
 
 
@@ -339,30 +264,28 @@ def test_threshold_refuses_what_are_no_labels_and_probabilities(labels, probabil
         threshold_explorer(labels, probabilities)
 
 
-# --- scarcity ---------------------------------------------------------------------------------------------------
-
-
 def table(gains: dict[int, list[float]]) -> pd.DataFrame:
     """Runs whose paired differences are ``gains[budget]``."""
     rows = []
     for budget, values in gains.items():
         for seed, gain in enumerate(values):
-            rows += [
-                (budget, "single-task", seed, 0.6 + seed / 100),
-                (budget, "shared-bottom", seed, 0.6 + seed / 100 + gain),
-            ]
+            base = 0.6 + seed / 100
+            rows += [(budget, "single-task", seed, base), (budget, "shared-bottom", seed, base + gain)]
     return pd.DataFrame(rows, columns=["label_budget", "model", "seed", "auc"])
 
 
-def test_scarcity_claims_only_what_the_interval_allows():
-    explorer = scarcity_explorer(
-        table({100: [0.02, 0.021, 0.022], 200: [-0.02, 0.02, 0.001], 400: [-0.02, -0.021, -0.022]})
-    )
-    assert (
-        "gain +0.0210 over 3 seeds" in explorer.reading and "excludes zero: sharing helps" in explorer.reading
-    )
-    assert "includes zero: a tie" in explorer.set(budget=200).reading
-    assert "excludes zero: sharing hurts" in explorer.set(budget=400).reading
+@pytest.mark.parametrize(
+    ("gains", "says"),
+    [
+        ([0.02, 0.021, 0.022], "gain +0.0210 over 3 seeds"),
+        ([0.02, 0.021, 0.022], "excludes zero: sharing helps"),
+        ([-0.02, 0.02, 0.001], "includes zero: a tie"),
+        ([-0.02, -0.021, -0.022], "excludes zero: sharing hurts"),
+        ([0.02], "1 pair of runs: no interval, no claim"),
+    ],
+)
+def test_scarcity_claims_only_what_the_interval_allows(gains, says):
+    assert says in scarcity_explorer(table({100: [0.0], 200: gains})).set(budget=200).reading
 
 
 def test_scarcity_leaves_out_and_names_undefined_runs():
@@ -371,8 +294,6 @@ def test_scarcity_leaves_out_and_names_undefined_runs():
     frame = frame.drop(index=2)
     reading = scarcity_explorer(frame).reading
     assert "over 2 seeds" in reading and "2 pairs left out" in reading
-    alone = scarcity_explorer(table({100: [0.02], 200: [0.1]}))
-    assert "1 pair of runs: no interval, no claim" in alone.reading
     frame["auc"] = np.nan
     assert "0 pairs of runs" in scarcity_explorer(frame).reading
 
@@ -385,26 +306,22 @@ def test_scarcity_says_what_the_table_lacks():
         scarcity_explorer(frame.replace("shared-bottom", "mmoe"))
 
 
-# --- weights ----------------------------------------------------------------------------------------------------
-
-
 def final_auc(sweep, weighting: int) -> pd.Series:
     final = sweep.final()
     rows = final[(final["weighting"] == weighting) & (final["metric"] == "auc") & (final["split"] == "valid")]
     return rows.groupby("task")["value"].mean()
 
 
-def test_a_trained_weighting_shows_its_own_numbers():
+def test_a_trained_weighting_shows_its_own_numbers_against_the_baselines():
     sweep = demos.MadeUpSweep()
-    explorer = weight_explorer(sweep)
+    versus = {"click": 0.7, "purchase": 0.71}
+    explorer = weight_explorer(sweep, baselines=versus)
     for index in (0, 7, 16):
         explorer.set(purchase=sweep.weightings["purchase"][index])
-        auc = final_auc(sweep, index)
-        assert "(trained, " in explorer.reading
-        assert (
-            f"click AUC {auc['click']:.4f}" in explorer.reading
-            and f"purchase AUC {auc['purchase']:.4f}" in explorer.reading
-        )
+        for name, value in final_auc(sweep, index).items():
+            assert f"{name} AUC {value:.4f} ({value - versus[name]:+.4f})" in explorer.reading
+    assert "(trained, " in explorer.reading and "Against single-task" in explorer.reading
+    assert "Against equal weights: click AUC" in weight_explorer(sweep).reading
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -425,28 +342,12 @@ def test_three_weights_show_a_trained_model_wherever_they_are_put(seed):
             assert f"{task} AUC {final_auc(sweep, index)[task]:.4f}" in explorer.reading
 
 
-def test_a_weighting_that_was_not_trained_cannot_be_set():
-    with pytest.raises(ValueError, match="'purchase' takes one of .* and got 0.3"):
-        weight_explorer(demos.MadeUpSweep()).set(purchase=0.3)
-    start = {"click": 0.70, "purchase": 0.30}
-    assert "0.68 click + 0.32 purchase (trained" in weight_explorer(demos.MadeUpSweep(), start=start).reading
-
-
-def test_weights_are_shares_of_their_sum():
+def test_weights_are_shares_of_their_sum_and_start_at_the_nearest_trained_ones():
     sweep = demos.MadeUpSweep()
     reading = weight_explorer(sweep, start={"click": 1, "purchase": 3}).reading
     sweep.weightings = sweep.weightings * 8
     assert weight_explorer(sweep, start={"click": 2, "purchase": 6}).reading == reading
-    assert "0.26 click + 0.74 purchase" in reading
-
-
-def test_gains_are_measured_against_the_baselines():
-    sweep = demos.MadeUpSweep()
-    auc = final_auc(sweep, 8)
-    reading = weight_explorer(sweep, baselines={"click": 0.7, "purchase": 0.71}).reading
-    assert f"({auc['click'] - 0.7:+.4f})" in reading and f"({auc['purchase'] - 0.71:+.4f})" in reading
-    assert "Against single-task" in reading
-    assert "Against equal weights: click AUC" in weight_explorer(sweep).reading
+    assert "0.26 click + 0.74 purchase (trained" in reading
 
 
 def test_a_lower_error_is_a_gain():
@@ -488,15 +389,9 @@ def test_a_real_sweep_fits():
     train, schema = demos.clicks_and_purchases(600)
     valid, _ = demos.clicks_and_purchases(300, seed=1)
     trained = sweep(
-        lambda: SharedBottom(schema, train.tasks, hidden=(8,), tower=(4,)),
-        train,
-        valid,
-        weightings=simplex_grid(train.tasks, 5),
-        seeds=(0, 1),
-        epochs=2,
-        batch_size=200,
-        progress=False,
-    )
+        lambda: SharedBottom(schema, train.tasks, hidden=(8,), tower=(4,)), train, valid, batch_size=200, epochs=2,
+        weightings=simplex_grid(train.tasks, 5), seeds=(0, 1), progress=False,
+    )  # fmt: skip
     assert "0.50 click + 0.50 purchase (trained" in weight_explorer(trained).reading
 
 
@@ -511,9 +406,6 @@ def test_pushing_a_weight_away_and_back_brings_the_others_back():
     assert state == {"a": 0.8, "b": 0.2, "c": 0.0}, "another slider begins anew"
 
 
-# --- live training ----------------------------------------------------------------------------------------------
-
-
 def live_from_scratch(pace: float = 60.0, epochs: int = 50) -> LiveTraining:
     live = demos.live()
     live.pace, live.epochs = pace, epochs
@@ -526,15 +418,9 @@ def test_live_training_is_the_course_s_training_loop_with_weights_read_each_step
     torch.manual_seed(0)
     model = SharedBottom(schema, train.tasks, hidden=(32, 16), tower=(8,))
     weights = {"click": 0.5, "purchase": 0.5}
-    steps = training_steps(
-        model,
-        train,
-        torch.optim.AdamW(model.parameters(), lr=1e-3),
-        weights=weights,
-        batch_size=256,
-        epochs=50,
-        generator=torch.Generator().manual_seed(0),
-    )
+    optimizer, generator = torch.optim.AdamW(model.parameters(), lr=1e-3), torch.Generator().manual_seed(0)
+    how = {"weights": weights, "batch_size": 256, "epochs": 50, "generator": generator}
+    steps = training_steps(model, train, optimizer, **how)
     expected = []
     for number, step in zip(range(1, 81), steps, strict=False):
         expected += [step.losses["click"].item(), step.losses["purchase"].item()]
@@ -578,7 +464,7 @@ def test_live_training_ends_and_begins_again():
     losses = live.frame()["loss"].tolist()
     live.run_steps(64)
     assert live.frame()["loss"].tolist() == losses, "from the untrained model, with the same batches"
-    with pytest.raises(RuntimeError, match="run_steps"):
+    with pytest.raises(RuntimeError, match="event loop"):
         live.start()
     live.set(click=0.9).reset()
     assert (live.status, live.step) == ("ready", 0) and live.weights == {"click": 0.5, "purchase": 0.5}
@@ -588,85 +474,71 @@ def loops() -> int:
     return len(asyncio.all_tasks()) - 1
 
 
+def in_a_loop(test):
+    return lambda: asyncio.run(test())
+
+
 async def until(condition, turns: int = 20_000) -> None:
-    for _ in range(turns):
-        if condition():
-            return
+    while not condition():
+        turns -= 1
+        assert turns, "it never happened"
         await asyncio.sleep(0.001)
-    raise AssertionError("it never happened")
 
 
-def test_start_pause_stop_reset():
-    async def script() -> None:
-        live = live_from_scratch(pace=1000)
-        live.start()
-        live.start()
-        assert loops() == 1 and live.running
-        await until(lambda: live.step > 20)
-        live.pause()
-        paused = live.step
-        await asyncio.sleep(0.05)
-        assert (live.status, live.step, loops()) == ("paused", paused, 0)
-        live.start()
-        await until(lambda: live.step > paused)
-        live.stop()
-        stopped = live.step
-        await asyncio.sleep(0.05)
-        assert (live.status, live.step, loops()) == ("stopped", stopped, 0)
-        live.start()
-        assert live.step == 0, "after a stop it begins again"
-        await until(lambda: live.step > 5)
-        live.reset()
-        await asyncio.sleep(0.05)
-        assert (live.status, live.step, loops()) == ("ready", 0, 0)
-
-    asyncio.run(script())
+@in_a_loop
+async def test_start_pause_stop_reset():
+    live = live_from_scratch(pace=1000)
+    live.start()
+    live.start()
+    assert loops() == 1 and live.running
+    await until(lambda: live.step > 20)
+    live.pause()
+    paused = live.step
+    await asyncio.sleep(0.05)
+    assert (live.status, live.step, loops()) == ("paused", paused, 0)
+    live.start()
+    await until(lambda: live.step > paused)
+    live.stop()
+    stopped = live.step
+    await asyncio.sleep(0.05)
+    assert (live.status, live.step, loops()) == ("stopped", stopped, 0)
+    live.start()
+    assert live.step == 0, "after a stop it begins again"
+    await until(lambda: live.step > 5)
+    live.reset()
+    await asyncio.sleep(0.05)
+    assert (live.status, live.step, loops()) == ("ready", 0, 0)
 
 
-def test_another_training_pauses_the_first():
-    async def script() -> None:
-        first = live_from_scratch()
-        first.start()
-        await until(lambda: first.step > 2)
-        second = live_from_scratch()
+@in_a_loop
+async def test_another_training_pauses_the_first():
+    first = live_from_scratch()
+    first.start()
+    await until(lambda: first.step > 2)
+    second = live_from_scratch()
+    await asyncio.sleep(0)
+    assert first.status == "paused" and loops() == 0
+    second.start()
+    first.start()
+    await asyncio.sleep(0)
+    assert (first.status, second.status, loops()) == ("running", "paused", 1)
+    first.stop()
+
+
+@in_a_loop
+async def test_it_yields_between_slices_of_training_and_reads_its_sliders():
+    live = live_from_scratch(pace=1e9, epochs=100)
+    live.start()
+    turns = moved = 0
+    while live.step < 200:
         await asyncio.sleep(0)
-        assert first.status == "paused" and loops() == 0
-        second.start()
-        first.start()
-        await asyncio.sleep(0)
-        assert (first.status, second.status, loops()) == ("running", "paused", 1)
-        first.stop()
-
-    asyncio.run(script())
-
-
-def test_sliders_are_read_while_it_trains():
-    async def script() -> None:
-        live = live_from_scratch(pace=1000)
-        live.start()
-        await until(lambda: live.step > 10)
-        live.explorer.widget.children[0].children[0].value = 1.0
-        moved = live.step
-        await until(lambda: live.step > moved + 10)
-        live.stop()
-        used = live.frame().query("task == 'click'").set_index("step")["weight"]
-        assert (used.loc[:moved] == 0.5).all() and (used.loc[moved + 1 :] == 1.0).all()
-
-    asyncio.run(script())
-
-
-def test_it_yields_between_slices_of_training():
-    async def script() -> None:
-        live = live_from_scratch(pace=1e9, epochs=100)
-        live.start()
-        turns = 0
-        while live.step < 200:
-            await asyncio.sleep(0)
-            turns += 1
-        live.stop()
-        assert turns >= 20
-
-    asyncio.run(script())
+        turns += 1
+        if live.step > 100 and not moved:
+            moved = live.step
+            live.explorer.widget.children[0].children[0].value = 1.0
+    live.stop()
+    used = live.frame().query("task == 'click'").set_index("step")["weight"]
+    assert (used.loc[:moved] == 0.5).all() and (used.loc[moved + 1 :] == 1.0).all() and turns >= 20
 
 
 def test_a_training_that_diverges_says_so_and_can_begin_again():

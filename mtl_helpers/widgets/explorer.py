@@ -4,16 +4,15 @@ A demo is a figure with persistent artists, a few controls, and a function that 
 
     state (name -> value)  ->  update(state) moves artists, returns one line  ->  PNG  ->  <img> in the notebook
 
-The picture goes into one ``HTML`` widget as a data URI, so a move costs one message and never a blank frame. Artists
-marked ``animated=True`` are drawn over a cached background; whatever else an update touches triggers one full redraw.
-Taught in notebook 00 (the first slider). Written for ipywidgets 7 and 8.
+The picture goes into one ``HTML`` widget as a data URI, so a move costs one message and never a blank frame. Taught in
+notebook 00 (the first slider). Written for ipywidgets 7 and 8.
 """
 
 from __future__ import annotations
 
 import base64
 import html
-import linecache
+import itertools
 import math
 import struct
 import sysconfig
@@ -35,32 +34,17 @@ __all__ = ["Explorer", "Stage", "choice_slider", "dropdown", "encode_png", "slid
 State = dict[str, Any]
 
 
-# --- controls ---------------------------------------------------------------------------------------------------
-
-
 def slider(
-    name: str,
-    label: str,
-    low: float,
-    high: float,
-    value: float,
-    *,
-    step: float = 0.01,
-    unit: str = "",
-    fmt: str = "",
-) -> Widget:
+    name: str, label: str, low: float, high: float, value: float, *, step: float = 0.01, unit: str = "", fmt: str = ""
+) -> Widget:  # fmt: skip
     """A slider from ``low`` to ``high`` in steps; whole numbers when ``step`` is an int.
 
-    ``value`` is its start, put on the nearest step; ``fmt`` formats its number (``".2f"``). Raises ValueError when
-    the range is empty or does not hold the start.
+    ``value`` is its start, put on the nearest step (ValueError outside the range); ``fmt`` formats it (``".2f"``).
     """
-    if not (low < high and step > 0):
-        raise ValueError(f"slider {name!r} needs low < high and step > 0, got {low}, {high}, {step}")
     whole = isinstance(step, int)
     fmt = fmt or ("d" if whole else f".{max(1, math.ceil(-math.log10(step) - 1e-9))}f")
     kind = ipywidgets.IntSlider if whole else ipywidgets.FloatSlider
-    options = {"min": low, "max": high, "step": step, "value": low, "readout_format": fmt}
-    made = _control(kind, name, label, unit, **options)
+    made = _control(kind, name, label, unit, min=low, max=high, step=step, value=low, readout_format=fmt)
     made.value = _settled(made, value)
     return made
 
@@ -72,9 +56,9 @@ def choice_slider(
     return _choice(ipywidgets.SelectionSlider, name, label, values, value, unit, fmt)
 
 
-def dropdown(name: str, label: str, options: Sequence[Any], value: Any = None, *, unit: str = "") -> Widget:
+def dropdown(name: str, label: str, options: Sequence[Any], value: Any = None) -> Widget:
     """A menu of options."""
-    return _choice(ipywidgets.Dropdown, name, label, options, value, unit, "")
+    return _choice(ipywidgets.Dropdown, name, label, options, value)
 
 
 def toggle(name: str, label: str, value: bool = False) -> Widget:
@@ -82,16 +66,11 @@ def toggle(name: str, label: str, value: bool = False) -> Widget:
     return _control(ipywidgets.Checkbox, name, label, "", value=bool(value), indent=False)
 
 
-def _choice(
-    kind: type, name: str, label: str, values: Sequence[Any], value: Any, unit: str, fmt: str
-) -> Widget:
+def _choice(kind: type, name: str, label: str, values: Any, value: Any, unit="", fmt="") -> Widget:
     values = [each.item() if isinstance(each, np.generic) else each for each in values]
-    if not values:
-        raise ValueError(f"{name!r} needs at least one value to choose from")
     pairs = [(format(each, fmt) if fmt else str(each), each) for each in values]
     made = _control(kind, name, label, unit, options=pairs, value=values[0])
-    if value is not None:
-        made.value = _settled(made, value)
+    made.value = _settled(made, values[0] if value is None else value)
     return made
 
 
@@ -105,10 +84,7 @@ def _control(kind: type, name: str, label: str, unit: str, **options: Any) -> Wi
 
 
 def _settled(control: Widget, value: Any) -> Any:
-    """The value as the control takes it. Raises ValueError when it cannot.
-
-    Sliders stop at their steps and their end, as a browser's do, which also rounds their numbers to seven digits.
-    """
+    """The value on the control's stops, as a browser has it, which rounds to seven digits; ValueError outside them."""
     if isinstance(control, ipywidgets.Checkbox):
         return bool(value)
     if hasattr(control, "options"):
@@ -129,22 +105,15 @@ def _said(control: Widget) -> str:
     """A control's name and value in words, as captions and alt texts have them."""
     if isinstance(control, ipywidgets.Checkbox):
         value = "on" if control.value else "off"
-    elif hasattr(control, "options"):
+    elif hasattr(control, "options"):  # whose label ipywidgets leaves empty at first
         value = next(label for label, option in control.options if option == control.value)
     else:
         value = format(control.value, control.readout_format)
     return f"{control.description} = {value}"
 
 
-# --- pictures ---------------------------------------------------------------------------------------------------
-
-
 def encode_png(pixels: np.ndarray) -> bytes:
-    """PNG bytes of an (height, width, 3 or 4) uint8 array; the alpha channel is dropped.
-
-    Rows are stored as differences from the row above and packed at zlib's fastest level: for a 900x380 figure a
-    third of the time that Pillow's fastest setting takes.
-    """
+    """PNG bytes of an (height, width, 3 or 4) uint8 array, without its alpha; in a third of the time Pillow takes."""
     rows = np.ascontiguousarray(pixels[..., :3]).reshape(len(pixels), -1)
     filtered = np.empty((rows.shape[0], rows.shape[1] + 1), np.uint8)
     filtered[:, 0] = 2  # PNG filter type "up"
@@ -162,59 +131,35 @@ def encode_png(pixels: np.ndarray) -> bytes:
 class Stage:
     """A figure drawn again and again: only its ``animated=True`` artists move, over a cached background.
 
-    ``layout`` engines run once, at the first draw, and are then switched off, so axes never jump. An update that
-    touches anything not animated marks the figure stale (matplotlib does this by itself), and the next draw is a
-    full one. ``full_draws`` counts those.
+    A layout engine runs once, at the first draw, so axes never jump. An update that touches anything not animated
+    marks the figure stale (matplotlib does), and the next draw is a full one; ``full_draws`` counts those.
     """
 
     def __init__(self, figure: Figure) -> None:
-        self.figure = figure
-        self.canvas = FigureCanvasAgg(figure)
-        self.full_draws = 0
-        self._background: Any = None
-        self._moving: list[Any] = []
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height in pixels."""
-        return self.canvas.get_width_height()
+        self.figure, self.canvas, self.full_draws = figure, FigureCanvasAgg(figure), 0
 
     def draw(self) -> np.ndarray:
         """The figure as it stands: (height, width, 4) uint8, a view that the next draw overwrites."""
-        if self.figure.stale or self._background is None:
-            self._draw_background()
-        else:
-            self.canvas.restore_region(self._background)
-        renderer = self.canvas.get_renderer()
-        for artist in self._moving:
-            artist.draw(renderer)
-        return np.asarray(self.canvas.buffer_rgba())
-
-    def png(self) -> bytes:
-        return encode_png(self.draw())
-
-    def _draw_background(self) -> None:
         if not self.full_draws and self.figure.get_layout_engine() is not None:
             self.figure.draw_without_rendering()
             self.figure.set_layout_engine("none")
-        self.canvas.draw()
-        self.full_draws += 1
-        self._background = self.canvas.copy_from_bbox(self.figure.bbox)
-        found = self.figure.findobj(lambda artist: artist.get_animated())
-        self._moving = sorted(found, key=lambda artist: artist.get_zorder())
+        if self.figure.stale or not self.full_draws:
+            self.canvas.draw()
+            self.full_draws += 1
+            self._background = self.canvas.copy_from_bbox(self.figure.bbox)
+            found = self.figure.findobj(lambda artist: artist.get_animated())
+            self._moving = sorted(found, key=lambda artist: artist.get_zorder())
+        else:
+            self.canvas.restore_region(self._background)
+        for artist in self._moving:
+            artist.draw(self.canvas.get_renderer())
+        return np.asarray(self.canvas.buffer_rgba())
 
 
 def undefined(values: Mapping[str, float]) -> str:
-    """Names the NaN among metrics: ``"undefined: buy AUC"``, or nothing when every number is finite.
-
-    >>> undefined({"click": .7, "buy": float("nan")})
-    'undefined: buy'
-    """
-    names = [name for name, value in values.items() if value is None or not math.isfinite(value)]
+    """Names the NaN among metrics: ``"undefined: buy AUC"``, or nothing when every number is finite."""
+    names = [name for name, value in values.items() if not math.isfinite(value)]
     return "undefined: " + ", ".join(names) if names else ""
-
-
-# --- the explorer -----------------------------------------------------------------------------------------------
 
 
 class Explorer:
@@ -222,16 +167,14 @@ class Explorer:
 
     Parameters
     ----------
-    figure : an object-oriented ``matplotlib.figure.Figure``; mark what moves ``animated=True``.
-    controls : from :func:`slider`, :func:`choice_slider`, :func:`dropdown` and :func:`toggle`, with distinct names; at
-        most four sliders can be taken in at once.
+    figure : made with ``matplotlib.figure.Figure``; mark what moves ``animated=True``.
+    controls : from :func:`slider`, :func:`choice_slider`, :func:`dropdown` and :func:`toggle`, with distinct names.
     update : ``update(state)`` moves artists to the state (control name -> value) and returns the reading, or a pair:
         the reading, and what else a screen reader should hear of the picture (a list that it shows, say).
     title : what the picture shows, the start of its alt text.
-    link : optional ``link(state, moved) -> state``: settles the other controls when ``moved`` changed, for weights
-        that must add up to one.
-    buttons : optional ``(label, callback)`` pairs, shown before Reset; one labelled "Reset" takes its place.
-    groups : ``{heading: names of controls}`` for a demo with more sliders: a row of controls under each heading.
+    link : ``link(state, moved) -> state`` settles the other controls when ``moved`` changed, for weights that add up
+        to one. buttons : ``(label, callback)`` pairs, shown before Reset; one labelled "Reset" takes its place.
+    groups : ``{heading: names of controls}``: a row of controls under each heading.
 
     An error inside ``update`` at construction is raised. Later it appears under the picture, with the line of yours
     that raised it, and in ``.error``; it goes at the next state that works. Without a kernel (GitHub) the stored
@@ -241,24 +184,16 @@ class Explorer:
     """
 
     def __init__(
-        self,
-        figure: Figure,
-        controls: Iterable[Widget],
-        update: Callable[[State], str | tuple[str, str]],
-        *,
-        title: str,
-        link: Callable[[State, str], State] | None = None,
-        buttons: Sequence[tuple[str, Callable[[], None]]] = (),
-        groups: Mapping[str, Sequence[str]] | None = None,
-    ) -> None:
+        self, figure: Figure, controls: Iterable[Widget], update: Callable[[State], str | tuple[str, str]], *,
+        title: str, link: Callable[[State, str], State] | None = None,
+        buttons: Sequence[tuple[str, Callable[[], None]]] = (), groups: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:  # fmt: skip
         controls = list(controls)
         self.controls = {control.name: control for control in controls}
         self.groups = dict(groups or {"": list(self.controls)})
-        placed = [name for names in self.groups.values() for name in names]
-        if not sorted(placed) == sorted(self.controls) == sorted(control.name for control in controls):
-            names = [control.name for control in controls]
-            raise ValueError(f"controls need distinct names, each in one group; got {names} in {self.groups}")
-        self.title, self.update, self.link = title, update, link
+        if sorted(itertools.chain(*self.groups.values())) != sorted(control.name for control in controls):
+            raise ValueError(f"controls need distinct names, each in one group; got {self.groups}")
+        self.title, self.update, self.link = title, update, link or (lambda state, moved: state)
         self.figure, self.stage, self.error = figure, Stage(figure), ""
         self.state = self._first = {name: control.value for name, control in self.controls.items()}
         self._picture = ipywidgets.HTML()
@@ -268,17 +203,13 @@ class Explorer:
         for name, control in self.controls.items():
             control.observe(lambda change, name=name: self._moved(name, change["new"]), names="value")
 
-    # state
-
     def set(self, **values: Any) -> Explorer:
         """Moves controls as a reader would, in the given order. Raises KeyError or ValueError on a bad one."""
-        state = dict(self.state)
+        state = self.state
         for name, value in values.items():
             if name not in self.controls:
                 raise KeyError(f"no control {name!r}; there are {list(self.controls)}")
-            state[name] = _settled(self.controls[name], value)
-            if self.link is not None:
-                state = self.link(state, name)
+            state = self.link({**state, name: _settled(self.controls[name], value)}, name)
         self._accept(state)
         return self
 
@@ -300,11 +231,9 @@ class Explorer:
         self._picture.value = self.html()
 
     def _moved(self, name: str, value: Any) -> None:
-        """A control says that it changed: by the reader's hand, unless we are just setting it."""
         value = _settled(self.controls[name], value)
-        if value != self.state[name]:
-            state = {**self.state, name: value}
-            self._accept(self.link(state, name) if self.link is not None else state)
+        if value != self.state[name]:  # the reader's hand, not ours
+            self._accept(self.link({**self.state, name: value}, name))
 
     def _accept(self, state: State) -> None:
         self.state = {name: _settled(control, state[name]) for name, control in self.controls.items()}
@@ -313,30 +242,24 @@ class Explorer:
                 control.value = self.state[name]
         self.refresh()
 
-    # pictures
-
     def _draw(self) -> None:
         said = self.update(dict(self.state))
         self.reading, more = said if isinstance(said, tuple) else (str(said), "")
-        self._png = self.stage.png()
-        self.alt = ". ".join(part for part in (self.title, self._controls_said(), self.reading, more) if part)
+        self._png = encode_png(self.stage.draw())
+        self._settings = "; ".join(
+            (f"{heading}: " if heading else "") + ", ".join(_said(self.controls[name]) for name in names)
+            for heading, names in self.groups.items()
+        )
+        self.alt = ". ".join(part for part in (self.title, self._settings, self.reading, more) if part)
         self._picture.value = self.html()
 
     def png(self) -> bytes:
         """The picture of the last state that worked."""
         return self._png
 
-    def _controls_said(self) -> str:
-        """The state in words: ``label budget (rows) = 250``, group by group."""
-        rows = {
-            head: ", ".join(_said(self.controls[name]) for name in names)
-            for head, names in self.groups.items()
-        }
-        return "; ".join(f"{heading}: {row}" if heading else row for heading, row in rows.items())
-
     def html(self) -> str:
         """Picture, reading and, if any, the error."""
-        width, height = self.stage.size
+        width, height = self.stage.canvas.get_width_height()
         look = "color:#b00020;white-space:pre-wrap;margin:4px 0"
         problem = f'<pre class="mtl-error" role="alert" style="{look}">{html.escape(self.error)}</pre>'
         return (
@@ -350,9 +273,8 @@ class Explorer:
     def _captioned(self) -> bytes:
         """The picture with the controls' values and the reading printed below, for readers without a kernel."""
         pixels = np.array(self.stage.draw())
-        per_line = max(40, pixels.shape[1] // 7)
-        lines = textwrap.wrap(f"[{self._controls_said()}]", per_line) if self.controls else []
-        lines += textwrap.wrap(self.reading, per_line)
+        texts = (f"[{self._settings}]", self.reading)
+        lines = [line for text in texts for line in textwrap.wrap(text, max(40, pixels.shape[1] // 7))]
         dpi = self.figure.dpi
         strip = Figure(figsize=(pixels.shape[1] / dpi, 18 * (len(lines) + 1) / dpi), dpi=dpi)
         look = {"va": "top", "fontsize": 72 * 12 / dpi, "parse_math": False, "color": "#333333"}
@@ -360,64 +282,42 @@ class Explorer:
         below = Stage(strip).draw()[:, : pixels.shape[1]]
         return encode_png(np.concatenate([pixels[:, : below.shape[1]], below]))
 
-    # the notebook's side
-
     def _knobs(self, buttons: Sequence[tuple[str, Callable[[], None]]]) -> Widget:
         """The controls, in a row for each group; the buttons stand in the last."""
-        actions = {**dict(buttons), "Reset": dict(buttons).get("Reset", self.reset)}
         layout = {"display": "flex", "flex_flow": "row wrap", "align_items": "center"}
-        rows = [
-            ipywidgets.Box([self.controls[name] for name in names], layout=layout)
-            for names in self.groups.values()
-        ]
-        rows[-1].children += tuple(self._button(label, action) for label, action in actions.items())
+        groups = [[self.controls[name] for name in names] for names in self.groups.values()]
+        rows = [ipywidgets.Box(group, layout=layout) for group in groups]
+        for label, action in {**dict(buttons), "Reset": dict(buttons).get("Reset", self.reset)}.items():
+            button = ipywidgets.Button(description=label, layout={"width": "90px"})
+            button.on_click(lambda _button, action=action: self._press(action))
+            rows[-1].children += (button,)
         if list(self.groups) == [""]:
             return rows[0]
-        for control in self.controls.values():
-            if control.layout.width:  # a slider: three fit beside the heading
-                control.layout.width = "250px"
-        heads = [
-            ipywidgets.HTML(f"<b>{html.escape(text)}</b>", layout={"width": "100px", "flex": "0 0 auto"})
-            for text in self.groups
-        ]
+        for control in self.controls.values():  # three sliders fit beside the heading
+            control.layout.width = "250px" if control.layout.width else None
+        head = {"width": "100px", "flex": "0 0 auto"}
+        heads = [ipywidgets.HTML(f"<b>{html.escape(text)}</b>", layout=head) for text in self.groups]
         return ipywidgets.VBox([ipywidgets.HBox(pair) for pair in zip(heads, rows, strict=True)])
 
-    def _button(self, label: str, action: Callable[[], None]) -> Widget:
-        tooltip = "back to the first state" if label == "Reset" else label
-        button = ipywidgets.Button(description=label, tooltip=tooltip, layout={"width": "90px"})
-
-        def press(_button: Widget) -> None:
-            try:
-                action()
-            except Exception as exception:
-                self.show_error(exception)
-
-        button.on_click(press)
-        return button
+    def _press(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception as exception:
+            self.show_error(exception)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         view = {"version_major": 2, "version_minor": 0, "model_id": self.widget.model_id}
-        return {
-            "application/vnd.jupyter.widget-view+json": view,
-            "image/png": base64.b64encode(self._static).decode("ascii"),
-            "text/plain": f"{self.title}. {self.reading}",
-        }
+        picture = {"image/png": base64.b64encode(self._static).decode("ascii")}
+        said = {"text/plain": f"{self.title}. {self.reading}"}
+        return {"application/vnd.jupyter.widget-view+json": view, **picture, **said}
 
 
 def explain(exception: BaseException) -> str:
     """Type, message, and the reader's own line: the innermost one outside this package and installed libraries."""
-    said = f"{type(exception).__name__}: {exception}"
-    line = own_line(traceback.extract_tb(exception.__traceback__))
-    return f"{said}\n  in {line}" if line else said
-
-
-def own_line(frames: Sequence[traceback.FrameSummary]) -> str:
-    """``function, line 3: code`` of the innermost of some frames that is the reader's own; empty without frames."""
-    ours = str(Path(__file__).parents[1])
-    libraries = tuple(sysconfig.get_paths()[key] for key in ("stdlib", "purelib", "platlib"))
-    own = [frame for frame in frames if not frame.filename.startswith((ours, *libraries, "<frozen"))]
+    said, frames = f"{type(exception).__name__}: {exception}", traceback.extract_tb(exception.__traceback__)
     if not frames:
-        return ""
-    frame = (own or list(frames))[-1]
-    line = linecache.getline(frame.filename, frame.lineno or 0).strip() or (frame.line or "")
-    return f"{frame.name}, line {frame.lineno}: {line}"
+        return said
+    paths = [sysconfig.get_paths()[key] for key in ("stdlib", "purelib", "platlib")]
+    others = (str(Path(__file__).parents[1]), "<frozen", *paths)
+    frame = ([each for each in frames if not each.filename.startswith(others)] or frames)[-1]
+    return f"{said}\n  in {frame.name}, line {frame.lineno}: {frame.line}"

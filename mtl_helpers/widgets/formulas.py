@@ -8,9 +8,12 @@ here: each picture is computed from its formula at every move. The functions tha
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
+from matplotlib.quiver import Quiver
 from numpy.typing import ArrayLike
 
 from mtl_helpers.gradients import METHODS, combine
@@ -41,18 +44,12 @@ OTHER_METHOD = ("#E69F00", "v", 8, True)
 UNITS = (0.01, 0.1, 1.0, 10.0, 100.0)
 
 
-# ------------------------------------------------------------------------------------------------- one softmax
-
-
-def logit_explorer(
-    classes: Sequence[str] = ("books", "toys", "garden"), others: Sequence[float] = (1.0, 0.0)
-) -> Explorer:
+def logit_explorer() -> Explorer:
     """Probabilities, cross-entropy and its gradient of one row under its logits and a temperature.
 
-    Parameters
-    ----------
-    classes : three names; the slider moves the logit of the first. others : the logits of the other two, which stay.
+    The slider moves the logit of the first of three classes; those of the other two stay at 1 and 0.
     """
+    classes, others = ("books", "toys", "garden"), (1.0, 0.0)
     grid = np.linspace(-6, 6, 121)
     rows = np.column_stack([grid, *(np.full_like(grid, value) for value in others)])
     places = range(len(classes))
@@ -90,10 +87,8 @@ def logit_explorer(
             pushed[i].set_va("bottom" if slope[i] >= 0 else "top")
         curve.set_ydata(-_log_softmax(rows / t)[:, label])
         dot.set_data([z], [-log_p[label]])
-        top = classes[int(log_p.argmax())]
-        verdict = (
-            "the label has the largest probability" if top == classes[label] else f"the model bets on {top}"
-        )
+        top, right_one = int(log_p.argmax()), "the label has the largest probability"
+        verdict = right_one if top == label else f"the model bets on {classes[top]}"
         return (
             f"The label is {classes[label]} and gets probability {np.exp(log_p[label]):.3f}, a loss of "
             f"{-log_p[label]:.2f} nats: {verdict}. A step against the gradient lifts {classes[label]} with strength "
@@ -113,9 +108,6 @@ def _log_softmax(z: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
 
 
-# ------------------------------------------------------------------------------------------------- two losses
-
-
 def quadratic(points: ArrayLike, curvature: ArrayLike, centre: ArrayLike) -> np.ndarray:
     """½ (θ − c)ᵀ A (θ − c) for points (…, 2); A is (2, 2), c is (2,)."""
     away = np.asarray(points, float) - np.asarray(centre, float)
@@ -125,8 +117,6 @@ def quadratic(points: ArrayLike, curvature: ArrayLike, centre: ArrayLike) -> np.
 def weighted_optimum(curvatures: ArrayLike, centres: ArrayLike, weights: ArrayLike) -> np.ndarray:
     """The θ (P,) that minimises Σ wᵢ ½ (θ − cᵢ)ᵀ Aᵢ (θ − cᵢ): (Σ wᵢ Aᵢ)⁻¹ Σ wᵢ Aᵢ cᵢ.
 
-    Parameters
-    ----------
     curvatures : (T, P, P), symmetric and positive definite. centres : (T, P). weights : (T,), 0 or more, not all 0.
     """
     a, c, w = (np.asarray(part, float) for part in (curvatures, centres, weights))
@@ -138,9 +128,6 @@ def two_losses_explorer(curvatures: ArrayLike, centres: ArrayLike) -> Explorer:
 
     Left: contours, each task's optimum and the weighted one with the two weighted gradients, which cancel there.
     Right: the same optima as pairs of losses, the Pareto front. Both losses are drawn in their original unit.
-
-    Parameters
-    ----------
     curvatures : (2, 2, 2), one positive definite matrix a task. centres : (2, 2), each task's optimum.
     """
     a, c = np.asarray(curvatures, float), np.asarray(centres, float)
@@ -163,18 +150,13 @@ def two_losses_explorer(curvatures: ArrayLike, centres: ArrayLike) -> Explorer:
     left.legend(fontsize=8, loc="upper right", frameon=True, framealpha=0.9)
     right.plot(*front.T, color="#222222", lw=1.2, ls="--")
     reach = front.max(0)
-    right.set(
-        xlabel="loss of task 1 (original unit)", ylabel="loss of task 2", title="Pareto front and its tangent"
-    )
+    right.set(xlabel="loss of task 1 (original unit)", ylabel="loss of task 2")
     right.set(xlim=(-0.08 * reach[0], 1.1 * reach[0]), ylim=(-0.08 * reach[1], 1.1 * reach[1]))
-    here, there = (
-        ax.plot([], [], "D", color="#222222", ms=9, mec="white", animated=True)[0] for ax in (left, right)
-    )
+    right.set_title("Pareto front and its tangent")
+    look = {"color": "#222222", "ms": 9, "mec": "white", "animated": True}
+    here, there = (ax.plot([], [], "D", **look)[0] for ax in (left, right))
     tangent = right.plot([], [], color="#E69F00", lw=1.6, animated=True)[0]
-    arrows = left.quiver(
-        [0, 0], [0, 0], [0, 0], [0, 0], color=[FIRST, SECOND], angles="xy", scale_units="xy", scale=1,
-        width=0.011, zorder=4, animated=True,
-    )  # fmt: skip
+    arrows = _arrows(left, [FIRST, SECOND], 0.011, zorder=4)
 
     def update(state: dict) -> str:
         weights = np.array([1 - state["weight"], state["weight"]])
@@ -189,15 +171,7 @@ def two_losses_explorer(curvatures: ArrayLike, centres: ArrayLike) -> Explorer:
         there.set_data([losses[0]], [losses[1]])
         along = np.array([scaled[1], -scaled[0]]) * reach.max() / np.linalg.norm(scaled)
         tangent.set_data(*np.array([losses - 2 * along, losses + 2 * along]).T)
-        share = scaled / scaled.sum()
-        unit = "" if state["unit"] == 1 else f" and loss 1 written {state['unit']:g} times as large"
-        cancel = f"the two weighted gradients, {length:.3g} long, cancel"
-        if length < 1e-9:
-            cancel = f"task {1 + int(weights[0] < 0.5)} pulls alone and stands at its own optimum"
-        return (
-            f"With weights {weights[0]:.2f} and {weights[1]:.2f}{unit}, the tasks count as {share[0]:.3f} to "
-            f"{share[1]:.3f}. At the joint optimum task 1 loses {losses[0]:.3f} and task 2 {losses[1]:.3f}; {cancel}."
-        )
+        return _read_losses(state, weights, scaled / scaled.sum(), losses, length)
 
     knobs = [
         slider("weight", "weight of task 2", 0.0, 1.0, 0.5, step=0.01, unit="task 1 gets the rest"),
@@ -206,7 +180,24 @@ def two_losses_explorer(curvatures: ArrayLike, centres: ArrayLike) -> Explorer:
     return Explorer(fig, knobs, update, title="Two quadratic losses, one weight")
 
 
-# ------------------------------------------------------------------------------------------------- two gradients
+def _read_losses(
+    state: dict, weights: np.ndarray, share: np.ndarray, losses: np.ndarray, length: float
+) -> str:
+    unit = "" if state["unit"] == 1 else f" and loss 1 written {state['unit']:g} times as large"
+    cancel = f"the two weighted gradients, {length:.3g} long, cancel"
+    if length < 1e-9:
+        cancel = f"task {1 + int(weights[0] < 0.5)} pulls alone and stands at its own optimum"
+    return (
+        f"With weights {weights[0]:.2f} and {weights[1]:.2f}{unit}, the tasks count as {share[0]:.3f} to "
+        f"{share[1]:.3f}. At the joint optimum task 1 loses {losses[0]:.3f} and task 2 {losses[1]:.3f}; {cancel}."
+    )
+
+
+def _arrows(ax: Axes, colors: list[str], width: float, **look: Any) -> Quiver:
+    """Moving arrows from the origin, in the axes' units."""
+    none = np.zeros(len(colors))
+    look |= {"angles": "xy", "scale_units": "xy", "scale": 1, "animated": True}
+    return ax.quiver(none, none, none, none, color=colors, width=width, **look)
 
 
 def two_gradients(angle: float, length: float) -> np.ndarray:
@@ -238,12 +229,8 @@ def two_gradients_explorer(
 
     Left: the arrows; the dotted line is the hull of the two gradients. Right: the cosine of each joint direction with
     each gradient; a step against a direction with a negative cosine raises that task's loss.
-
-    Parameters
-    ----------
     methods : any of "sum", "normalised sum" and the names in ``gradients.METHODS``. angle (degrees), length : at first.
     """
-    methods = list(methods)
     styles = [METHOD_STYLES.get(name, OTHER_METHOD) for name in methods]
     fig = plots.figure(SIZE[0], 4.3)
     left, right = fig.subplots(1, 2, width_ratios=(1.35, 1))
@@ -251,10 +238,7 @@ def two_gradients_explorer(
     left.set(xlabel="shared parameter θ₁", ylabel="shared parameter θ₂")
     hull = left.plot([], [], ":", color="#888888", lw=1.4, animated=True)[0]
     colors = [FIRST, SECOND, *(color for color, *_ in styles)]
-    none, width = np.zeros(len(colors)), 0.008
-    arrows = left.quiver(
-        none, none, none, none, color=colors, angles="xy", scale_units="xy", scale=1, width=width, animated=True
-    )  # fmt: skip
+    arrows = _arrows(left, colors, 0.008)
     tips = [
         left.plot([], [], marker, color=color, ms=size, mew=1.8, mfc=color if full else "none", lw=0, label=name,
                   animated=True)[0]
@@ -264,17 +248,15 @@ def two_gradients_explorer(
              for i, color in (("₁", FIRST), ("₂", SECOND))]  # fmt: skip
     left.legend(fontsize=8, loc="upper right", frameon=True, framealpha=0.9, markerscale=0.75)
     at = np.arange(len(methods))
-    bars = [
-        right.barh(at + shift, none[2:], 0.34, color=color, animated=True)
-        for shift, color in ((-0.19, FIRST), (0.19, SECOND))
-    ]
+    sides = ((-0.19, FIRST), (0.19, SECOND))
+    bars = [right.barh(at + shift, 0.0 * at, 0.34, color=color, animated=True) for shift, color in sides]
     right.axvline(0, color="black", lw=1)
     right.set_yticks(at, methods)
     right.set(xlim=(-1.05, 1.05), ylim=(len(methods) - 0.4, -0.6), xlabel="cosine with the task's gradient")
     right.set_title("Positive: a step helps the task")
     right.grid(axis="y", visible=False)
     swatches = [
-        right.barh([-9], [0], color=color, label=f"task {i + 1}") for i, color in enumerate((FIRST, SECOND))
+        right.barh([-9], [0], color=color, label=f"task {i}") for i, (_, color) in enumerate(sides, 1)
     ]
     right.legend(handles=swatches, fontsize=8, loc="lower left", frameon=True)
 
@@ -284,7 +266,7 @@ def two_gradients_explorer(
         arrows.set_UVC(*np.vstack([rows, made]).T)
         hull.set_data(*rows.T)
         for tip, point in zip(tips, made, strict=True):
-            tip.set_data([point[0]], [point[1]])
+            tip.set_data(point[:1], point[1:])
         for text, row in zip(names, rows, strict=True):
             text.set_position(row * (1 + 0.22 / np.linalg.norm(row)) + (0, -0.1))
         sizes = np.linalg.norm(made, axis=1)
@@ -303,19 +285,18 @@ def two_gradients_explorer(
     return Explorer(fig, knobs, update, title="Two gradients and what methods make of them")
 
 
-def _read_two(state: dict, methods: list[str], cosines: np.ndarray) -> str:
+def _read_two(state: dict, methods: Sequence[str], cosines: np.ndarray) -> str:
     inner = np.cos(np.deg2rad(state["angle"]))
     kind = "agree" if inner > 1e-9 else "conflict" if inner < -1e-9 else "are at right angles"
     hurt = [name for name, row in zip(methods, cosines, strict=True) if np.nanmin([*row, 1.0]) < -1e-6]
     still = [name for name, row in zip(methods, cosines, strict=True) if np.isnan(row).any()]
     parts = [f"The gradients {kind} (cosine {inner:+.2f})."]
     if methods[0] not in still:
-        parts.append(
+        parts += [
             f"The {methods[0]} has cosine {cosines[0, 0]:+.2f} with g₁ and {cosines[0, 1]:+.2f} with g₂."
-        )
-    for name, row in zip(methods, cosines, strict=True):
-        if name in hurt:
-            parts.append(f"A {name} step raises the loss of task {int(np.argmin(row)) + 1}.")
+        ]
+    where = dict(zip(methods, cosines.argmin(axis=1) + 1, strict=True))
+    parts += [f"A {name} step raises the loss of task {where[name]}." for name in hurt]
     if not hurt:
         parts.append("No method raises a task's loss.")
     if still:

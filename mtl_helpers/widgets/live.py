@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import itertools
 import math
 import time
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from torch import nn
 
 from mtl_helpers.data.tables import MultiTaskDataset
 from mtl_helpers.losses import task_losses
-from mtl_helpers.training import MAIN_METRIC, Step, evaluate, training_steps
+from mtl_helpers.training import MAIN_METRIC, evaluate, training_steps
 from mtl_helpers.widgets.explorer import Explorer, slider, undefined
 from mtl_helpers.widgets.figures import GREY, SIZE, figure, task_style
 
@@ -51,28 +52,23 @@ class LiveTraining:
     leaves no loop behind.
 
     In code: ``run_steps(n)``, ``set(click=.9)``, ``frame()``, and ``status``: "ready", "running", "paused", "stopped",
-    "finished" or "failed". ``weights`` is the dictionary that the loop reads at each step; ``pace`` the steps a second,
-    at most; ``epochs`` how long a run is (from the next one on).
+    "finished" or "failed". ``weights`` is read at each step; ``pace`` is the steps a second, at most; ``epochs`` how
+    long a run is (from the next one on).
     """
 
     pace = 60.0  # slow enough to see what a slider does
     epochs = 50
 
     def __init__(
-        self,
-        model: nn.Module,
-        train: MultiTaskDataset,
-        valid: MultiTaskDataset | None = None,
-        *,
-        lr: float = 1e-3,
-        batch_size: int = 1024,
-    ) -> None:
+        self, model: nn.Module, train: MultiTaskDataset, valid: MultiTaskDataset,
+        *, lr: float = 1e-3, batch_size: int = 1024
+    ) -> None:  # fmt: skip
         for other in list(_running):
             other.pause()
         self.names = [task.name for task in model.tasks]
         self.weights = dict.fromkeys(self.names, 0.5)
         self.model, self.train = model.to(train.device), train
-        self.valid = None if valid is None else valid.take(slice(0, 4096))
+        self.valid = valid.take(slice(0, 4096))
         self.probe = next(iter(train.take(slice(0, min(batch_size, 1024))).batches(1024, shuffle=False)))
         self.lr, self.batch_size = lr, batch_size
         self._untrained = copy.deepcopy(model.state_dict())
@@ -80,27 +76,16 @@ class LiveTraining:
         self._begin()
         self._go(PREVIEW_STEPS)
         self._figure = _Curves(self)
-        self._figure.fit(self)
         title = f"Training {', '.join(self.names)} while their weights change"
         buttons = [("Start", self.start), ("Pause", self.pause), ("Stop", self.stop), ("Reset", self.reset)]
         knobs = [slider(name, f"weight of {name}", 0.0, 1.0, 0.5, step=0.05) for name in self.names]
         self.explorer = Explorer(self._figure.figure, knobs, self._update, title=title, buttons=buttons)
 
-    # what a reader does
-
     def start(self) -> None:
-        """Trains on, from where it paused, or from the untrained model after Stop or the last epoch.
-
-        Raises RuntimeError outside a notebook (no running event loop): use :meth:`run_steps` there.
-        """
+        """Trains on, or anew after Stop or the last epoch. Outside a notebook's event loop call :meth:`run_steps`."""
         if self.running:
             return
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            raise RuntimeError(
-                "start() needs a notebook's event loop; in a script call run_steps(n)"
-            ) from None
+        loop = asyncio.get_running_loop()
         for other in list(_running):
             other.pause()
         if self.status in ("stopped", "finished", "failed"):
@@ -119,7 +104,7 @@ class LiveTraining:
 
     def reset(self) -> None:
         """Ends this run; the model, the curves and the weights are as they were at first."""
-        self._halt("stopped")
+        self.stop()
         self._begin()
         self._figure.fit(self)
         self.explorer.reset()
@@ -131,6 +116,12 @@ class LiveTraining:
         self._go(steps)
         self._draw()
         return self
+
+    def _go(self, steps: int) -> None:
+        for _ in range(steps):
+            if self.status != "finished":
+                self._advance()
+        self.status = "paused" if self.status == "ready" else self.status
 
     def set(self, **weights: float) -> LiveTraining:
         """Moves weight sliders: ``live.set(click=.9)``."""
@@ -152,73 +143,50 @@ class LiveTraining:
         return losses.ewm(alpha=1 - SMOOTH, ignore_na=True).mean().where(losses.notna()).to_numpy()
 
     def frame(self) -> pd.DataFrame:
-        """One row for each step and task: step, epoch, task, weight, loss, share (of the gradient), metric.
-
-        ``share`` and ``metric`` are NaN at the steps where they were not measured.
-        """
+        """A row a step and task: step, epoch, task, weight, loss, share of the gradient, metric; NaN if unmeasured."""
         shares, metrics = dict(self.shares), dict(self.metrics)
         nan = dict.fromkeys(self.names, math.nan)
         rows = [
-            (at, epoch, name, used[name], loss, shares.get(at, nan)[name], metrics.get(at, nan)[name])
-            for at, (epoch, used, losses) in enumerate(
-                zip(self.epochs_seen, self.used, self.losses, strict=True), 1
-            )
-            for name, loss in zip(self.names, losses, strict=True)
+            (at, epoch, name, used[name], losses[i], shares.get(at, nan)[name], metrics.get(at, nan)[name])
+            for at, epoch, used, losses in zip(itertools.count(1), self.seen, self.used, self.losses)
+            for i, name in enumerate(self.names)
         ]
         return pd.DataFrame(rows, columns=["step", "epoch", "task", "weight", "loss", "share", "metric"])
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         return self.explorer._repr_mimebundle_(include, exclude)
 
-    # the loop
-
     def _begin(self) -> None:
         """A run from the untrained model, with nothing recorded yet."""
         self.model.load_state_dict(self._untrained)
-        self.used: list[dict[str, float]] = []
-        self.losses: list[list[float]] = []
-        self.epochs_seen: list[int] = []
-        self.shares: list[tuple[int, dict[str, float]]] = []
-        self.metrics: list[tuple[int, dict[str, float]]] = []
+        self.seen, self.used, self.losses = [], [], []  # a step each: epoch, weights by task, list of losses
+        self.shares, self.metrics = [], []  # (step, {task: value}) where they were measured
         self.status = "ready"
         optimizer = torch.optim.AdamW(self.model.parameters(), lr=self.lr)
-        self._steps: Iterator[Step] = training_steps(
-            self.model,
-            self.train,
-            optimizer,
-            weights=self.weights,
-            batch_size=self.batch_size,
-            epochs=self.epochs,
-            generator=torch.Generator().manual_seed(0),
-        )
+        how = {"weights": self.weights, "batch_size": self.batch_size, "epochs": self.epochs}
+        generator = torch.Generator().manual_seed(0)
+        self._steps = training_steps(self.model, self.train, optimizer, generator=generator, **how)
 
-    def _advance(self) -> bool:
-        """One optimiser step and its records; False after the last one."""
+    def _advance(self) -> None:
+        """One optimiser step and its records, or the end."""
         used = dict(self.weights)
         try:
-            step = next(self._steps)
-        except StopIteration:
-            self.status = "finished"
-            return False
+            step = next(self._steps, None)
         except Exception:
             self.status = "failed"
             raise
+        if step is None:
+            self.status = "finished"
+            return
         self.used.append(used)
-        self.epochs_seen.append(step.epoch)
+        self.seen.append(step.epoch)
         self.losses.append(torch.stack([step.losses[name] for name in self.names]).tolist())
         if self.step % SHARES_EVERY == 1:
             self.shares.append((self.step, gradient_shares(self.model, self.probe, used)))
-        if self.valid is not None and (self.step % METRICS_EVERY == 0 or self.step == 1):
+        if self.step % METRICS_EVERY == 0 or self.step == 1:
             found = evaluate(self.model, self.valid)
             main = {task.name: found[task.name][MAIN_METRIC[task.kind]] for task in self.model.tasks}
             self.metrics.append((self.step, main))
-        return True
-
-    def _go(self, steps: int) -> None:
-        for _ in range(steps):
-            if not self._advance():
-                return
-        self.status = "paused" if self.status == "ready" else self.status
 
     async def _train_on(self) -> None:
         """Slices of training, each followed by a look at the sliders, and now and then a picture."""
@@ -236,32 +204,26 @@ class LiveTraining:
                     began = time.perf_counter()
                     self._draw()
                     now = time.perf_counter()
-                    draw_at = now + max(
-                        FRAME_S, 4 * (now - began)
-                    )  # a slow machine trains more than it draws
+                    draw_at = now + max(FRAME_S, 4 * (now - began))  # a slow one trains more than it draws
                 for _ in range(TURNS):
                     await asyncio.sleep(0)
             self._draw()
-        except KeyboardInterrupt:  # must not escape into the kernel's event loop
-            self.status = "paused"
+        except (KeyboardInterrupt, Exception) as exception:  # none must escape into the kernel's event loop
+            self.status = "paused" if isinstance(exception, KeyboardInterrupt) else "failed"
             self.explorer.refresh()
-        except Exception as exception:
-            self.status = "failed"
-            self.explorer.refresh()
-            self.explorer.show_error(exception)
+            if self.status == "failed":
+                self.explorer.show_error(exception)
         finally:
             _running.discard(self)
 
     def _halt(self, status: str) -> None:
-        if self._loop_task is not None:
+        if self.running:
             self._loop_task.cancel()
-            self._loop_task = None
+        self._loop_task = None
         _running.discard(self)
         if self.status in ("running", "paused") or (self.status == "ready" and status == "stopped"):
             self.status = status
             self._draw()
-
-    # the picture
 
     def _draw(self) -> None:
         """The picture after training went on; a moved slider alone leaves the limits where they are."""
@@ -271,34 +233,26 @@ class LiveTraining:
     def _update(self, state: Mapping[str, float]) -> str:
         self.weights.update({name: float(value) for name, value in state.items()})
         self._figure.show(self)
-        total = sum(self.weights.values())
         text = f"Step {self.step}, {self.status}. Weights: {_listed(self.weights)}."
-        if not total:
+        if not any(self.weights.values()):
             text += " All weights are 0: nothing is learned."
-        if self.shares:
-            text += f" Share of the gradient in the shared layers: {_listed(self.shares[-1][1])}."
         if self.metrics:
+            text += f" Share of the gradient in the shared layers: {_listed(self.shares[-1][1])}."
             last = self.metrics[-1][1]
             text += f" Validation: {_listed(last, '.4f')}. {undefined(last)}"
         return text.strip()
 
 
 def gradient_shares(model: nn.Module, batch: Any, weights: Mapping[str, float]) -> dict[str, float]:
-    """‖wᵢ ∇Lᵢ‖ of each task over their sum, at the shared parameters; NaN when all of them vanish.
-
-    Parameters
-    ----------
-    model : of :mod:`mtl_helpers.models`. batch : rows to measure on. weights : ``{task: weight}`` of the loss.
-    """
+    """‖wᵢ ∇Lᵢ‖ of each task over their sum, on a batch, at the shared parameters; NaN when all of them vanish."""
     shared, was_training = list(model.shared_parameters()), model.training
     model.eval()  # dropout would draw random numbers that the training should not miss
     try:
         losses = task_losses(model.tasks, model(batch.numeric, batch.categorical), batch)
         norms = {}
         for name, loss in losses.items():
-            grads = torch.autograd.grad(loss, shared, retain_graph=True, allow_unused=True)
-            lengths = [grad.norm() for grad in grads if grad is not None]
-            norms[name] = weights[name] * float(torch.stack(lengths).norm()) if lengths else 0.0
+            grads = torch.autograd.grad(loss, shared, retain_graph=True, materialize_grads=True)
+            norms[name] = weights[name] * float(torch.stack([grad.norm() for grad in grads]).norm())
     finally:
         model.train(was_training)
     total = sum(norms.values())
@@ -313,10 +267,7 @@ def _listed(values: Mapping[str, float], fmt: str = ".2f") -> str:
 
 
 class _Curves:
-    """Three panels: losses, gradient shares, metrics.
-
-    :meth:`show` moves lines alone, which is quick; :meth:`fit` moves limits, in big steps, since that redraws the axes.
-    """
+    """Three panels. ``show`` moves lines, which is quick; ``fit`` moves limits, which redraws the axes."""
 
     def __init__(self, live: LiveTraining) -> None:
         self.figure = figure(*SIZE)
@@ -324,29 +275,26 @@ class _Curves:
         kinds = {MAIN_METRIC[task.kind].upper() for task in live.model.tasks}
         titles = ("Losses (smoothed)", "Who moves the shared layers", "Validation")
         labels = ("loss", "share of the gradient", kinds.pop() if len(kinds) == 1 else "metric")
-        self.lines: list[dict[str, Any]] = []
+        self.lines = []
         for ax, title, label in zip(self.axes, titles, labels, strict=True):
             ax.set(title=title, xlabel="step", ylabel=label, xlim=(0, 200))
             self.lines.append({})
             for name in live.names:
-                style = task_style(name)
-                look = {"color": style["color"], "ls": style["linestyle"], "lw": 1.6}
+                look = {**task_style(name), "marker": "", "lw": 1.6}
                 self.lines[-1][name] = ax.plot([], [], animated=True, **look)[0]
                 ax.plot([], [], label=name, **look)
         self.axes[0].legend(loc="upper right")
         shares = self.axes[1]
         shares.set_ylim(-0.02, 1.2)
-        self.asked, self.sliders = {}, {}
-        for name in live.names:
-            color = task_style(name)["color"]
-            self.asked[name] = shares.plot([], [], color=color, lw=3, alpha=0.3, animated=True)[0]
-            self.sliders[name] = shares.plot([], [], "<", color=color, ms=9, animated=True)[0]
+        moving = {name: {"color": task_style(name)["color"], "animated": True} for name in live.names}
+        self.asked = {name: shares.plot([], [], lw=3, alpha=0.3, **look)[0] for name, look in moving.items()}
+        self.sliders = {name: shares.plot([], [], "<", ms=9, **look)[0] for name, look in moving.items()}
         weight = shares.plot([], [], color=GREY, lw=3, alpha=0.3, label="share of the weights")
         shares.legend(handles=weight, loc="upper right")
+        self.fit(live)
 
     def show(self, live: LiveTraining) -> None:
-        steps = np.arange(1, live.step + 1)
-        smooth = live.smooth()
+        steps, smooth = np.arange(1, live.step + 1), live.smooth()
         used = pd.DataFrame(live.used, columns=live.names).to_numpy(float)
         with np.errstate(invalid="ignore", divide="ignore"):
             asked = used / used.sum(axis=1, keepdims=True)
@@ -355,9 +303,8 @@ class _Curves:
             self.asked[name].set_data(steps, asked[:, i])
             for line, measured in ((self.lines[1][name], live.shares), (self.lines[2][name], live.metrics)):
                 line.set_data([at for at, _ in measured], [values[name] for _, values in measured])
-        total = sum(live.weights.values())
-        for name, mark in self.sliders.items():
-            mark.set_data([live.step + 3], [live.weights[name] / total if total else math.nan])
+            total = sum(live.weights.values())
+            self.sliders[name].set_data([live.step + 3], [live.weights[name] / total if total else math.nan])
 
     def fit(self, live: LiveTraining) -> None:
         """Limits that hold the curves, and zoom in when the later half of them needs little room."""
@@ -368,11 +315,9 @@ class _Curves:
         metrics = [list(values.values()) for _, values in live.metrics]
         for ax, curve in ((self.axes[0], live.smooth()), (self.axes[2], metrics)):
             values = np.asarray(curve[len(curve) // 2 :], float)
-            values = values[np.isfinite(values)]
-            if not len(values):
+            if not np.isfinite(values).any():
                 continue
-            low, high = float(values.min()), float(values.max())
+            low, high, (bottom, top) = np.nanmin(values), np.nanmax(values), ax.get_ylim()
             span = max(high - low, 2e-3)
-            bottom, top = ax.get_ylim()
             if low < bottom or high > top or span < 0.2 * (top - bottom):
                 ax.set_ylim(low - 0.6 * span, high + 0.6 * span)

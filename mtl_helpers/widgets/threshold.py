@@ -22,14 +22,9 @@ def threshold_explorer(
 ) -> Explorer:
     """The confusion counts of a threshold, and precision, recall and accuracy over all thresholds.
 
-    The slider stops at 61 values in even ratios, since a rare label's probabilities crowd near zero.
-
-    Parameters
-    ----------
-    labels, probabilities : (n,) arrays or tensors: 0 or 1, and in [0, 1]. name : of the task, for titles.
-    threshold : the first state; predictions of at least the threshold count as a yes.
-
-    Raises ValueError when the lengths differ, a label is not 0 or 1, or a probability is outside [0, 1].
+    labels, probabilities : (n,) arrays or tensors: 0 or 1, and in [0, 1] (else ValueError). name : of the task.
+    threshold : the first state; predictions of at least the threshold count as a yes. The slider stops at 61 values in
+        even ratios, since a rare label's probabilities crowd near zero.
     """
     y, p = np.asarray(labels, float), np.asarray(probabilities, float)
     if ((p < 0) | (p > 1)).any():
@@ -43,14 +38,18 @@ def threshold_explorer(
 
     fig = figure(*SIZE)
     hist, lines, table = fig.subplots(1, 3, width_ratios=(1, 1.2, 0.8))
-    _draw_scores(hist, y, p, name)
+    bins = np.geomspace(np.clip(np.quantile(p, 0.001), 1e-4, 1e-3), 1, 40)
+    for value, color, label in ((0, GREY, f"no {name}"), (1, STYLES["recall"][0], name)):
+        hist.hist(p[y == value].clip(bins[0]), bins=bins, histtype="step", lw=1.6, color=color, label=label)
+    hist.set(xscale="log", yscale="log", xlabel="predicted probability", ylabel="impressions")
+    hist.set(title="Scores of both classes", ylim=(None, hist.get_ylim()[1] * 8))
+    hist.legend(fontsize=8, loc="upper right")
     dots = _draw_curves(lines, stops, curves, majority)
     cells = _draw_table(table, name)
     cuts = [ax.axvline(threshold, color="black", lw=1.2, ls="--", animated=True) for ax in (hist, lines)]
 
     def update(state: dict) -> str:
-        stop = state["threshold"]
-        at = stops.index(stop)
+        at = stops.index(stop := state["threshold"])
         now = {metric: float(values[at]) for metric, values in curves.items()}
         for cut in cuts:
             cut.set_xdata([stop, stop])
@@ -70,16 +69,6 @@ def threshold_explorer(
     return Explorer(fig, [knob], update, title=f"Decision threshold for {name}")
 
 
-def _draw_scores(ax: Axes, y: np.ndarray, p: np.ndarray, name: str) -> None:
-    bins = np.geomspace(np.clip(np.quantile(p, 0.001), 1e-4, 1e-3), 1, 40)
-    for value, color, label in ((0, GREY, f"no {name}"), (1, STYLES["recall"][0], name)):
-        ax.hist(p[y == value].clip(bins[0]), bins=bins, histtype="step", lw=1.6, color=color, label=label)
-    ax.set(xscale="log", yscale="log", xlabel="predicted probability", ylabel="impressions")
-    ax.set(title="Scores of both classes")
-    ax.set_ylim(top=ax.get_ylim()[1] * 8)
-    ax.legend(fontsize=8, loc="upper right")
-
-
 def _draw_curves(ax: Axes, stops: list[float], curves: dict, majority: float) -> dict[str, Any]:
     dots = {}
     for metric, values in curves.items():
@@ -88,7 +77,7 @@ def _draw_curves(ax: Axes, stops: list[float], curves: dict, majority: float) ->
         dots[metric] = ax.plot([], [], marker, color=color, ms=8, mec="white", animated=True)[0]
     ax.axhline(majority, color=GREY, ls=":", lw=1.2, label="always the majority")
     ax.set(xscale="log", ylim=(-0.03, 1.4), yticks=np.linspace(0, 1, 6), xlabel="threshold", ylabel="share")
-    ax.set_title("One threshold, three stories")
+    ax.set(title="One threshold, three stories")
     ax.legend(fontsize=8, loc="upper center", ncols=2)
     return dots
 
