@@ -182,8 +182,7 @@ def fit(
     stop : ``"together"``: one best epoch for all tasks, by the monitor. ``"each"``: the best epoch of each task, by its
         own validation loss, is remembered too (``History.best_states``), and training stops when no task has improved
         for ``patience`` epochs.
-    seed : of the order of the batches. Initial weights and dropout follow the global seed (``seed_everything``).
-    progress : show a bar.
+    seed : of the order of the batches; initial weights and dropout follow the global one. progress : show a bar.
 
     Returns a History, after KeyboardInterrupt too: the run ends there, and the model keeps its best weights.
     TrainingDiverged when a loss becomes NaN or infinite; TypeError or ValueError when data, weights or monitor do not
