@@ -375,12 +375,12 @@ class _Linears(nn.Linear):
 
 
 class _Embeddings(nn.Embedding):
-    """K tables, (K, rows, d), read as one: indices (…) → (K, …, d)."""
+    """K tables, (K, rows, d), read side by side in one look-up: indices (…) → (K, …, d)."""
 
     def forward(self, index: Tensor) -> Tensor:
-        k, rows, _ = self.weight.shape
-        shift = torch.arange(k, device=index.device).mul_(rows).view(k, *[1] * index.dim())
-        return F.embedding(index + shift, self.weight.flatten(0, 1))
+        k, _, width = self.weight.shape
+        found = F.embedding(index, self.weight.transpose(0, 1).flatten(1))
+        return found.unflatten(-1, (k, width)).movedim(-2, 0)
 
 
 @dataclass
