@@ -240,6 +240,7 @@ def test_world_refuses_what_does_not_exist(arguments, error, message):
         ({"n_impressions": 1_001}, "multiple of 5"),
         ({"n_impressions": 0}, "multiple of 5"),
         ({"n_categories": 13}, "n_categories is 13"),
+        ({"days": 0}, "days is 0"),
         ({"relatedness": 1.2}, "relatedness is 1.2"),
         ({"relatedness": float("nan")}, "relatedness is nan"),
         ({"click_rate": 0.01}, "below click_rate"),

@@ -84,6 +84,7 @@ class ShopConfig:
             ("n_impressions", self.n_impressions > 0 == self.n_impressions % 5, "a multiple of 5"),
             ("n_categories", 2 <= self.n_categories <= len(CATEGORIES), f"2 to {len(CATEGORIES)}"),
             ("relatedness", -1 <= self.relatedness <= 1, "-1 (opposed tastes) to 1 (same taste)"),
+            ("days", self.days >= 1, "1 or more"),
             ("click_rate", self.click_rate <= 0.5, "0.5 or less"),
             ("purchase_rate", 0 < self.purchase_rate < self.click_rate, "above 0 and below click_rate"),
         ):
