@@ -70,19 +70,14 @@ def call(model, batch=None):
 
 class TestEveryArchitecture:
     @each
-    @pytest.mark.parametrize("n", [1, 2, 64])
-    def test_shapes_of_mixed_tasks(self, label, n):
-        for tower in ((5,), ()):
-            logits = call(build(label, tower=tower), rows(n))
+    @pytest.mark.parametrize("tower", [(5,), ()])
+    def test_shapes_of_mixed_tasks_and_a_row_does_not_depend_on_its_neighbours(self, label, tower):
+        model, batch = build(label, tower=tower).eval(), rows()
+        whole, alone = call(model, batch), model(batch.numeric[5:6], batch.categorical[5:6])
+        for n, logits in ((64, whole), (1, alone)):
             shapes = {name: tuple(value.shape) for name, value in logits.items()}
             assert shapes == {"click": (n,), "kind": (n, 3), "dwell": (n,)}
-
-    @each
-    def test_a_row_does_not_depend_on_its_neighbours(self, label):
-        model, batch = build(label).eval(), rows()
-        for name, logits in call(model, batch).items():
-            alone = model(batch.numeric[5:6], batch.categorical[5:6])[name]
-            assert torch.allclose(logits[5:6], alone, atol=1e-6)
+        assert all(torch.allclose(whole[name][5:6], alone[name], atol=1e-6) for name in whole)
 
     @each
     @both
@@ -106,22 +101,19 @@ class TestEveryArchitecture:
 
     @each
     def test_as_many_parameters_as_the_equations_say(self, label):
-        expected = {
-            "shared bottom": (913, 396),
-            "cross-stitch": (1595, 1078),
-            "MMoE": (1748, 1060),
-            "CGC": (3076, 396),
-            "PLE, 2 levels": (2048, 1063),
-            "PLE, 3 levels": (3617, 2452),
-            "PLE, shared experts only": (1886, 1036),
-            "ESMM": (913, 396),
-            "AITM": (2153, 1016),
-        }
-        model = build(
-            label, schema=Schema(("x", "z"), {"user_id": 5, "item": 3}), embedding_dim=8, tower=(16,)
-        )
-        shared = sum(p.numel() for p in model.shared_parameters())
-        assert (count_parameters(model), shared) == expected[label]
+        counts = [
+            (913, 396),
+            (1595, 1078),
+            (1748, 1060),
+            (3076, 396),
+            (2048, 1063),
+            (3617, 2452),
+            (1886, 1036),
+        ]
+        expected = dict(zip(KINDS, [*counts, (913, 396), (2153, 1016)], strict=True))
+        schema = Schema(("x", "z"), {"user_id": 5, "item": 3})
+        model = build(label, schema=schema, embedding_dim=8, tower=(16,))
+        assert (count_parameters(model), sum(p.numel() for p in model.shared_parameters())) == expected[label]
 
     @each
     def test_the_order_of_tasks_does_not_matter(self, label):
@@ -147,10 +139,8 @@ class TestEveryArchitecture:
         if "level" in label or label == "PLE, shared experts only":
             pytest.skip("more than one level")
         one = {"MMoE": {"n_experts": 1}, "CGC": {"n_specific": 0}}.get(label, {})
-        single, model = (
-            SingleTask(SCHEMA, FUNNEL[0], **SMALL, hidden=(12, 8)),
-            build(label, FUNNEL[:1], **one),
-        )
+        single = SingleTask(SCHEMA, FUNNEL[0], **SMALL, hidden=(12, 8))
+        model = build(label, FUNNEL[:1], **one)
         layers = [p for name, p in model.named_parameters() if "gate" not in name and "stitch" not in name]
         with torch.no_grad():
             for ours, theirs in zip(layers, single.parameters(), strict=True):
@@ -177,13 +167,8 @@ class TestEveryArchitecture:
     def test_a_sweep_ends_where_fit_ends(self, label):
         weights, data = {"click": 1.0, "kind": 0.5, "dwell": 2.0}, SPLITS.train.take(range(200))
         settings = {"epochs": 2, "batch_size": 50, "progress": False}
-        found = sweep(
-            lambda: build(label, seed=None),
-            data,
-            weightings=[weights, dict.fromkeys(weights, 1.0)],
-            seeds=[4],
-            **settings,
-        )
+        both = [weights, dict.fromkeys(weights, 1.0)]
+        found = sweep(lambda: build(label, seed=None), data, weightings=both, seeds=[4], **settings)
         model = build(label, seed=4)
         fit(model, data, weights=weights, seed=4, **settings)
         theirs = predict(found.model(0), SPLITS.test)
@@ -400,9 +385,7 @@ class TestESMM:
         whole = complete_chain(train, ("click", "dwell"))
         assert torch.equal(whole.labels["dwell"], train.labels["dwell"]) and whole.masks["dwell"].all()
         fit(model := make(), whole, epochs=60, lr=1e-2, progress=False)
-        bought = (
-            predict(model, whole)["dwell"].mean().item()
-        )  # of all rows; of the clicked ones it is far more
+        bought = predict(model, whole)["dwell"].mean().item()  # of all rows; of the clicked ones far more
         assert bought == pytest.approx(whole.labels["dwell"].mean().item(), abs=0.03)
 
     def test_an_unknown_purchase_after_a_click_stays_unknown(self):
