@@ -41,7 +41,7 @@ from mtl_helpers.widgets.landscape import (
 from mtl_helpers.widgets.live import LiveTraining, gradient_shares, live_training
 from mtl_helpers.widgets.scarcity import scarcity_explorer
 from mtl_helpers.widgets.threshold import threshold_explorer
-from mtl_helpers.widgets.weights import Simplex, TrainedWeights, weight_explorer
+from mtl_helpers.widgets.weights import TrainedWeights, weight_explorer
 
 __all__ = [
     "Explorer",
@@ -49,7 +49,6 @@ __all__ = [
     "LiveTraining",
     "STARTS",
     "Shopfront",
-    "Simplex",
     "Stage",
     "TrainedWeights",
     "WALKERS",

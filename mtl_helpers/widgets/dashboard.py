@@ -12,6 +12,7 @@ A setting has three parts, and each acts at another place:
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,12 +20,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.collections import PolyCollection
-from matplotlib.figure import Figure
-from matplotlib.transforms import Transform
 from numpy.typing import ArrayLike
 
 from mtl_helpers.losses import check_weights
@@ -43,14 +39,15 @@ from mtl_helpers.ranking import (
 from mtl_helpers.sweep import pareto_mask
 from mtl_helpers.widgets import figures as plots
 from mtl_helpers.widgets.explorer import Explorer, dropdown, slider
-from mtl_helpers.widgets.weights import Simplex
+from mtl_helpers.widgets.figures import INK
+from mtl_helpers.widgets.weights import TrainedWeights
 
 __all__ = ["Shopfront", "shop_dashboard"]
 
 SMALLEST = 1e-12  # predictions and prices of 0 have no logarithm; they count as this much
-PER_ROW, MOST_CARDS = 5, 10
-SIZE = (9.6, 5.6)
-GREY, INK = "#777777", "#222222"
+MOST_CARDS = 10
+SIZE = (9.6, 2.9)
+CURRENCY = "EUR"
 BAR_COLORS = ("#0072B2", "#D55E00", "#009E73")
 CATEGORY_COLORS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#0072B2", "#D55E00", "#F0E442", "#7A5195")
 DIVERSITIES = (0.0, 0.2, 0.5)
@@ -151,14 +148,10 @@ class Shopfront:
         """What may have an exponent: the predictions, and price."""
         return (*self.predictions, "price")
 
-    def nearest(self, weights: Mapping[str, float]) -> tuple[int, bool]:
-        """The trained weighting nearest to these weights, and whether it is exactly that one; weights are shares."""
+    def nearest(self, weights: Mapping[str, float]) -> int:
+        """The trained weighting nearest to these weights; only their proportions count."""
         check_weights(weights, list(self.weightings))
-        shares = self.weightings.to_numpy()
-        shares = shares / shares.sum(1, keepdims=True)
-        wanted = np.array([weights[name] for name in self.weightings], float)
-        distance = np.abs(shares - wanted / wanted.sum()).max(1)
-        return int(distance.argmin()), bool(distance.min() < 1e-4)
+        return TrainedWeights(self.weightings).nearest(weights)
 
     def scores(self, weighting: int, exponents: Mapping[str, float]) -> np.ndarray:
         """The fused scores Π pᵢ^aᵢ · price^c of every user and item, (U, I), as shares of the user's best.
@@ -216,20 +209,18 @@ class Shopfront:
         weightings: Sequence[int] | None = None,
     ) -> pd.DataFrame:
         """Measure every combination: a row each, with ``weighting``, ``exponents``, ``diversity`` and the figures."""
-        rows = []
-        for weighting in range(len(self.weightings)) if weightings is None else weightings:
-            for powers in exponents:
-                for diversity in diversities:
-                    figures = self.measure(self.rank(weighting, powers, diversity))
-                    rows.append(
-                        {
-                            "weighting": weighting,
-                            "exponents": dict(powers),
-                            "diversity": diversity,
-                            **figures,
-                        }
-                    )
-        return pd.DataFrame(rows)
+        every = range(len(self.weightings)) if weightings is None else weightings
+        return pd.DataFrame(
+            {
+                "weighting": w,
+                "exponents": dict(powers),
+                "diversity": d,
+                **self.measure(self.rank(w, powers, d)),
+            }
+            for w in every
+            for powers in exponents
+            for d in diversities
+        )
 
 
 def shop_dashboard(
@@ -237,27 +228,21 @@ def shop_dashboard(
     *,
     exponents: Mapping[str, float],
     weights: Mapping[str, float] | None = None,
-    diversity: float = 0.0,
-    user: str | None = None,
     settings: pd.DataFrame | None = None,
-    highest: float = 2.0,
-    currency: str = "EUR",
 ) -> Explorer:
-    """Steer a shop's lists: ten product cards, their figures against today's setting, revenue against coverage.
+    """Steer a shop's lists: product cards, their figures against today's setting, revenue against coverage.
 
-    The first state is *today's setting*, which the others are compared with. Task-weight sliders stop at trained
-    weightings; where these leave holes, the nearest is shown and the reading says so. Cards show a product's category,
-    brand, price and predictions; bars are shares of the largest prediction that this user has for any product.
+    The first state is *today's setting*, which the others are compared with. Task-weight sliders stand on trained
+    weightings. Cards show a product's category, brand, price and predictions; bars are shares of the largest
+    prediction that this user has for any product.
 
     Parameters
     ----------
     front : the predictions and the truth.
-    exponents : today's, one to four of ``front.signals``; these get sliders from 0 to ``highest``, in quarters.
+    exponents : today's, one to four of ``front.signals``; these get sliders from 0 to 2, in quarters.
     weights : today's task weights; the trained weighting nearest to equal weights unless told.
-    diversity : today's, 0 to 1. user : whose list comes first; the first unless told.
     settings : as ``front.settings`` makes it, for the picture of revenue and coverage; unless given, every weighting
         with today's exponents, and today's weighting with other exponents, each at three diversities.
-    currency : said with prices.
 
     Example
     -------
@@ -277,284 +262,130 @@ def shop_dashboard(
     """
     if not exponents:
         raise ValueError(f"exponents need one to four of {', '.join(front.signals)}; got none.")
-    tasks, many = list(front.weightings), len(front.weightings) > 1 and front.weightings.shape[1] > 1
-    first, _ = front.nearest(weights or dict.fromkeys(tasks, 1.0))
-    shares = front.weightings.to_numpy()
-    shares = shares / shares.sum(1, keepdims=True)
+    board = _Board(front, exponents, weights, settings)
+    groups = {"Task weights": board.weights, "Exponents": board.exponents, "List": board.list}
+    return Explorer(
+        board.figure,
+        [control for controls in groups.values() for control in controls],
+        board.update,
+        title="The shop owner's dashboard",
+        link=board.trained.link if board.weights else None,
+        groups={
+            head: [control.name for control in controls] for head, controls in groups.items() if controls
+        },
+    )
 
-    low, step = _weight_steps(shares)
-    simplex = Simplex(tasks, low, step)
-    high = round(low + simplex.total * step, 10)
-    at_first = simplex.snap(shares[first])
-    knobs_w = [
-        slider(f"{name}_weight", name, low, high, at_first[name], step=step, fmt=".2f")
-        for name in tasks
-        if many
-    ]
-    knobs_a = [
-        slider(f"{name}_exponent", name, 0.0, highest, a, step=0.25, fmt=".2f")
-        for name, a in exponents.items()
-    ]
-    knobs_l = [
-        slider("diversity", "diversity", 0.0, 1.0, diversity, step=0.05, fmt=".2f"),
-        dropdown("user", "user", front.users, user),
-    ]
 
-    def link(state: dict, moved: str) -> dict:
-        if not moved.endswith("_weight"):
-            return state
-        now = {name: state[f"{name}_weight"] for name in tasks}
-        return state | {f"{n}_weight": w for n, w in simplex(now, moved.removesuffix("_weight")).items()}
+class _Board:
+    """What a dashboard compares with, its controls, and how it draws a state."""
 
-    def setting(state: Mapping[str, Any]) -> tuple[dict[str, float], int, bool, dict[str, float], float]:
-        chosen = {name: state[f"{name}_weight"] for name in tasks} if many else dict(front.weightings.iloc[0])
-        powers = {name: state[f"{name}_exponent"] for name in exponents}
-        return chosen, *front.nearest(chosen), powers, state["diversity"]
-
-    controls = [*knobs_w, *knobs_a, *knobs_l]
-    start = {control.name: control.value for control in controls}
-    _, today_at, _, powers, spread = setting(start)
-    today_lists = front.rank(today_at, powers, spread)
-    today = front.measure(today_lists)
-    if settings is None:
-        others = [
-            powers | {name: value}
-            for name in powers
-            for value in VARIED_EXPONENTS
-            if value != powers[name] and (value or any(a for n, a in powers.items() if n != name))
+    def __init__(self, front: Shopfront, exponents, weights, settings) -> None:
+        self.front, self.names = front, list(exponents)
+        self.trained = TrainedWeights(front.weightings, "_weight")
+        today = front.nearest(weights or dict.fromkeys(front.weightings, 1.0))
+        several = len(front.weightings) > 1 and front.weightings.shape[1] > 1
+        self.weights = self.trained.sliders(list(front.weightings), today) if several else []
+        self.exponents = [
+            slider(f"{name}_exponent", name, 0.0, 2.0, a, step=0.25, fmt=".2f")
+            for name, a in exponents.items()
         ]
-        settings = front.settings([powers], sorted({*DIVERSITIES, spread}))
-        settings = pd.concat([settings, front.settings(others, DIVERSITIES, [today_at])], ignore_index=True)
+        self.list = [
+            slider("diversity", "diversity", 0.0, 1.0, 0.0, step=0.05, fmt=".2f"),
+            dropdown("user", "user", front.users),
+        ]
+        self.lists = front.rank(today, exponents)
+        self.today = front.measure(self.lists)
+        self.settings = self._ready_made(exponents, today) if settings is None else settings
+        self.figure = plots.figure(*SIZE)
+        left, right = self.figure.subplots(1, 2, width_ratios=(1.25, 1))
+        self.bars = _Changes(left, self.today, self.settings, front)
+        self.here = _draw_front(right, self.settings, self.today)
+        self.color = dict(zip(dict.fromkeys(front.items["category"]), 2 * CATEGORY_COLORS, strict=False))
 
-    figure = plots.figure(*SIZE)
-    figure.set_layout_engine("none")  # three boxes of fixed places: cards need the whole width
-    note = "bars: share of this user's largest prediction; ▲▼ places, and new products, against today's list"
-    figure.text(0.988, 0.46, note, ha="right", va="center", fontsize=7, color=GREY)
-    cards = _Cards(figure.add_axes((0.01, 0.48, 0.98, 0.42)), front, currency)
-    bars = _Changes(figure.add_axes((0.175, 0.085, 0.355, 0.31)), today, settings, front, currency)
-    here = _draw_front(figure.add_axes((0.615, 0.085, 0.37, 0.31)), settings, today, currency)
+    def _ready_made(self, exponents: Mapping[str, float], today: int) -> pd.DataFrame:
+        varied = (
+            {**exponents, name: a} for name in exponents for a in VARIED_EXPONENTS if a != exponents[name]
+        )
+        others = [powers for powers in varied if any(powers.values())]
+        every = self.front.settings([exponents])
+        return pd.concat([every, self.front.settings(others, DIVERSITIES, [today])], ignore_index=True)
 
-    def update(state: dict) -> tuple[str, str]:
-        chosen, at, exact, powers, spread = setting(state)
-        lists = front.rank(at, powers, spread)
+    def update(self, state: Mapping[str, Any]) -> tuple[str, str, str]:
+        front, today, user = self.front, self.today, self.front.users.index(state["user"])
+        at = self.trained.row(state) if self.weights else 0
+        powers = {name: state[f"{name}_exponent"] for name in self.names}
+        lists = front.rank(at, powers, state["diversity"])
         now = front.measure(lists)
-        row = front.users.index(state["user"])
+        self.bars.show(now)
+        self.here.set_data([now["coverage"] * 100], [now["revenue"]])
         score = " · ".join(f"{name}^{a:.2f}" for name, a in powers.items() if a) or "1"
-        model = " + ".join(f"{weight:.2f} {name}" for name, weight in chosen.items())
-        place = "" if exact else " (not trained: the nearest trained weighting is shown)"
-        moved, text = cards.show(row, lists[row], today_lists[row], at)
-        cards.head(
-            f"Top {front.k} for {state['user']}:  score = {score},  diversity {spread:.2f}", model + place
-        )
-        bars.show(now)
-        here.set_data([now["coverage"] * 100], [now["revenue"]])
-        beaten = int(
-            ((settings["revenue"] > now["revenue"]) & (settings["coverage"] > now["coverage"])).sum()
-        )
+        model = " + ".join(f"{weight:.2f} {name}" for name, weight in front.weightings.iloc[at].items())
+        better = (self.settings["revenue"] > now["revenue"]) & (self.settings["coverage"] > now["coverage"])
+        new = len(set(lists[user].tolist()) - set(self.lists[user].tolist()))
         said = (
-            f"{state['user']}: score = {score}, diversity {spread:.2f}, loss = {model}{place}. Over all "
-            f"{len(front.users):,} users: revenue {now['revenue']:,.1f} {currency} per 1,000 impressions "
+            f"{state['user']}: score = {score}, diversity {state['diversity']:.2f}, loss = {model}. Over all "
+            f"{len(front.users):,} users: revenue {now['revenue']:,.1f} {CURRENCY} per 1,000 impressions "
             f"({_change(now['revenue'], today['revenue'])} against today), NDCG@{front.k} {now['ndcg']:.4f} "
             f"(today {today['ndcg']:.4f}), {now['coverage']:.1%} of the catalogue shown "
-            f"(today {today['coverage']:.1%}), {beaten} of {len(settings)} ready-made settings earn and show more. "
-            f"{moved} of {front.k} products are new to this user's list."
+            f"(today {today['coverage']:.1%}), {int(better.sum())} of {len(better)} ready-made settings earn and show "
+            f"more. {new} of {front.k} products are new to this user's list."
         )
         if not any(powers.values()):
             said += (
                 " All exponents are 0: every product scores the same, so lists follow the catalogue's order."
             )
-        return said, f"The list: {text}"
+        cards, text = self._cards(user, lists[user].tolist(), at)
+        head = f"Top {front.k} for {state['user']}: bars are shares of this user's largest prediction"
+        return said, f"The list: {text}", f'<div style="{HEAD}">{html.escape(head)}</div>{cards}'
 
-    groups = {
-        "Task weights": [control.name for control in knobs_w],
-        "Exponents": [control.name for control in knobs_a],
-        "List": [control.name for control in knobs_l],
-    }
-    groups = {heading: names for heading, names in groups.items() if names}
-    title = "The shop owner's dashboard"
-    return Explorer(figure, controls, update, title=title, link=link if many else None, groups=groups)
-
-
-# --- parts of the picture ---------------------------------------------------------------------------------------
-
-
-class _Cards:
-    """Product cards, five in a row: place and move, category, brand and price, a bar for each prediction."""
-
-    def __init__(self, axis: Axes, front: Shopfront, currency: str) -> None:
-        self.axis, self.front, self.currency = axis, front, currency
-        rows = math.ceil(front.k / PER_ROW)
-        axis.set(xlim=(0, PER_ROW), ylim=(rows, 0), xticks=(), yticks=())
-        axis.grid(visible=False)
-        axis.set_frame_on(False)
-        names = list(dict.fromkeys(front.items["category"]))
-        self.color = {name: CATEGORY_COLORS[i % len(CATEGORY_COLORS)] for i, name in enumerate(names)}
-        self.corner = [((place % PER_ROW) + 0.02, place // PER_ROW + 0.03) for place in range(front.k)]
-        frames = [_box(x, y, 0.95, 0.93) for x, y in self.corner]
-        axis.add_collection(PolyCollection(frames, facecolors="white", edgecolors="#cccccc", lw=1))
-        self.stripes = axis.add_collection(
-            PolyCollection([_box(x, y, 0.03, 0.93) for x, y in self.corner], animated=True)
-        )
-        self.bars = axis.add_collection(PolyCollection([], animated=True))
-        self.stamps = axis.add_artist(_Stamps(axis))
-        self.stamps.set_clip_on(False)
-        above = {"transform": axis.transAxes}
-        self.title = self.stamps.add(0.004, 1.185, 11, **above)
-        self.model = self.stamps.add(0.004, 1.08, 9, color=GREY, **above)
-        self.texts, self.values = [], []
-        for x, y in self.corner:
-            for row, name in enumerate(front.predictions):
-                at = (x + 0.07, y + self._line(row))
-                axis.text(*at, _short(name, 13), color=GREY, fontsize=7, va="center", parse_math=False)
-            add = self.stamps.add
-            self.texts.append(
-                (
-                    add(x + 0.07, y + 0.14, 8, weight="bold"),
-                    add(x + 0.92, y + 0.14, 8, right=True, color=GREY),
-                    add(x + 0.07, y + 0.33, 8),
-                )
+    def _cards(self, user: int, items: list[int], at: int) -> tuple[str, str]:
+        """A user's list as HTML cards, five in a row, and in words."""
+        places = {item: place for place, item in enumerate(self.lists[user].tolist())}
+        cards, said = [], []
+        for place, item in enumerate(items):
+            category, brand, price = (
+                self.front.items[name].iloc[item] for name in ("category", "brand", "price")
             )
-            rows_here = range(len(front.predictions))
-            self.values.append([add(x + 0.92, y + self._line(row), 7, right=True) for row in rows_here])
-
-    @staticmethod
-    def _line(row: int) -> float:
-        return 0.51 + 0.155 * row
-
-    def head(self, title: str, model: str) -> None:
-        # the reading says both in full
-        self.stamps.say(self.title, _short(title, 125))
-        self.stamps.say(self.model, _short(f"Model trained with loss = {model}", 155))
-
-    def show(self, user: int, items: np.ndarray, before: np.ndarray, weighting: int) -> tuple[int, str]:
-        """Draw a user's list; returns how many products are new to it, and the list in words."""
-        old = {item: place for place, item in enumerate(before.tolist())}
-        verts, colors, said = [], [], []
-        table = self.front.items
-        for place, item in enumerate(items.tolist()):
-            x, y = self.corner[place]
-            category, brand, price = (table[name].iloc[item] for name in ("category", "brand", "price"))
-            cost, was = f"{price:,.2f} {self.currency}", old.get(item)
-            step = (
-                "new"
-                if was is None
-                else ""
-                if was == place
-                else f"{'▲' if was > place else '▼'}{abs(was - place)}"
+            cost, was = f"{price:,.2f} {CURRENCY}", places.get(item)
+            moved = (
+                "new" if was is None else f"{'▲' if was > place else '▼'}{abs(was - place)}" * (was != place)
             )
-            what, mark, whose = self.texts[place]
-            self.stamps.say(what, f"{place + 1}  {_short(str(category), 15)}")
-            self.stamps.say(mark, step)
-            self.stamps.say(whose, f"{_short(str(brand), max(4, 22 - len(cost)))} · {cost}")
-            numbers = []
-            for row, (name, values) in enumerate(self.front.predictions.items()):
-                own = values[weighting, user]
-                value, most = float(own[item]), float(own.max())
-                verts.append(
-                    _box(x + 0.42, y + self._line(row) - 0.05, 0.28 * value / most if most else 0, 0.1)
-                )
-                colors.append(BAR_COLORS[row])
-                self.stamps.say(self.values[place][row], _digits(value))
+            rows, numbers = "", []
+            for color, (name, values) in zip(BAR_COLORS, self.front.predictions.items(), strict=False):
+                value, most = float(values[at, user, item]), float(values[at, user].max())
+                share = 100 * value / most if most else 0
+                bar = f'<span style="{BAR};width:{share:.0f}%;background:{color}"></span>'
+                rows += f'<div style="{ROW}"><span>{html.escape(name)}</span><span>{bar}</span>{_digits(value)}</div>'
                 numbers.append(f"{name} {_digits(value)}")
+            what = html.escape(f"{place + 1}  {category}")
+            edge = f"border-left:6px solid {self.color[category]}"
+            cards.append(
+                f'<div style="{CARD};{edge}"><div style="{LINE}"><b>{what}</b><span>{moved}</span></div>'
+                f"<div>{html.escape(f'{brand} · {cost}')}</div>{rows}</div>"
+            )
             said.append(f"{place + 1} {category}, {brand}, {cost} ({', '.join(numbers)})")
-        self.bars.set_verts(verts)
-        self.bars.set_facecolor(colors)
-        self.stripes.set_facecolor([self.color[table["category"].iloc[item]] for item in items])
-        return sum(item not in old for item in items.tolist()), "; ".join(said)
+        return f'<div style="{GRID}">{"".join(cards)}</div>', "; ".join(said)
 
 
-class _Stamps(Artist):
-    """Many short texts that come again and again: each word is drawn once and then stamped.
-
-    Rendering glyphs is most of what a move costs, and a dashboard shows the same names, prices and rounded numbers over
-    and over.
-    """
-
-    MOST = 2000  # words kept
-
-    def __init__(self, axis: Axes) -> None:
-        super().__init__()
-        self.set_animated(True)
-        self.axis, self.places, self.kept = axis, [], {}
-        self._paper: dict[tuple, Any] = {}
-
-    def add(
-        self,
-        x: float,
-        y: float,
-        size: float,
-        *,
-        right: bool = False,
-        weight: str = "normal",
-        color: str = INK,
-        transform: Transform | None = None,
-    ) -> int:
-        """A place for a text, by its left or right end and its middle; returns its number."""
-        at = (transform or self.axis.transData, (x, y))
-        self.places.append((*at, right, (size, weight, color), [""]))
-        return len(self.places) - 1
-
-    def say(self, place: int, text: str) -> None:
-        self.places[place][-1][0] = text
-        self.stale = True
-
-    def draw(self, renderer: Any) -> None:
-        gc = renderer.new_gc()
-        for transform, at, right, style, (text,) in self.places:
-            if not text:
-                continue
-            _, _, space, below = self._write_with(style)
-            stamps = [self._stamp(word, style) for word in text.split(" ")]
-            left, middle = transform.transform(at)
-            if right:
-                left -= sum(width for _, width in stamps) + space * (len(stamps) - 1)
-            for image, width in stamps:
-                if width:
-                    renderer.draw_image(gc, round(left), round(middle - below), image)
-                left += width + space
-        gc.restore()
-
-    def _write_with(self, style: tuple[float, str, str]) -> tuple[Any, Any, float, float]:
-        """What a style is written with: pen, words, the width of a space, how far paper hangs below the middle."""
-        if style not in self._paper:
-            size, weight, color = style
-            dpi = self.axis.figure.dpi
-            paper = Figure(figsize=(4, 0.25), dpi=dpi)
-            pen = FigureCanvasAgg(paper).get_renderer()
-            words = paper.text(0, 0.3, "", fontsize=size, weight=weight, color=color, parse_math=False)
-            widths = []
-            for text in ("a b", "ab"):
-                words.set_text(text)
-                widths.append(words.get_window_extent(pen).width)
-            below = (0.3 * 0.25 + 0.36 * size / 72) * dpi
-            self._paper[style] = (pen, words, widths[0] - widths[1], below)
-        return self._paper[style]
-
-    def _stamp(self, word: str, style: tuple[float, str, str]) -> tuple[np.ndarray, float]:
-        """RGBA of a word, rows upwards as draw_image wants them, and how far the next one is."""
-        found = self.kept.get((word, style))
-        if found is None:
-            if len(self.kept) >= self.MOST:
-                self.kept.clear()
-            pen, words, _, _ = self._write_with(style)
-            pen.clear()
-            words.set_text(word)
-            words.draw(pen)
-            width = words.get_window_extent(pen).width if word else 0.0
-            image = np.asarray(pen.buffer_rgba())[::-1, : math.ceil(width) + 1].copy()
-            found = self.kept[word, style] = (image, width)
-        return found
+HEAD = f"font-size:13px;margin:2px 0 4px;max-width:{SIZE[0] * 100:.0f}px"
+GRID = f"display:grid;grid-template-columns:repeat(5,1fr);gap:6px;margin-bottom:8px;max-width:{SIZE[0] * 100:.0f}px"
+CARD = (
+    "border:1px solid #ccc;border-radius:4px;padding:4px 6px;font-size:12px;line-height:1.35;overflow:hidden"
+)
+LINE = "display:flex;justify-content:space-between;white-space:nowrap;overflow:hidden"
+ROW = "display:grid;grid-template-columns:5.5em 1fr auto;gap:4px;align-items:center;font-size:11px;white-space:nowrap"
+BAR = "display:block;height:8px"
 
 
 class _Changes:
     """A bar for each figure: its change against today, as a share."""
 
     def __init__(
-        self, axis: Axes, today: Mapping[str, float], settings: pd.DataFrame, front: Shopfront, currency: str
+        self, axis: Axes, today: Mapping[str, float], settings: pd.DataFrame, front: Shopfront
     ) -> None:
         self.today = today
         labels = {
-            "revenue": f"{currency} per 1,000 shown",
+            "revenue": f"{CURRENCY} per 1,000 shown",
             "ndcg": f"NDCG@{front.k}",
             "coverage": "catalogue shown",
             "categories": "categories per list",
@@ -575,18 +406,18 @@ class _Changes:
         axis.set_title("All users, against today's setting")
         made = axis.barh(range(len(names)), np.zeros(len(names)), height=0.55, color="#0072B2", animated=True)
         self.bars = dict(zip(names, made, strict=True))
-        self.stamps = axis.add_artist(_Stamps(axis))
-        self.texts = {name: self.stamps.add(1.1 * limit, row, 9) for row, name in enumerate(names)}
+        look = {"va": "center", "fontsize": 9, "animated": True}
+        self.texts = {name: axis.text(1.1 * limit, row, "", **look) for row, name in enumerate(names)}
 
     def show(self, now: Mapping[str, float]) -> None:
         for name, bar in self.bars.items():
             change = now[name] / self.today[name] - 1 if self.today[name] else 0.0
             bar.set_width(100 * float(np.clip(np.nan_to_num(change), -self.limit, self.limit)))
             value = f"{now[name]:,.1f}" if name == "revenue" else f"{now[name]:.3f}"
-            self.stamps.say(self.texts[name], f"{value}  ({_change(now[name], self.today[name])})")
+            self.texts[name].set_text(f"{value}  ({_change(now[name], self.today[name])})")
 
 
-def _draw_front(axis: Axes, settings: pd.DataFrame, today: Mapping[str, float], currency: str) -> Any:
+def _draw_front(axis: Axes, settings: pd.DataFrame, today: Mapping[str, float]) -> Any:
     """Revenue against coverage: all settings, their Pareto front, today's, and the one that moves."""
     points = settings[["coverage", "revenue"]].to_numpy(float)
     front = points[pareto_mask(points, maximise=True)]
@@ -598,7 +429,7 @@ def _draw_front(axis: Axes, settings: pd.DataFrame, today: Mapping[str, float], 
     axis.plot(today["coverage"] * 100, today["revenue"], "s", color="#E69F00", ms=9, label="today", lw=0)
     axis.margins(0.12)
     axis.set_ylim(top=axis.get_ylim()[1] + 0.45 * (axis.get_ylim()[1] - axis.get_ylim()[0]))
-    axis.set(xlabel="catalogue shown, %", ylabel=f"revenue per 1,000, {currency}")
+    axis.set(xlabel="catalogue shown, %", ylabel=f"revenue per 1,000, {CURRENCY}")
     axis.set_title("What each setting earns and shows")
     axis.set_autoscale_on(False)
     style = {"color": "#D55E00", "ms": 10, "mec": "white", "lw": 0, "clip_on": False}
@@ -612,14 +443,6 @@ def _draw_front(axis: Axes, settings: pd.DataFrame, today: Mapping[str, float], 
 # --- small things -----------------------------------------------------------------------------------------------
 
 
-def _box(x: float, y: float, width: float, height: float) -> list[tuple[float, float]]:
-    return [(x, y), (x + width, y), (x + width, y + height), (x, y + height)]
-
-
-def _short(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
-
-
 def _digits(value: float) -> str:
     return f"{value:.3f}" if value >= 0.01 else f"{value:.1e}" if 0 < value < 1e-4 else f"{value:.4f}"
 
@@ -628,14 +451,3 @@ def _change(now: float, then: float) -> str:
     if not (math.isfinite(now) and math.isfinite(then)):
         return "undefined"
     return f"{round(now / then - 1, 4) + 0.0:+.1%}" if then else ("±0" if now == then else "from 0")
-
-
-def _weight_steps(shares: np.ndarray) -> tuple[float, float]:
-    """Lowest weight and step of the sliders: the trained grid's own where it has one, else 0 and 0.05."""
-    stops = np.unique(shares.round(9))
-    if len(stops) > 1:
-        low, gap = float(stops[0]), float(np.diff(stops).min())
-        whole = np.append((stops - low) / gap, (1 - shares.shape[1] * low) / gap)
-        if gap > 0.004 and np.abs(whole - whole.round()).max() < 1e-4:
-            return low, gap
-    return 0.0, 0.05

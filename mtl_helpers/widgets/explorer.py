@@ -170,7 +170,8 @@ class Explorer:
     figure : made with ``matplotlib.figure.Figure``; mark what moves ``animated=True``.
     controls : from :func:`slider`, :func:`choice_slider`, :func:`dropdown` and :func:`toggle`, with distinct names.
     update : ``update(state)`` moves artists to the state (control name -> value) and returns the reading, or a pair:
-        the reading, and what else a screen reader should hear of the picture (a list that it shows, say).
+        the reading, and what else a screen reader should hear of the picture (a list that it shows, say); a third
+        part is HTML to stand above the picture, in which text from data is escaped.
     title : what the picture shows, the start of its alt text.
     link : ``link(state, moved) -> state`` settles the other controls when ``moved`` changed, for weights that add up
         to one. buttons : ``(label, callback)`` pairs, shown before Reset; one labelled "Reset" takes its place.
@@ -244,7 +245,7 @@ class Explorer:
 
     def _draw(self) -> None:
         said = self.update(dict(self.state))
-        self.reading, more = said if isinstance(said, tuple) else (str(said), "")
+        self.reading, more, self._above = (*((said,) if isinstance(said, str) else said), "", "")[:3]
         self._png = encode_png(self.stage.draw())
         self._settings = "; ".join(
             (f"{heading}: " if heading else "") + ", ".join(_said(self.controls[name]) for name in names)
@@ -263,7 +264,7 @@ class Explorer:
         look = "color:#b00020;white-space:pre-wrap;margin:4px 0"
         problem = f'<pre class="mtl-error" role="alert" style="{look}">{html.escape(self.error)}</pre>'
         return (
-            f'<figure class="mtl-demo" style="margin:0"><img src="data:image/png;base64,'
+            f'<figure class="mtl-demo" style="margin:0">{self._above}<img src="data:image/png;base64,'
             f'{base64.b64encode(self._png).decode("ascii")}" alt="{html.escape(self.alt)}" width="{width}" '
             f'height="{height}" decoding="sync" style="max-width:100%;height:auto">'
             f'<figcaption role="status" style="line-height:1.4;min-height:2.8em;max-width:{width}px">'

@@ -19,7 +19,7 @@ from mtl_helpers.training import LOWER_IS_BETTER, MAIN_METRIC
 from mtl_helpers.widgets.explorer import Explorer, choice_slider, undefined
 from mtl_helpers.widgets.figures import GREY, SIZE, figure, task_style
 
-__all__ = ["Simplex", "TrainedWeights", "weight_explorer"]
+__all__ = ["TrainedWeights", "weight_explorer"]
 
 
 class TrainedWeights:
@@ -273,48 +273,3 @@ def _draw_curves(ax: Axes, curves: pd.DataFrame, names: list[str]) -> Any:
             line.set_data(epochs, values[row])
 
     return move
-
-
-class Simplex:
-    """Weights that add up to 1: keeps the one that moved and shares the rest out among the others, in slider steps.
-
-    The others keep the proportions they had before the first of a row of moves of the same slider, so pushing one to
-    1 and back brings them back; they share equally when there is nothing to go by.
-
-    >>> Simplex(("a", "b", "c"), step=0.1)({"a": 0.4, "b": 0.4, "c": 0.2}, "a")
-    {'a': 0.4, 'b': 0.4, 'c': 0.2}
-    >>> Simplex(("a", "b", "c"), step=0.1)({"a": 0.7, "b": 0.4, "c": 0.2}, "a")
-    {'a': 0.7, 'b': 0.2, 'c': 0.1}
-    """
-
-    def __init__(self, names: Sequence[str], low: float = 0.0, step: float = 0.05) -> None:
-        self.names, self.low, self.step = tuple(names), low, step
-        self.total = round((1 - len(self.names) * low) / step)
-        self._moved, self._given, self._ratio = "", dict[str, float](), np.ones(len(self.names) - 1)
-
-    def __call__(self, state: Mapping[str, float], moved: str) -> dict[str, float]:
-        others = [name for name in self.names if name != moved]
-        if moved != self._moved or any(state[name] != self._given.get(name) for name in others):
-            self._ratio = np.array([state[name] - self.low for name in others]).clip(0)
-        kept = min(max(round((state[moved] - self.low) / self.step), 0), self.total)
-        parts = dict(zip(others, _shared_out(self.total - kept, self._ratio), strict=True)) | {moved: kept}
-        self._moved, self._given = moved, {name: self._weight(parts[name]) for name in self.names}
-        return dict(self._given)
-
-    def snap(self, weights: Sequence[float]) -> dict[str, float]:
-        """The weights on the sliders' steps."""
-        parts = _shared_out(self.total, np.asarray(weights, float) - self.low)
-        return {name: self._weight(part) for name, part in zip(self.names, parts, strict=True)}
-
-    def _weight(self, steps: int) -> float:
-        return round(self.low + steps * self.step, 10)
-
-
-def _shared_out(total: int, ratio: np.ndarray) -> list[int]:
-    """Whole numbers that add up to ``total``, as near to the ratio as that allows (largest remainders)."""
-    ratio = ratio.clip(0)
-    exact = total * (ratio / ratio.sum() if ratio.sum() > 0 else np.full(len(ratio), 1 / len(ratio)))
-    parts = np.floor(exact + 1e-9).astype(int)
-    for index in np.argsort(parts - exact, kind="stable")[: total - parts.sum()]:
-        parts[index] += 1
-    return parts.tolist()
