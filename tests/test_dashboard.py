@@ -260,7 +260,7 @@ def test_bad_items_and_weightings(front):
     for value, says in ((-0.1, "0 or more"), (np.nan, "finite"), (0.0, "All task weights are 0")):
         wrong = front.weightings.copy()
         wrong.iloc[2] = value
-        with pytest.raises(ValueError, match=f"Weighting 2: .*{says}"):
+        with pytest.raises(ValueError, match=says):
             Shopfront(**parts(weightings=wrong))
     made = parts(items=items.iloc[:5], true_purchase=front.true_purchase[:, :5], counts=None)
     made["predictions"] = {name: p[:, :, :5] for name, p in made["predictions"].items()}

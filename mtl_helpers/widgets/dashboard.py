@@ -114,11 +114,8 @@ class Shopfront:
         if not 1 <= self.k <= MOST_CARDS:
             raise ValueError(f"k is {self.k}: a page shows 1 to {MOST_CARDS} products.")
         names = list(self.weightings)
-        for number, row in enumerate(self.weightings.to_dict("records")):
-            try:
-                check_weights(row, names)
-            except ValueError as error:
-                raise ValueError(f"Weighting {number}: {error}") from None
+        for row in self.weightings.to_dict("records"):
+            check_weights(row, names)
         self.weightings = self.weightings.reset_index(drop=True).astype(float)
         shape = (len(self.weightings), len(self.users), len(self.items))
         if not 1 <= len(self.predictions) <= 3 or "price" in self.predictions:
@@ -243,20 +240,6 @@ def shop_dashboard(
     weights : today's task weights; the trained weighting nearest to equal weights unless told.
     settings : as ``front.settings`` makes it, for the picture of revenue and coverage; unless given, every weighting
         with today's exponents, and today's weighting with other exponents, each at three diversities.
-
-    Example
-    -------
-    >>> front = Shopfront(
-    ...     items=pd.DataFrame({"category": ["books", "toys", "toys"], "brand": list("abc"), "price": [9.0, 5, 7]}),
-    ...     users=["Ann", "Bo"],
-    ...     weightings=pd.DataFrame({"buy": [0.2, 0.8], "next": [0.8, 0.2]}),
-    ...     predictions={"p_buy": np.full((2, 2, 3), 0.1), "p_next": np.full((2, 2, 3), 1 / 3)},
-    ...     true_purchase=np.full((2, 3), 0.1),
-    ...     k=2,
-    ... )
-    >>> dashboard = shop_dashboard(front, exponents={"p_buy": 1, "p_next": 0, "price": 0})
-    >>> dashboard.set(price_exponent=1, diversity=0.5, user="Bo").state["price_exponent"]
-    1.0
 
     Controls are named ``<task>_weight`` (several weightings only), ``<signal>_exponent``, ``diversity`` and ``user``.
     """
