@@ -200,20 +200,13 @@ class Shopfront:
         return found
 
     def settings(
-        self,
-        exponents: Sequence[Mapping[str, float]],
-        diversities: Sequence[float] = DIVERSITIES,
-        weightings: Sequence[int] | None = None,
+        self, exponents: Sequence[Mapping], diversities: Sequence[float] = DIVERSITIES, weightings=None
     ) -> pd.DataFrame:
         """Measure every combination: a row each, with ``weighting``, ``exponents``, ``diversity`` and the figures."""
         every = range(len(self.weightings)) if weightings is None else weightings
         return pd.DataFrame(
-            {
-                "weighting": w,
-                "exponents": dict(powers),
-                "diversity": d,
-                **self.measure(self.rank(w, powers, d)),
-            }
+            {"weighting": w, "exponents": dict(powers), "diversity": d}
+            | self.measure(self.rank(w, powers, d))
             for w in every
             for powers in exponents
             for d in diversities
