@@ -26,6 +26,8 @@ __all__ = [
     "calibration_error",
     "confusion",
     "correct_downsampling",
+    "expected_auc",
+    "expected_log_loss",
     "grouped_auc",
     "log_loss",
     "mean_interval",
@@ -75,6 +77,30 @@ def batched_auc(scores: Tensor, labels: Tensor) -> Tensor:
     return torch.tensor(
         [float("nan") if np.isnan(row).any() else auc(y, row) for row in rows], dtype=torch.float64
     )
+
+
+def expected_auc(probabilities: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None) -> float:
+    """AUC against labels that are known as probabilities: each row is a positive of weight p and a negative of 1 − p.
+
+    The same expectation as :func:`auc` of drawn labels, without their noise; for a simulator, which knows p.
+
+    Parameters
+    ----------
+    probabilities, scores : (n,). weights : (n,) of the rows, such as p_click where only clicked rows count.
+    """
+    p, s = np.asarray(probabilities, dtype=float), np.asarray(scores, dtype=float)
+    w = np.ones_like(p) if weights is None else np.asarray(weights, dtype=float)
+    _, tied = np.unique(s, return_inverse=True)
+    yes, no = np.bincount(tied, w * p), np.bincount(tied, w * (1 - p))
+    below = np.cumsum(no) - no / 2
+    total = yes.sum() * no.sum()
+    return float((yes * below).sum() / total) if total > 0 else float("nan")
+
+
+def expected_log_loss(truth: ArrayLike, probabilities: ArrayLike, eps: float = 1e-7) -> float:
+    """Mean log-loss that labels drawn with probability ``truth`` would have in expectation."""
+    y, p = np.asarray(truth, dtype=float), np.clip(np.asarray(probabilities, dtype=float), eps, 1 - eps)
+    return float(-np.mean(y * np.log(p) + (1 - y) * np.log1p(-p)))
 
 
 def grouped_auc(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike) -> float:

@@ -1,0 +1,200 @@
+"""The shop's files: its raw log, dirt included, its products with pictures, and the truth laid apart.
+
+:mod:`mtl_helpers.data.second.world` and
+:mod:`mtl_helpers.data.second.run` simulate, :mod:`mtl_helpers.data.second.log` prepares the log for learning.
+
+``python -m mtl_helpers.data.second.shop FOLDER`` writes them; the same command gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from mtl_helpers.data.second.content import draw_sheet, encode_rgb
+from mtl_helpers.data.second.run import make_world
+from mtl_helpers.data.second.world import (
+    DIRT,
+    PICTURES,
+    START,
+    SUBS,
+    SURFACES,
+    ShopConfig,
+    World,
+    generator,
+)
+from mtl_helpers.training import write_atomically
+
+__all__ = ["Shop", "load_shop", "pictures", "simulate", "write_shop"]
+
+_TABLES = ("users", "items", "impressions", "truth", "hidden")
+_DECIMALS = {"old_score": 3, "p_click": 6, "p_purchase_given_click": 6, "p_purchase": 6}
+
+
+@dataclass(frozen=True, eq=False)
+class Shop:
+    """A shop's raw tables, as :func:`simulate` or :func:`load_shop` return them.
+
+    Attributes
+    ----------
+    users, items, impressions : the raw tables, dirt included (columns in ``datasets/shop/README.md``).
+    truth : impression_id, p_click, p_purchase_given_click, p_purchase. For judging, never for training.
+    hidden : item_id and its quality, appeal, era, ornament, mood, which words and pictures hint at. For judging, too.
+    config : the knobs, with which ``make_world(config)`` brings back the whole :class:`World`.
+    """
+
+    users: pd.DataFrame
+    items: pd.DataFrame
+    impressions: pd.DataFrame
+    truth: pd.DataFrame
+    hidden: pd.DataFrame
+    config: ShopConfig
+
+    def __repr__(self) -> str:
+        sizes = f"{len(self.users):,} users, {len(self.items):,} items, {len(self.impressions):,} raw rows"
+        return f"Shop({sizes}, config={self.config})"
+
+
+def simulate(config: ShopConfig | None = None) -> Shop:
+    """Draw a whole shop: its raw tables, with dirt, and the truth apart."""
+    world = make_world(config)
+    rng = generator(world.config, DIRT)
+    users, items = _dirty_users(world.users, rng), _dirty_items(world.items, rng)
+    impressions, truth = _raw_log(world, rng)
+    hidden = np.column_stack([world.quality, world.appeal, world.style]).round(3)
+    names = ["quality", "appeal", "era", "ornament", "mood"]
+    hidden = pd.DataFrame(hidden, columns=names).assign(item_id=world.items["item_id"])
+    return Shop(users, items, impressions, truth, hidden[["item_id", *names]], world.config)
+
+
+def _dirty_users(users: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
+    """Missing ages, and impossible ones."""
+    age, odd = users["age"].to_numpy(float), rng.random(len(users)) < 0.005
+    age[rng.random(len(users)) < 0.08] = np.nan
+    odd[rng.integers(len(users))] = True
+    return users.assign(age=np.where(odd, rng.choice([999.0, 0.0], len(users), p=(0.7, 0.3)), age))
+
+
+def _dirty_items(items: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
+    """Categories spelled in several ways, prices in cents, and one with a lost decimal point."""
+    spell = {0: str.upper, 1: str.title, 2: lambda name: f" {name}", 3: lambda name: f"{name.title()}  "}
+    how, cents = rng.integers(0, 12, len(items)), rng.random(len(items)) < 0.15
+    category = [spell.get(k, str)(name) for k, name in zip(how, items["category"], strict=True)]
+    price = items["price"].to_numpy(float).copy()
+    price[rng.integers(len(items))] *= 1000
+    price = np.where(cents, np.rint(price * 100), price.round(2))
+    items = items.assign(category=category, price=price)
+    items.insert(items.columns.get_loc("price") + 1, "price_unit", np.where(cents, "cent", "EUR"))
+    return items
+
+
+def _raw_log(world: World, rng: np.random.Generator) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Impressions as a shop stores them, a hundredth of the rows twice; and the truth of each, once."""
+    log, n = world.log, len(world.log["item"])
+    dear = world.relative_price[log["item"]]
+    days = 0.28 * np.exp(2.0 * rng.standard_normal(n) + 0.5 * dear)  # from a click to the purchase
+    paid = log["moment"] + np.rint(days * 86_400).astype(np.int64)
+    bought = log["purchase"] & (paid < world.config.days * 86_400)  # the others are still pending
+    dwell = np.exp(
+        3.2 + 0.35 * world.quality[log["item"]] + 0.9 * log["purchase"] + 0.5 * rng.standard_normal(n)
+    )
+    impressions = pd.DataFrame(
+        {
+            "impression_id": np.arange(n),
+            "session_id": log["session"],
+            "timestamp": _stamps(log["moment"]),
+            "user_id": log["user"],
+            "item_id": log["item"],
+            "position": log["position"],
+            "surface": np.array(SURFACES, object)[log["surface"]],
+            "old_score": log["score"].round(3),
+            "click": log["click"].astype(np.int64),
+            "dwell_seconds": np.where(log["click"], np.clip(np.rint(dwell), 1, 1800), np.nan),
+            "purchase": bought.astype(np.int64),
+            "purchase_time": pd.Series(_stamps(paid)).where(bought),
+        }
+    )
+    truth = {"impression_id": np.arange(n)}
+    truth |= {name: log[name].round(6) for name in ("p_click", "p_purchase_given_click")}
+    truth["p_purchase"] = (log["p_click"] * log["p_purchase_given_click"]).round(6)
+    twice = np.repeat(np.arange(n), 1 + (rng.random(n) < 0.01))
+    return impressions.iloc[twice].reset_index(drop=True), pd.DataFrame(truth)
+
+
+def _stamps(seconds: np.ndarray) -> np.ndarray:
+    return np.datetime_as_string(START + seconds.astype("timedelta64[s]")).astype(object)
+
+
+# ------------------------------------------------------------------------------------------------- files
+
+
+def write_shop(folder: str | Path, config: ShopConfig | None = None) -> list[Path]:
+    """Simulate a shop and write its files; the same config gives the same bytes.
+
+    Writes ``users``, ``items``, ``impressions``, ``truth`` and ``hidden`` as ``.csv.gz``, the pictures of the
+    products, 40 a row in the order of ``item_id``, as ``pictures.png``, and the knobs as ``config.json``. Returns the
+    paths.
+    """
+    shop, folder = simulate(config), Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    contents = {"config.json": (json.dumps(asdict(shop.config), indent=2) + "\n").encode()}
+    for name in _TABLES:
+        contents[f"{name}.csv.gz"] = _gzip(getattr(shop, name))
+    contents["pictures.png"] = encode_rgb(pictures(shop))
+    for name, content in contents.items():
+        write_atomically(folder / name, content)
+    return [folder / name for name in contents]
+
+
+def pictures(shop: Shop) -> np.ndarray:
+    """Pictures of the products, 40 a row in the order of ``item_id``: uint8 (rows·32, 1280, 3)."""
+    sub = pd.Index(SUBS).get_indexer(shop.items["sub_category"])
+    return draw_sheet(sub, shop.hidden.drop(columns="item_id").to_numpy(), generator(shop.config, PICTURES))
+
+
+def _gzip(frame: pd.DataFrame) -> bytes:
+    text = frame.assign(
+        **{name: [f"{v:.{k}f}" for v in frame[name]] for name, k in _DECIMALS.items() if name in frame}
+    )
+    buffer = io.BytesIO()
+    # no name and no time in the header: the bytes depend on the content (and the zlib) alone
+    with gzip.GzipFile(filename="", mode="wb", compresslevel=9, fileobj=buffer, mtime=0) as file:
+        file.write(text.to_csv(index=False, lineterminator="\n").encode())
+    return buffer.getvalue()
+
+
+def load_shop(folder: str | Path) -> Shop:
+    """Read a shop's files from ``folder``. Raises FileNotFoundError when one is missing."""
+    folder = Path(folder)
+    missing = [name for name in _TABLES if not (folder / f"{name}.csv.gz").is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{folder} lacks {', '.join(missing)}: write the shop anew with write_shop(config, folder)."
+        )
+    tables = {
+        name: pd.read_csv(folder / f"{name}.csv.gz", keep_default_na=False, na_values=[""])
+        for name in _TABLES
+    }
+    return Shop(
+        **tables, config=ShopConfig(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    )
+
+
+def _main() -> None:
+    shop = load_shop(write_shop(sys.argv[1])[0].parent)
+    log = shop.impressions.drop_duplicates()
+    print(
+        shop,
+        f"click rate {log['click'].mean():.4f}, conversion {log['purchase'].sum() / log['click'].sum():.4f}",
+    )
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,320 @@
+"""A simulated shop, set by realism: its log looks like a shop's, and its true probabilities are known.
+
+Explained in the data card to come.
+
+:class:`ShopConfig` holds the knobs. A :class:`World` holds what users want and what products are, and knows the true
+probabilities of any user, product, moment and position. :mod:`mtl_helpers.data.second.run` lets its shop run,
+:mod:`mtl_helpers.data.second.shop` turns that into files, :mod:`mtl_helpers.data.second.log` prepares them for
+learning.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from mtl_helpers.data.second.content import describe
+
+__all__ = [
+    "AGE_GROUPS",
+    "CATEGORIES",
+    "PAGE",
+    "REGIONS",
+    "SUB_CATEGORIES",
+    "SURFACES",
+    "TIERS",
+    "ShopConfig",
+    "World",
+]
+
+SUB_CATEGORIES = {
+    "books": ("novels", "cookbooks", "travel guides", "comics"),
+    "electronics": ("headphones", "lamps", "cameras", "speakers"),
+    "fashion": ("jackets", "shoes", "bags", "hats"),
+    "home": ("chairs", "cushions", "vases", "clocks"),
+    "beauty": ("soaps", "perfumes", "creams", "brushes"),
+    "sports": ("balls", "mats", "bottles", "bikes"),
+    "toys": ("puzzles", "dolls", "kites", "blocks"),
+    "garden": ("pots", "seeds", "tools", "lanterns"),
+}
+CATEGORIES = tuple(SUB_CATEGORIES)
+"""Names of the categories. A name's place is its class in ``next_category``."""
+SUBS = tuple(sub for subs in SUB_CATEGORIES.values() for sub in subs)
+PARENT = np.arange(len(SUBS)) // 4  # category of a sub-category
+_TYPICAL_PRICE = np.array([18.0, 120.0, 55.0, 60.0, 22.0, 50.0, 25.0, 30.0])
+SURFACES = ("home", "category page", "email")
+REGIONS = ("north", "south", "east", "west", "centre", "islands")
+TIERS = ("bronze", "silver", "gold", "platinum")
+AGE_GROUPS = ("18-24", "25-34", "35-44", "45-54", "55+")
+AGE_EDGES = (18, 25, 35, 45, 55, 81)
+PAGE = 8
+"""Products a page shows, at positions 1 to 8. A session has one to five pages."""
+DAY = 86_400
+START = np.datetime64("2025-03-03T00:00:00", "s")  # a Monday
+
+# Random streams: each has its own child seed, so that a change to one leaves the others as they are.
+_USERS, _ITEMS, _TRENDS, LOG, _WORDS, DIRT, PICTURES = range(7)
+
+
+@dataclass(frozen=True)
+class ShopConfig:
+    """The knobs of the simulated shop.
+
+    Parameters
+    ----------
+    n_users, n_items : size of the user base and of the catalogue (at least 200, 25 a category).
+    n_impressions : distinct rows of the log, a multiple of 8 (a page shows 8 products). The raw log has about 1 %
+        more, because some rows were written twice. days : length of the log. relatedness : correlation rho of what
+        makes a user click and what makes the same user buy: 1 "same taste", 0 "unrelated", -1 "opposed". Purchase
+        taste = rho * click taste + sqrt(1 - rho^2) * independent taste. click_rate, conversion : clicks per
+        impression, and purchases per click. Met to about a tenth: what users do feeds
+        back on what they are shown.
+    seed : the same config gives the same shop.
+    """
+
+    n_users: int = 1800
+    n_items: int = 1000
+    n_impressions: int = 200_000
+    days: int = 42
+    relatedness: float = 0.8
+    click_rate: float = 0.073
+    conversion: float = 0.075
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.n_impressions < PAGE or self.n_impressions % PAGE or self.n_items < 200 or self.n_users < 10:
+            raise ValueError(
+                f"{self}: a page shows {PAGE} products, so n_impressions is a multiple of {PAGE}; "
+                "n_items is 200 or more, n_users 10 or more."
+            )
+        if not -1 <= self.relatedness <= 1 or not 0 < self.click_rate < 0.5 or not 0 < self.conversion < 0.5:
+            raise ValueError(
+                f"{self}: relatedness lies in [-1, 1], click_rate and conversion between 0 and 0.5."
+            )
+
+
+def generator(config: ShopConfig, key: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(config.seed, spawn_key=(key,))))
+
+
+# ------------------------------------------------------------------------------------------------- the hidden world
+
+
+@dataclass(eq=False)
+class World:
+    """What the simulator knows and a shop does not.
+
+    Attributes
+    ----------
+    users, items : the tables a shop could see, before any dirt.
+    eager, price_sensitivity, activity : (n_users,).
+    taste, taste_purchase : (n_users, 32), for sub-categories, standard deviation 1.
+    style_taste, style_taste_purchase : (n_users, 3).
+    sub, quality, appeal, relative_price, first_day : (n_items,); the price on the log scale, within its category;
+        ``first_day`` is the day of the log from which a product can be shown. style : (n_items, 3).
+    complement : (32,) sub-category that goes with a sub-category.
+    trend : (days, n_items) what is in fashion.
+    log : the clean log with its truth, one row an impression, sorted by time (``row``, ``session``, ``user``,
+    ``item``,
+        ``moment`` in seconds, ``position``, ``surface``, ``score``, ``p_click``, ``p_purchase_given_click``,
+        ``click``,
+        ``purchase``).
+    """
+
+    config: ShopConfig
+    users: pd.DataFrame
+    items: pd.DataFrame
+    eager: np.ndarray
+    taste: np.ndarray
+    taste_purchase: np.ndarray
+    style_taste: np.ndarray
+    style_taste_purchase: np.ndarray
+    price_sensitivity: np.ndarray
+    activity: np.ndarray
+    sub: np.ndarray
+    quality: np.ndarray
+    appeal: np.ndarray
+    style: np.ndarray
+    relative_price: np.ndarray
+    first_day: np.ndarray
+    complement: np.ndarray
+    trend: np.ndarray
+    click_intercept: float = -3.8
+    purchase_intercept: float = -4.4
+    log: dict[str, np.ndarray] | None = None
+    _pages: dict[str, np.ndarray] | None = None
+
+    def probabilities(self, user, item, time, position=1, surface="home") -> tuple[np.ndarray, np.ndarray]:
+        """True probabilities of an impression at a moment, whether it was shown or not.
+
+        The user's state is what the log left it in: all clicks, purchases and views before ``time`` count, and the
+        mission is that of the last page opened at or before ``time`` (none before the first).
+
+        Parameters
+        ----------
+        user, item : user_id and item_id. time : timestamps, or seconds since the log's start. position : 1 to 8.
+            surface : a name from :data:`SURFACES`. All may be arrays; they are broadcast as numpy does.
+
+        Returns
+        -------
+        p_click and p_purchase_given_click, of the broadcast shape. Their product is the probability that the
+        impression leads to a purchase, be it days later.
+        """
+        if not np.issubdtype(np.asarray(time).dtype, np.number):
+            time = (np.asarray(time).astype("datetime64[s]") - START).astype(np.int64)
+        email = np.asarray(surface) == SURFACES[2]
+        user, item, time, position, email = np.broadcast_arrays(user, item, time, position, email)
+        pages, key = self._pages, user.astype(np.int64) << 32 | time.astype(np.int64)
+        now = np.searchsorted(pages["key"], key, side="right") - 1
+        before = np.searchsorted(pages["key"], key) - 1
+        same = (now >= 0) & (pages["key"][now] >> 32 == user)
+        mission = np.where(same, pages["mission"][now], -1)
+        same = (before >= 0) & (pages["key"][before] >> 32 == user)
+        gap = np.where(same, time - (pages["key"][before] & 0xFFFFFFFF), 0)
+        sub = self.sub[item]
+        excitement, satiation = (
+            np.where(same, faded(pages[name][before, sub], gap, half_life), 0)
+            for name, half_life in (("excitement", 1), ("satiation", 15))
+        )
+        view = (user.astype(np.int64) * self.config.n_items + item) << 32
+        seen = np.searchsorted(pages["views"], view | time) - np.searchsorted(pages["views"], view)
+        day = np.clip(time // DAY, 0, self.config.days - 1)
+        click, purchase = self.utilities(user, item, day, email, mission, excitement, satiation, seen)
+        return position**-0.45 * sigmoid(click), sigmoid(purchase)
+
+    def utilities(self, user, item, day, email, mission, excitement, satiation, seen):
+        """Log-odds of a click on a product that is looked at, and of a purchase after it."""
+        sub, price, style = self.sub[item], self.relative_price[item], self.style[item]
+        wanted, goes_with, views = sub == mission, sub == self.complement[mission], np.log1p(seen)
+        # who it is and what it is ...
+        click = self.click_intercept + 0.4 * self.eager[user] + 0.8 * self.taste[user, sub] - 0.3 * email
+        click = click + 0.5 * (self.style_taste[user] * style).sum(-1) + 0.35 * self.quality[item]
+        click = (
+            click
+            + 0.5 * self.appeal[item]
+            + self.trend[day, item]
+            - 0.3 * self.price_sensitivity[user] * price
+        )
+        purchase = self.purchase_intercept + 0.7 * self.taste_purchase[user, sub] + 0.5 * self.quality[item]
+        purchase = purchase + 0.35 * (self.style_taste_purchase[user] * style).sum(-1)
+        purchase = purchase - self.price_sensitivity[user] * price
+        # ... and what the user is after, has lately clicked, bought and seen
+        click = click + 1.4 * wanted + 0.6 * goes_with + 0.9 * np.minimum(excitement, 2)
+        click = click - 1.2 * satiation - 0.25 * views
+        purchase = purchase + 1.0 * wanted + 0.3 * goes_with + 0.3 * views - 1.5 * satiation
+        return click, purchase
+
+
+def draw_world(config: ShopConfig) -> World:
+    items = _draw_items(config)
+    return World(config, **_draw_users(config), **items, trend=_draw_trends(config, items["sub"]))
+
+
+def _draw_users(config: ShopConfig) -> dict:
+    rng, n = generator(config, _USERS), config.n_users
+    group = rng.choice(5, n, p=(0.16, 0.28, 0.22, 0.18, 0.16))
+    region = rng.choice(6, n, p=(0.24, 0.20, 0.18, 0.18, 0.14, 0.06))
+    tier = rng.choice(4, n, p=(0.50, 0.28, 0.16, 0.06))
+    edges = np.array(AGE_EDGES)
+
+    def taste(width: int) -> np.ndarray:
+        """Half of it follows from age group, region and tier."""
+        known = sum(
+            share * rng.standard_normal((kinds, width))[of]
+            for share, kinds, of in ((1.0, 5, group), (0.7, 6, region), (0.7, 4, tier))
+        )
+        return _standardise(_standardise(known) + rng.standard_normal((n, width)))
+
+    def pair(width: int) -> tuple[np.ndarray, np.ndarray]:
+        click, other = taste(width), taste(width)
+        # without the chance correlation of the two draws the knob means exactly what it says
+        other = _standardise(other - (other * click).mean(0) * click)
+        rho = config.relatedness
+        return click, rho * click + np.sqrt(1 - rho**2) * other
+
+    (category, category_p), (sub, sub_p), (style, style_p) = pair(len(CATEGORIES)), pair(len(SUBS)), pair(3)
+    age = edges[group] + np.floor(rng.random(n) * np.diff(edges)[group]).astype(np.int64)
+    users = {
+        "user_id": np.arange(n),
+        "age": age,
+        "region": np.array(REGIONS, object)[region],
+        "loyalty_tier": np.array(TIERS, object)[tier],
+        "signup_days": np.floor(30 + (200 + 250 * tier) * rng.exponential(size=n)).astype(np.int64),
+    }
+    return {
+        "users": pd.DataFrame(users),
+        "eager": rng.standard_normal(n),
+        "taste": 0.8 * category[:, PARENT] + 0.6 * sub,
+        "taste_purchase": 0.8 * category_p[:, PARENT] + 0.6 * sub_p,
+        "style_taste": style,
+        "style_taste_purchase": style_p,
+        "price_sensitivity": np.array([1.4, 1.1, 0.9, 0.6])[tier] * np.exp(0.3 * rng.standard_normal(n)),
+        "activity": np.array([0.8, 1.0, 1.4, 1.8])[tier] * np.exp(0.8 * rng.standard_normal(n)),
+    }
+
+
+def _draw_items(config: ShopConfig) -> dict:
+    rng, n = generator(config, _ITEMS), config.n_items
+    size = np.exp(0.25 * rng.standard_normal(len(SUBS))) * np.linspace(1.1, 0.9, len(CATEGORIES))[PARENT]
+    sub = rng.choice(len(SUBS), n, p=size / size.sum())
+    sub[: 2 * len(SUBS)] = np.tile(np.arange(len(SUBS)), 2)  # no sub-category stays empty
+    category = PARENT[sub]
+    brand = category * 5 + rng.integers(0, 5, n)
+    quality = _standardise(0.5 * rng.standard_normal(40)[brand] + 0.85 * rng.standard_normal(n))
+    price = 0.45 * _standardise(0.35 * quality + 0.94 * rng.standard_normal(n))
+    first_day, new = np.zeros(n, np.int64), len(SUBS) + rng.permutation(n - len(SUBS))[: n // 8]
+    first_day[new] = rng.integers(1, config.days, len(new))
+    appeal, style = rng.standard_normal(n), rng.standard_normal((n, 3))
+    mean_appeal = np.bincount(category, appeal) / np.bincount(category)
+    appeal -= mean_appeal[category]  # no category is everybody's darling
+    ring = rng.permutation(len(SUBS))
+    complement = np.roll(ring, 1)[np.argsort(ring)]  # each goes with one other, and one other with it
+    launched = START.astype("datetime64[D]") - np.floor(300 * rng.exponential(size=n)).astype(int)
+    on_sale = np.where(first_day > 0, START.astype("datetime64[D]") + first_day, launched)
+    items = {
+        "item_id": np.arange(n),
+        "category": np.array(CATEGORIES, object)[category],
+        "sub_category": np.array(SUBS, object)[sub],
+        "brand": np.array([f"brand-{k + 1:02d}" for k in range(40)], object)[brand],
+        "price": np.round(_TYPICAL_PRICE[category] * np.exp(price), 2),
+        "on_sale_since": np.datetime_as_string(on_sale).astype(object),
+    }
+    hidden = np.column_stack([quality, appeal, style])
+    items |= describe(items["sub_category"], items["brand"], hidden, generator(config, _WORDS))
+    return {
+        "items": pd.DataFrame(items),
+        "sub": sub,
+        "quality": quality,
+        "appeal": appeal,
+        "style": style,
+        "relative_price": price,
+        "first_day": first_day,
+        "complement": complement,
+    }
+
+
+def _draw_trends(config: ShopConfig, sub: np.ndarray) -> np.ndarray:
+    rng = generator(config, _TRENDS)
+
+    def walk(n: int, deviation: float, half_life: float) -> np.ndarray:
+        keep, steps = 0.5 ** (1 / half_life), deviation * rng.standard_normal((config.days, n))
+        for day in range(1, config.days):
+            steps[day] = keep * steps[day - 1] + np.sqrt(1 - keep**2) * steps[day]
+        return steps
+
+    return walk(len(sub), 0.35, 7) + walk(len(SUBS), 0.12, 14)[:, sub]
+
+
+def faded(values: np.ndarray, seconds: np.ndarray, half_life: float) -> np.ndarray:
+    """Values after some seconds, with a half-life in days."""
+    return (values * 0.5 ** np.minimum(seconds / (half_life * DAY), 100)).astype(np.float32)
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
+
+
+def _standardise(values: np.ndarray) -> np.ndarray:
+    return (values - values.mean(0)) / values.std(0)

@@ -1,0 +1,424 @@
+"""The simulated shop: realism, exact truth, same bytes, dirt, and features that never look ahead."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.compose import make_column_transformer
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+from mtl_helpers.data import check_leaks
+from mtl_helpers.data.second import (
+    CATEGORIES,
+    SHOP_CATEGORICAL,
+    SHOP_COUNTS,
+    SHOP_NUMERIC,
+    SHOP_TASKS,
+    SURFACES,
+    ShopConfig,
+    bayes_auc,
+    clean_impressions,
+    clean_items,
+    clean_users,
+    history_sequences,
+    load_shop,
+    make_world,
+    mask_future_labels,
+    pictures,
+    shop_frame,
+    shop_splits,
+    simulate,
+    write_shop,
+)
+from mtl_helpers.data.second.content import NOISE, WORDS, describe
+from mtl_helpers.data.second.run import _Run
+from mtl_helpers.data.second.world import DIRT, PICTURES, SUBS, generator, sigmoid
+from mtl_helpers.metrics import auc, expected_auc, expected_log_loss, log_loss
+
+SMALL = ShopConfig(n_users=150, n_items=240, n_impressions=12_000, days=14, click_rate=0.15, seed=3)
+
+
+@pytest.fixture(scope="module")
+def shop():
+    return simulate(SMALL)
+
+
+@pytest.fixture(scope="module")
+def world():
+    return make_world(SMALL)
+
+
+@pytest.fixture(scope="module")
+def frame(shop):
+    return shop_frame(shop)
+
+
+# ------------------------------------------------------------------------------------------------- the files
+
+
+@pytest.mark.slow
+def test_the_same_config_gives_the_same_bytes_and_a_small_folder(tmp_path):
+    first, again = (write_shop(tmp_path / name) for name in ("first", "again"))
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in again]
+    assert sum(path.stat().st_size for path in first) <= 7e6
+    assert (tmp_path / "first" / "pictures.png").stat().st_size <= 1.5e6
+
+
+def test_a_shop_comes_back_from_its_files(tmp_path, shop):
+    write_shop(tmp_path, SMALL)
+    back = load_shop(tmp_path)
+    assert back.config == SMALL
+    for name in ("users", "items", "impressions", "truth", "hidden"):
+        pd.testing.assert_frame_equal(getattr(back, name), getattr(shop, name), check_dtype=False)
+    (tmp_path / "truth.csv.gz").unlink()
+    with pytest.raises(FileNotFoundError, match="truth"):
+        load_shop(tmp_path)
+
+
+def test_another_seed_is_another_shop(shop):
+    other = simulate(replace(SMALL, seed=4))
+    assert not shop.impressions["item_id"].head(500).equals(other.impressions["item_id"].head(500))
+
+
+@pytest.mark.parametrize(
+    "change", [{"n_impressions": 100}, {"relatedness": 1.5}, {"click_rate": 0}, {"n_items": 20}]
+)
+def test_knobs_outside_their_range(change):
+    with pytest.raises(ValueError, match="ShopConfig"):
+        replace(SMALL, **change)
+
+
+def test_dirt_as_promised(shop):
+    log, items, users = shop.impressions, shop.items, shop.users
+    assert 0.004 < log.duplicated().mean() < 0.02
+    assert 0.03 < users["age"].isna().mean() < 0.15 and (users["age"].isin([0, 999])).any()
+    assert set(items["price_unit"]) == {"EUR", "cent"} and items["category"].nunique() > len(CATEGORIES)
+    prices = clean_items(items)["price"]
+    assert prices.max() < 1000 and set(clean_items(items)["category"]) == set(CATEGORIES)
+    assert clean_users(users)["age"].dropna().between(14, 100).all()
+    assert not clean_impressions(log)["impression_id"].duplicated().any()
+
+
+# ------------------------------------------------------------------------------------------------- the truth
+
+
+def test_the_truth_of_a_logged_row_is_the_worlds(world, shop):
+    rows = np.random.default_rng(0).integers(0, SMALL.n_impressions, 2000)
+    log = world.log
+    surface = np.array(SURFACES)[log["surface"][rows]]
+    found = world.probabilities(*(log[n][rows] for n in ("user", "item", "moment", "position")), surface)
+    for p, name in zip(found, ("p_click", "p_purchase_given_click"), strict=True):
+        np.testing.assert_allclose(p, log[name][rows], atol=1e-6)
+        np.testing.assert_allclose(p, shop.truth[name].to_numpy()[rows], atol=2e-6)
+
+
+def test_position_is_a_factor_of_examination(world):
+    first, fifth = (world.probabilities(3, 7, 500_000, position)[0] for position in (1, 5))
+    assert fifth / first == pytest.approx(5**-0.45)
+
+
+def test_the_truth_is_calibrated(world):
+    log = world.log
+    for chance, happened in (
+        (log["p_click"], log["click"]),
+        (log["p_purchase_given_click"][log["click"]], log["purchase"][log["click"]]),
+    ):
+        for part in np.array_split(np.argsort(chance), 5):
+            p = chance[part]
+            assert abs(happened[part].mean() - p.mean()) < 4 * np.sqrt((p * (1 - p)).sum()) / len(p)
+
+
+def test_relatedness_is_monotone():
+    def agreement(rho: float) -> float:
+        log = make_world(replace(SMALL, relatedness=rho)).log
+        return expected_auc(log["p_purchase_given_click"], log["p_click"], log["p_click"])
+
+    low, middle, high = (agreement(rho) for rho in (-1, 0, 1))
+    assert low < middle - 0.04 < high - 0.08
+
+
+def test_expected_metrics_are_those_of_drawn_labels():
+    rng = np.random.default_rng(0)
+    p = rng.beta(0.4, 4, 1500)
+    score = p + 0.1 * rng.standard_normal(1500)
+    guess = np.clip(score, 0.01, 0.99)
+    drawn = [(rng.random(1500) < p).astype(float) for _ in range(200)]
+    aucs, losses = [auc(y, score) for y in drawn], [log_loss(y, guess) for y in drawn]
+    assert np.mean(aucs) == pytest.approx(expected_auc(p, score), abs=4 * np.std(aucs) / np.sqrt(200))
+    assert np.mean(losses) == pytest.approx(
+        expected_log_loss(p, guess), abs=4 * np.std(losses) / np.sqrt(200)
+    )
+    assert expected_auc(drawn[0], score) == pytest.approx(aucs[0])
+
+
+# ------------------------------------------------------------------------------------------------- features
+
+
+def test_features_look_at_earlier_sessions_only(frame):
+    click, moment = frame["click"] == 1, frame["timestamp"]
+    for _, row in frame.sample(500, random_state=0).iterrows():
+        past = moment < row["session_start"]
+        mine = past & (frame["user_id"] == row["user_id"])
+        sub = mine & (frame["sub_category"] == row["sub_category"])
+        assert row["user_past_clicks"] == (mine & click).sum()
+        assert (
+            row["user_category_past_clicks"] == (mine & click & (frame["category"] == row["category"])).sum()
+        )
+        same = past & (frame["item_id"] == row["item_id"])
+        assert row["item_past_ctr"] == pytest.approx(((same & click).sum() + 1.4) / (same.sum() + 20))
+        assert row["item_seen"] == pytest.approx(np.log1p((same & mine).sum()))
+        age = (row["session_start"] - moment[sub & click]).dt.total_seconds() / 86_400
+        assert row["sub_clicks_day"] == pytest.approx((0.5**age).sum(), abs=1e-6)
+        paid = frame.loc[
+            (frame["user_id"] == row["user_id"]) & (frame["sub_category"] == row["sub_category"]),
+            "purchase_time",
+        ]
+        age = (row["session_start"] - paid[paid < row["session_start"]]).dt.total_seconds() / 86_400
+        assert row["sub_bought"] == pytest.approx((0.5 ** (age / 15)).sum(), abs=1e-6)
+        last = frame.loc[mine & click, "sub_category"]
+        assert row["last_sub_category"] == (last.iloc[-1] if len(last) else "none")
+
+
+def test_changing_the_future_changes_no_feature(shop, frame):
+    cut = frame["session_start"].sort_values().iloc[len(frame) // 2]
+    log = shop.impressions.copy()
+    later = pd.to_datetime(log["timestamp"]) >= cut
+    log.loc[later, "click"] = 1 - log.loc[later, "click"]
+    log.loc[later, ["purchase", "purchase_time"]] = [0, None]
+    log.loc[log["click"] == 0, ["purchase", "purchase_time"]] = [0, None]
+    other = shop_frame(replace(shop, impressions=log))
+    columns = [*SHOP_NUMERIC, *SHOP_CATEGORICAL]
+    past = frame["session_start"] < cut
+    pd.testing.assert_frame_equal(frame.loc[past, columns], other.loc[past, columns])
+
+
+def test_history_sequences_hold_the_last_clicks(frame):
+    found = history_sequences(frame, length=5)
+    for i in np.random.default_rng(0).integers(0, len(frame), 300):
+        row = frame.iloc[i]
+        past = frame[
+            (frame["user_id"] == row["user_id"])
+            & (frame["click"] == 1)
+            & (frame["timestamp"] < row["session_start"])
+        ]
+        last = past.sort_values(["timestamp", "impression_id"], kind="stable").tail(5).iloc[::-1]
+        assert found["item"][i].tolist() == [*(last["item_id"] + 1), *[0] * (5 - len(last))]
+        hours = (row["session_start"] - last["timestamp"]).dt.total_seconds() / 3600
+        np.testing.assert_allclose(found["hours"][i, : len(last)], hours, rtol=1e-5)
+        assert (
+            found["bought"][i, : len(last)].tolist()
+            == (last["purchase_time"] < row["session_start"]).tolist()
+        )
+
+
+def test_labels_that_look_ahead(frame):
+    for _, row in frame.sample(200, random_state=1).iterrows():
+        mine = frame[frame["user_id"] == row["user_id"]]
+        later = mine[(mine["click"] == 1) & (mine["session_start"] > row["session_start"])]
+        if len(later):
+            first = later.sort_values(["session_start", "timestamp", "position"]).iloc[0]
+            assert (
+                CATEGORIES[int(row["next_category"])] == first["category"]
+                and row["next_item"] == first["item_id"]
+            )
+        else:
+            assert np.isnan(row["next_category"])
+        soon = mine["purchase_time"].between(
+            row["session_start"], row["session_start"] + pd.Timedelta("7D"), "left"
+        )
+        assert np.isnan(row["spend_7d"]) or row["spend_7d"] == pytest.approx(mine.loc[soon, "price"].sum())
+
+
+def test_labels_are_cut_at_the_end_of_their_part(frame):
+    parts = shop_splits(frame)
+    end = parts["valid"]["timestamp"].min()
+    train = parts["train"]
+    assert train["timestamp"].max() < end
+    assert (train["next_click_time"].dropna() < end).all() and train["next_category"].notna().any()
+    pending = train["timestamp"] + pd.Timedelta("4D") > end
+    assert train.loc[pending, "purchase"].isna().all() and train.loc[~pending, "purchase"].notna().all()
+    assert (train.loc[train["purchase"] == 1, "purchase_time"] < end).all()
+    assert parts["valid"]["purchase"].notna().all()
+    assert mask_future_labels(frame, None) is frame
+    by_user = shop_splits(frame, split="user")
+    assert not set(by_user["train"]["user_id"]) & set(by_user["test"]["user_id"])
+
+
+def test_leaks_are_caught_and_clean_features_are_not(frame):
+    parts = shop_splits(frame)
+    tasks, features = SHOP_TASKS[:2], [*SHOP_NUMERIC, *SHOP_CATEGORICAL]
+    parts = {name: part.dropna(subset=["purchase"]) for name, part in parts.items()}
+    assert check_leaks(parts, features, tasks, time="timestamp")["passed"].all()
+    for name, leak in (
+        ("dwell", lambda part: part["dwell_seconds"]),
+        (
+            "clicks_of_the_session",
+            lambda part: part["click"] + 0.1 * part.groupby("session_id")["click"].transform("sum"),
+        ),
+        ("order_id", lambda part: part["impression_id"].where(part["purchase"] == 1)),
+    ):
+        leaking = {key: part.assign(**{name: leak(part)}) for key, part in parts.items()}
+        found = check_leaks(leaking, [*features, name], tasks, time="timestamp")
+        assert not found["passed"].all() and name in " ".join(found["finding"])
+
+
+# ------------------------------------------------------------------------------------------------- content
+
+
+def test_words_can_be_kept_out():
+    hidden = np.random.default_rng(0).standard_normal((200, 5))
+    seen, unseen = (
+        " ".join(
+            describe(["lamps"] * 200, ["brand-01"] * 200, hidden, np.random.default_rng(1), flag)[
+                "description"
+            ]
+        ).lower()
+        for flag in (False, True)
+    )
+    for levels in WORDS.values():
+        for *known, kept_out in levels:
+            assert kept_out == "" or (kept_out not in seen.split(".") and f" {kept_out} " not in seen)
+            assert all(word == "" or f" {word} " not in unseen for word in known)
+
+
+def test_pictures_lie_in_the_order_of_the_products(shop):
+    sheet = pictures(shop)
+    assert sheet.shape == (-(-SMALL.n_items // 40) * 32, 1280, 3) and sheet.dtype == np.uint8
+    assert np.array_equal(sheet, pictures(shop))
+    assert len(SUBS) == 32 and DIRT != PICTURES
+
+
+# ------------------------------------------------------------------------------------------------- realism
+
+
+def realism(seed: int) -> dict[str, float]:
+    """The figures of the realism table for one shop of full size."""
+    ratios = {"old": 0.0, "truth": 0.0, "random": 0.0}
+
+    class Watched(_Run):
+        def _rank(self, user, day, surface):
+            pool, score = super()._rank(user, day, surface)
+            if day >= 30 and len(user):
+                who, sub, world = user[:, None], self.world.sub[pool], self.world
+                state = (self.excitement[who, sub], self.satiation[who, sub], self.seen[who, pool])
+                click, purchase = world.utilities(
+                    who, pool, day, (surface == 2)[:, None], self.mission[who], *state
+                )
+                value = sigmoid(click) * sigmoid(purchase)
+                by_chance = np.random.default_rng(day).random(value.shape)
+                for name, order in (
+                    ("old", -np.arange(40.0) + 0 * value),
+                    ("truth", value),
+                    ("random", by_chance),
+                ):
+                    best = np.argsort(-order, axis=1)[:, :8]
+                    ratios[name] += (np.take_along_axis(value, best, 1) * np.arange(1, 9) ** -0.45).sum()
+            return pool, score
+
+    config = ShopConfig(seed=seed)
+    world = make_world(config)
+    Watched(world)
+    shop = simulate(config)
+    frame = shop_frame(shop).merge(shop.truth, on="impression_id")
+    log, users = (
+        world.log,
+        frame.groupby("user_id")["click"].agg(["size", "sum"]).reindex(range(config.n_users), fill_value=0),
+    )
+    bought = frame[frame["purchase"] == 1]
+    delay = (bought["purchase_time"] - bought["timestamp"]).dt.total_seconds() / 3600
+    found = {
+        "click rate": frame["click"].mean(),
+        "conversion": log["purchase"].sum() / log["click"].sum(),
+        "median impressions": users["size"].median(),
+        "median clicks": users["sum"].median(),
+        "repeat exposure": frame.duplicated(["user_id", "item_id"]).mean(),
+        "new items": (world.first_day > 0).mean(),
+        "delay, median hours": delay.median(),
+        "delay within a week": (delay <= 168).mean(),
+        "still pending": (log["purchase"].sum() - len(bought)) / len(bought),
+        "truth / old": ratios["truth"] / ratios["old"],
+        "random / old": ratios["random"] / ratios["old"],
+    }
+    found |= {f"Bayes {name}": value for name, value in bayes_auc(shop).items()}
+    parts = shop_splits(frame)
+
+    def fitted(numbers, names, train, label):
+        numeric = make_pipeline(SimpleImputer(), StandardScaler())
+        columns = make_column_transformer(
+            (numeric, list(numbers)), (OneHotEncoder(handle_unknown="ignore"), list(names))
+        )
+        return make_pipeline(columns, LogisticRegression(C=0.03, max_iter=300)).fit(train, train[label])
+
+    plain = [name for name in SHOP_CATEGORICAL if name != "last_sub_category"]
+    by_counts, by_history = (
+        expected_auc(
+            parts["test"]["p_click"], fitted(n, c, parts["train"], "click").predict_proba(parts["test"])[:, 1]
+        )
+        for n, c in ((SHOP_COUNTS, plain), (SHOP_NUMERIC, SHOP_CATEGORICAL))
+    )
+    found["history, AUC of click"] = by_history - by_counts
+    train, test = (
+        parts[name].dropna(subset=["next_category"]).drop_duplicates("session_id")
+        for name in ("train", "test")
+    )
+    lately = [name for name in SHOP_NUMERIC if name.startswith("past_")] + ["days_since_click"]
+    model = fitted(
+        lately, ["region", "loyalty_tier", "age_group", "last_sub_category"], train, "next_category"
+    )
+    found["next_category, majority"] = test["next_category"].value_counts(normalize=True).max()
+    found["next_category, logistic regression"] = model.score(test, test["next_category"])
+    found["next_category, users"] = test["user_id"].nunique()
+    return found | content_shares(shop)
+
+
+def content_shares(shop) -> dict[str, float]:
+    """R² of each hidden quantity on the words and pictures that show it."""
+    hidden = shop.hidden.drop(columns="item_id")
+    drawn = generator(shop.config, PICTURES).standard_normal(hidden.shape)
+    picture = 1 / (1 + np.exp(-1.7 * (hidden.to_numpy() + NOISE * drawn) / np.hypot(1, NOISE)))
+    text = (shop.items["title"] + " " + shop.items["description"]).str.lower()
+    shares = {}
+    for i, (name, levels) in enumerate(WORDS.items()):
+        known = {word: level for level, words in enumerate(levels) for word in words if word}
+        level = [max((n for word, n in known.items() if word in t), default=2) for t in text]
+        both = np.column_stack([pd.get_dummies(pd.Series(level)).astype(float), picture[:, i]])
+        shares[f"content, {name}"] = LinearRegression().fit(both, hidden[name]).score(both, hidden[name])
+    return shares
+
+
+REALISM = {
+    "click rate": (0.06, 0.09),
+    "conversion": (0.06, 0.10),
+    "median impressions": (45, 200),
+    "median clicks": (4, 20),
+    "repeat exposure": (0.30, 0.60),
+    "new items": (0.10, 0.15),
+    "delay, median hours": (1, 24),
+    "delay within a week": (0.90, 1),
+    "still pending": (0.001, 0.1),
+    "Bayes click": (0.83, 0.88),
+    "Bayes purchase": (0.90, 0.95),
+    "Bayes purchase_given_click": (0.74, 0.80),
+    "truth / old": (1.5, 3.0),
+    "random / old": (0.45, 0.65),
+    "history, AUC of click": (0.02, 0.1),
+    "next_category, majority": (0.125, 0.22),
+    "next_category, logistic regression": (0.45, 0.75),
+    "next_category, users": (300, 2000),
+    **{f"content, {name}": (0.40, 0.60) for name in WORDS},
+}
+
+
+@pytest.mark.slow
+def test_realism_over_ten_seeds():
+    table = pd.DataFrame([realism(seed) for seed in range(10)])
+    bounds = pd.DataFrame(REALISM, index=["low", "high"])
+    assert list(table) and set(table) == set(bounds)
+    off = {name: table[name].tolist() for name in table if not table[name].between(*bounds[name]).all()}
+    assert off == {}
