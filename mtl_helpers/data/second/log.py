@@ -150,7 +150,7 @@ def shop_frame(shop: Shop) -> pd.DataFrame:
       smoothed: (clicks + PRIOR_VIEWS * PRIOR_CTR) / (views + PRIOR_VIEWS). ``last_sub_category`` is that of the user's
       last click ("none" without one);
     - labels that look ahead: ``next_category`` (class in :data:`CATEGORIES`) and ``next_item`` of the user's first
-      click in a later session, at ``next_click_time``; ``spend_7d``, EUR the user spends on purchases within 7 days after the
+      click in a later session, at ``next_click_time``; ``spend_7d``, EUR the user spends within 7 days after the
       session began. NaN when the log does not hold them. Split with :func:`shop_splits`, which cuts them.
 
     ``dwell_seconds``, ``purchase_time``, ``next_click_time`` and the labels are outcomes: never features.
@@ -269,7 +269,7 @@ def history_sequences(frame: pd.DataFrame, length: int = 20) -> dict[str, np.nda
     Returns
     -------
     ``item`` (n, length) int64: item_id + 1, or 0 where there is no further click; ``sub_category`` (n, length), a
-    number of its own for each name, likewise; ``hours`` (n, length) float32, since the click; ``bought`` (n, length) bool, if
+    number of its own for each name, likewise; ``hours`` (n, length) float32, since then; ``bought`` (n, length), if
     the click's purchase was in when the session began.
     """
     clicks = frame[frame["click"] == 1]
