@@ -12,16 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from mtl_helpers.data.features import (
-    clip_outliers,
-    convert_units,
-    drop_duplicate_rows,
-    split_by_time,
-    split_by_user,
-    tidy_text,
-)
+from mtl_helpers.data.features import split_by_time, split_by_user
 from mtl_helpers.data.second.shop import Shop
 from mtl_helpers.data.second.world import AGE_EDGES, AGE_GROUPS, CATEGORIES
+from mtl_helpers.data.shop_log import clip_outliers, convert_units, drop_duplicate_rows, tidy_text
 from mtl_helpers.data.tables import Task
 from mtl_helpers.metrics import expected_auc
 

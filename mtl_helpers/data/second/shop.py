@@ -30,7 +30,7 @@ from mtl_helpers.data.second.world import (
     World,
     generator,
 )
-from mtl_helpers.training import write_atomically
+from mtl_helpers.files import write_atomically
 
 __all__ = ["Shop", "load_shop", "pictures", "simulate", "write_shop"]
 
@@ -149,7 +149,8 @@ def write_shop(folder: str | Path, config: ShopConfig | None = None) -> list[Pat
         contents[f"{name}.csv.gz"] = _gzip(getattr(shop, name))
     contents["pictures.png"] = encode_rgb(pictures(shop))
     for name, content in contents.items():
-        write_atomically(folder / name, content)
+        with write_atomically(folder / name) as file:
+            file.write(content)
     return [folder / name for name in contents]
 
 
