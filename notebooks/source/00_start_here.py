@@ -168,7 +168,7 @@ explorer
 # picture reads it aloud.
 #
 # - *Left:* every dot is a trained weighting, the mean of its seeds. On the **Pareto front** no other dot is
-#   better at both tasks. Between dots the star interpolates, and the line says so.
+#   better at both tasks. The star steps from dot to dot, and the line says where it stands.
 # - *Middle:* what this weighting wins or loses against equal weights. *Right:* the losses while it trained.
 #
 # **What surprised you?** Compare with what you wrote. Then let the numbers speak.

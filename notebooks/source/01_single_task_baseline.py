@@ -460,7 +460,7 @@ print(f"from the definition: {defined:.6f}")
 print(f"on the logits:       {bce(z, y):.6f}")
 
 # %% [markdown]
-# And the loop: shuffle, take a batch, step. Nothing is hidden between you and Adam.
+# And the loop: shuffle, take a batch, step. Nothing is hidden between you and AdamW.
 
 # %%
 weights = [*table.parameters(), *layers.parameters()]

@@ -116,8 +116,8 @@ from mtl_helpers.widgets import weight_explorer
 weight_explorer(family)
 
 # %% [markdown]
-# Moving one slider rescales the other two, so the weights always add up to one. That loses nothing: with Adam
-# a common factor does not change the path of the shared layers, as notebook 03 showed.
+# Moving one slider moves the other two to a trained weighting that fits, so the weights always add up to one. That
+# loses nothing: with AdamW a common factor does not change the path.
 
 # %%
 front = family.pareto({"click": "auc", "purchase": "auc", "next_category": "accuracy"})
@@ -889,7 +889,7 @@ print(
 # %% [markdown]
 # **Questions that come up**
 #
-# - *Must weights sum to one?* No. With Adam a common factor changes nothing; ratios count.
+# - *Must weights sum to one?* No. With AdamW a common factor changes nothing; ratios count.
 # - *More weight on the rare task?* Try it on the front (section 1): its metric may not follow its weight.
 # - *Retune when data change?* Yes. Weights fit a data set and a budget; the two tables of section 8 differ.
 # - *Is adaptive better than fixed?* Section 8 answers for two data sets. Elsewhere, run the comparison.
