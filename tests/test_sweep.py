@@ -329,7 +329,7 @@ class TestRefused:
 
         model = SharedBottom(splits.schema, TWO)
         refused("labels for click, dwell", model, splits.train.select(["click"]))
-        refused("data are a DataFrame", model, toy_frame(60))
+        refused("got a DataFrame", model, toy_frame(60))
         refused("DataParallel take .module", nn.DataParallel(model))
         model.bottom.append(nn.BatchNorm1d(32))
         refused(r"its layer bottom\.4 \(BatchNorm1d\)", model)

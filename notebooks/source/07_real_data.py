@@ -672,9 +672,6 @@ print("new rows as tensors:", tuple(new[0].shape), tuple(new[1].shape))
 # %% [markdown]
 # Try another split: `split_by_user` tests on users never seen; leave the user's id out then, for it says nothing of
 # them. Whole numbers of few values as a label (stars from one to five) are classes or amounts: you say which, by `Task`.
-#
-# Does it fit? `python tests/benchmarks/full_size.py log` repeats the rows at hand up to the full log's number and prints
-# seconds an epoch and peak memory: an estimate, since the rows are repeated. `… table` does so for a million rows.
 
 # %% [markdown]
 # ## Exercises
