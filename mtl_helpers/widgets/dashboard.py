@@ -311,7 +311,7 @@ class _Board:
                 " All exponents are 0: every product scores the same, so lists follow the catalogue's order."
             )
         cards, text = self._cards(user, lists[user].tolist(), at)
-        head = f"Top {front.k} for {state['user']}: bars are shares of this user's largest prediction"
+        head = f"Top {front.k} for {state['user']}: score = {score}, diversity {state['diversity']:.2f}, loss = {model}"
         return said, f"The list: {text}", f'<div style="{HEAD}">{html.escape(head)}</div>{cards}'
 
     def _cards(self, user: int, items: list[int], at: int) -> tuple[str, str]:

@@ -264,7 +264,8 @@ class Explorer:
         look = "color:#b00020;white-space:pre-wrap;margin:4px 0"
         problem = f'<pre class="mtl-error" role="alert" style="{look}">{html.escape(self.error)}</pre>'
         return (
-            f'<figure class="mtl-demo" style="margin:0">{self._above}<img src="data:image/png;base64,'
+            f'<figure class="mtl-demo" style="margin:0"><div class="mtl-above">{self._above}</div>'
+            f'<img src="data:image/png;base64,'
             f'{base64.b64encode(self._png).decode("ascii")}" alt="{html.escape(self.alt)}" width="{width}" '
             f'height="{height}" decoding="sync" style="max-width:100%;height:auto">'
             f'<figcaption role="status" style="line-height:1.4;min-height:2.8em;max-width:{width}px">'

@@ -282,8 +282,9 @@ class Book:
 
 
 def picture(demo) -> str:
-    """Source of a demo's picture."""
-    return demo.locator(".mtl-demo img").get_attribute("src")
+    """Source of a demo's picture, and what stands above it."""
+    above = demo.locator(".mtl-above")
+    return demo.locator(".mtl-demo img").get_attribute("src") + (above.inner_html() if above.count() else "")
 
 
 def reading(demo) -> str:
