@@ -245,7 +245,7 @@ class Explorer:
 
     def _draw(self) -> None:
         said = self.update(dict(self.state))
-        self.reading, more, self._above = (*((said,) if isinstance(said, str) else said), "", "")[:3]
+        self.reading, more, self._above = (said, "", "") if isinstance(said, str) else (*said, "")[:3]
         self._png = encode_png(self.stage.draw())
         self._settings = "; ".join(
             (f"{heading}: " if heading else "") + ", ".join(_said(self.controls[name]) for name in names)
