@@ -18,20 +18,14 @@ An exercise is, in the notebook, a stub that returns ``...`` under a docstring w
         return relevant[best].sum() / relevant.sum()
 
     def recall_cases(rng):
-        for n, k in ((5, 1), (12, 4), (12, 12)):
-            relevant = rng.random(n) < 0.4
-            relevant[rng.integers(n)] = True  # at least one
-            yield rng.normal(size=n), relevant, k
+        relevant = np.array([True, *(rng.random(11) < 0.4)])  # at least one
+        yield from ((rng.normal(size=12), relevant, k) for k in (1, 4, 12))
         yield Case((np.array([3.0, 2.0]), np.array([False, True]), 1), "the only relevant one is missed")
 
     EXERCISES = (
         Exercise(
             "05.recall_at", recall_at, recall_cases,
-            mistakes=(
-                Mistake(lambda s, r, k: r[np.argsort(-s)[:k]].mean(), "You divide by k …"),
-                Mistake(lambda s, r, k: r[np.argsort(s)[:k]].sum() / r.sum(), "argsort sorts …"),
-                Mistake(lambda s, r, k: r[np.argsort(-s)[:k]].sum(), "A share, not a count …"),
-            ),
+            mistakes=((lambda s, r, k: r[np.argsort(-s)[:k]].mean(), "You divide by k …"), …),
             hints=("a nudge", "the way", "nearly the solution"),
         ),
     )
@@ -68,6 +62,7 @@ from mtl_helpers.exercises import Exercise, all_exercises, find
 from mtl_helpers.exercises.compare import Outcome, difference, draw_cases, kind, run, show
 from mtl_helpers.files import write_atomically
 from mtl_helpers.notebook import get_device
+from mtl_helpers.widgets.explorer import explain
 
 __all__ = ["Answer", "check", "hint", "progress", "progress_file", "solution", "use"]
 
@@ -96,16 +91,13 @@ class Answer:
 
     def _repr_html_(self) -> str:
         """The same without colours of its own, so that it reads in a dark theme, too."""
-        rows = "".join(
-            f'<div style="display:flex;gap:1em"><span style="flex:0 0 5.5em;opacity:.8">{html.escape(label)}</span>'
-            f'<span style="white-space:pre-wrap;font-family:monospace;min-width:0">{html.escape(text)}</span></div>'
-            if label
-            else f'<pre style="margin:4px 0;overflow-x:auto;white-space:pre">{html.escape(text)}</pre>'
-            for label, text in self.lines
-        )
-        style = "line-height:1.5;padding:2px 0"
-        first = f"<strong>{html.escape(str(self).splitlines()[0])}</strong>"
-        return f'<div class="mtl-check" role="status" style="{style}">{first}{rows}</div>'
+        said = f"<strong>{html.escape(str(self).splitlines()[0])}</strong>"
+        for label, text in ((html.escape(label), html.escape(text)) for label, text in self.lines):
+            head = f'<span style="flex:0 0 5.5em;opacity:.8">{label}</span>'
+            body = f'<span style="white-space:pre-wrap;font-family:monospace;min-width:0">{text}</span>'
+            source = f'<pre style="margin:4px 0;overflow-x:auto;white-space:pre">{text}</pre>'
+            said += f'<div style="display:flex;gap:1em">{head}{body}</div>' if label else source
+        return f'<div class="mtl-check" role="status" style="line-height:1.5;padding:2px 0">{said}</div>'
 
 
 def check(id: str, fn: Callable[..., Any], *, strict: bool = False) -> Answer:
@@ -185,8 +177,10 @@ def _examine(exercise: Exercise, fn: Callable[..., Any]) -> Answer:
             return Answer("not yet", f"not yet · {id}", (("problem", text),))
         # A second seed that changes with the code, so that an answer cannot be written for known inputs.
         code = getattr(fn, "__code__", None)
-        drawn = zlib.crc32(code.co_code + repr(code.co_consts).encode()) if code else FIRST_SEED + 1
-        seeds = FIRST_SEED, drawn
+        seeds = (
+            FIRST_SEED,
+            zlib.crc32(code.co_code + repr(code.co_consts).encode()) if code else FIRST_SEED + 1,
+        )
         # What is to be trained must work on the GPU, too, if there is one; other answers may come from NumPy.
         trained = exercise.gradients or exercise.observe
         for place in (None, get_device()) if trained and get_device().type != "cpu" else (None,):
@@ -203,11 +197,9 @@ def _examine(exercise: Exercise, fn: Callable[..., Any]) -> Answer:
                 return fault
         return Answer("correct", f"correct · {id}", tuple(said))
     except Exception as error:
-        from mtl_helpers.widgets.explorer import explain
-
-        ours = "nothing for you to mend: the course's own code is at fault"
-        lines = (("error", explain(error)), ("next", ours))
-        return Answer("check failed", f"the check itself failed, not your code · {id}", lines)
+        ours = ("next", "nothing for you to mend: the course's own code is at fault")
+        said = f"the check itself failed, not your code · {id}"
+        return Answer("check failed", said, (("error", explain(error)), ours))
 
 
 def _fault(
@@ -215,8 +207,8 @@ def _fault(
 ) -> Answer | None:
     """About the first case that fails, if any, with the hint of the planted mistake that explains all that is wrong; of
     several the one that agrees most often elsewhere."""
-    pairs = list(zip(expected, got, strict=False))
-    failing = [n for n, (right, own) in enumerate(pairs) if _problem(exercise, right, own)]
+    problems = [_problem(exercise, *both) for both in zip(expected, got, strict=False)]
+    failing = [n for n, problem in enumerate(problems) if problem]
     if not failing:
         return None
     advice, most = ("next", f'hint("{exercise.id}")'), -1
@@ -226,18 +218,14 @@ def _fault(
         if agreeing.issuperset(failing) and len(agreeing) > most:
             advice, most = ("hint", mistake.hint), len(agreeing)
     case = [case for seed in seeds for case in draw_cases(exercise, seed, place)][failing[0]]
-    right, own = pairs[failing[0]]
-    raised = own.error is not None
-    differing = None if raised else difference(right.value, own.value, exercise.rtol, exercise.atol)
+    right, own, problem = expected[failing[0]], got[failing[0]], problems[failing[0]]
+    differing = own.error is None and difference(right.value, own.value, exercise.rtol, exercise.atol)
     at = differing.at if differing else ()
     names = inspect.signature(exercise.reference).parameters
     shown = [f"{name} = {show(value, at)}" for name, value in zip(names, case.args, strict=False)]
     lines = [("input", "\n".join(shown + [f"({case.note})"] * bool(case.note)))]
     state = headline = "not yet"
-    problem = _problem(exercise, right, own)
-    if raised and not own.unusable:
-        from mtl_helpers.widgets.explorer import explain
-
+    if own.raised:
         state, headline = "raised", f"your code raised {type(own.error).__name__}"
         lines += [("error", explain(own.error)), ("expected", show(right.value))]
     elif problem != "another number":
@@ -253,14 +241,13 @@ def _fault(
 
 def _problem(exercise: Exercise, expected: Outcome, got: Outcome) -> str:
     """What is wrong with one outcome, in words; empty if nothing is."""
-    if got.error is not None and not got.unusable:
+    if got.raised:
         return f"raised {type(got.error).__name__}"
     if got.raw is ...:
         return "your function returns `...` here: a branch is still empty"
     if isinstance(expected.raw, nn.Module) and not isinstance(got.raw, type(expected.raw)):
-        return f"expected {kind(expected.raw)}, got {kind(got.raw)}." + " Is there a `return`?" * (
-            got.raw is None
-        )
+        forgotten = " Is there a `return`?" * (got.raw is None)
+        return f"expected {kind(expected.raw)}, got {kind(got.raw)}.{forgotten}"
     if got.error is not None:
         return f"what you return fails when it is used: {type(got.error).__name__}: {got.error}"
     if got.fault:
@@ -277,8 +264,9 @@ def _problem(exercise: Exercise, expected: Outcome, got: Outcome) -> str:
         if own is None:
             return f"the value is right, but no gradient reaches {name}: it was detached on the way"
         if difference(gradient, own, exercise.rtol, exercise.atol):
-            finite = own.isfinite().all()
-            which = "another one" if finite else "not finite: training would spoil the parameters"
+            which = (
+                "another one" if own.isfinite().all() else "not finite: training would spoil the parameters"
+            )
             return f"the value is right, its gradient with respect to {name} is {which}"
     return ""
 
@@ -322,13 +310,13 @@ def progress() -> Answer:
     """Which exercises have been passed on this computer. Nothing in the course depends on it."""
     passed, complaint = _passed()
     exercises = all_exercises()
-    notebooks: dict[str, list[str]] = {}
+    notebooks: dict[str, str] = {}
     for id, exercise in exercises.items():
-        notebooks.setdefault(exercise.notebook, []).append(f"{'✓' if id in passed else '○'} {exercise.name}")
-    done = sum(id in passed for id in exercises)
-    lines = [(notebook, "   ".join(names)) for notebook, names in notebooks.items()]
-    lines += [("note", complaint)] * bool(complaint)
+        before = f"{notebooks[exercise.notebook]}   " if exercise.notebook in notebooks else ""
+        notebooks[exercise.notebook] = f"{before}{'✓' if id in passed else '○'} {exercise.name}"
+    lines = [*notebooks.items(), *[("note", complaint)] * bool(complaint)]
     lines.append(("kept", "in one file on this computer: progress_file() names it, delete it to start anew"))
+    done = len(passed.keys() & exercises)
     return Answer("note", f"{done} of {len(exercises)} exercises passed (✓ passed, ○ open)", tuple(lines))
 
 

@@ -91,8 +91,7 @@ EXERCISES = (
                 "You take the purchases; the clicks are in the column `click`.",
             ),
             Mistake(
-                lambda log: 100 * log["click"].mean(),
-                "You answer in percent. A share lies between 0 and 1.",
+                lambda log: 100 * log["click"].mean(), "You answer in percent. A share lies between 0 and 1."
             ),
         ),
         hints=(

@@ -189,8 +189,7 @@ EXERCISES = (
                 "You return the honest features. Asked for are the ones that leak.",
             ),
             Mistake(
-                _in_place,
-                "You flip labels in the log itself, and they stay flipped. Flip them in a copy.",
+                _in_place, "You flip labels in the log itself, and they stay flipped. Flip them in a copy."
             ),
         ),
         hints=(
@@ -217,8 +216,7 @@ EXERCISES = (
                 "one, and its gradient is 0.",
             ),
             Mistake(
-                lambda z, y: (softplus(z) - y * z).sum(),
-                "You sum over the rows. Asked for is the mean.",
+                lambda z, y: (softplus(z) - y * z).sum(), "You sum over the rows. Asked for is the mean."
             ),
             Mistake(
                 lambda z, y: (softplus(z) - (1 - y) * z).mean(),

@@ -188,8 +188,7 @@ EXERCISES = (
                 "You divide by the other's length. The projection divides by its square, g·g.",
             ),
             Mistake(
-                lambda g1, g2: pcgrad_of_two(g1, g2) / 2,
-                "You take the mean of the two; PCGrad adds them.",
+                lambda g1, g2: pcgrad_of_two(g1, g2) / 2, "You take the mean of the two; PCGrad adds them."
             ),
         ),
         hints=(

@@ -106,8 +106,7 @@ EXERCISES = (
                 "That is the probability itself; its logit is asked for.",
             ),
             Mistake(
-                lambda a, b: logsigmoid(a) + logsigmoid(b),
-                "That is log p. A logit is log p − log(1 − p).",
+                lambda a, b: logsigmoid(a) + logsigmoid(b), "That is log p. A logit is log p − log(1 − p)."
             ),
             Mistake(
                 lambda a, b: torch.log(a.sigmoid() * b.sigmoid()),
