@@ -25,7 +25,7 @@ An exercise is, in the notebook, a stub that returns ``...`` under a docstring w
     EXERCISES = (
         Exercise(
             "05.recall_at", recall_at, recall_cases,
-            mistakes=((lambda s, r, k: r[np.argsort(-s)[:k]].mean(), "You divide by k …"), …),
+            planted(lambda s, r, k: r[np.argsort(-s)[:k]].mean(), "You divide by k …", …),
             hints=("a nudge", "the way", "nearly the solution"),
         ),
     )

@@ -13,7 +13,10 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Case", "Exercise", "Mistake", "all_exercises", "find"]
+__all__ = ["Case", "Exercise", "Mistake", "all_exercises", "find", "planted"]
+
+# numbers, in order
+NOTEBOOKS = sorted(entry.name[2:] for entry in pkgutil.iter_modules(__path__) if entry.name.startswith("nb"))
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,12 @@ class Mistake:
 
     answer: Callable[..., Any]
     hint: str
+
+
+def planted(*answers_and_hints: Any) -> tuple[Mistake, ...]:
+    """Mistakes from an answer, its hint, the next answer, its hint, and so on."""
+    pairs = zip(answers_and_hints[::2], answers_and_hints[1::2], strict=True)
+    return tuple(Mistake(answer, hint) for answer, hint in pairs)
 
 
 @dataclass(frozen=True)
@@ -74,21 +83,15 @@ class Exercise:
         return self.id.partition(".")[2]
 
 
-def all_exercises() -> dict[str, Exercise]:
-    """All exercises by id, in the order of the notebooks."""
-    modules = sorted(entry.name for entry in pkgutil.iter_modules(__path__) if entry.name.startswith("nb"))
-    return {
-        exercise.id: exercise
-        for name in modules
-        for exercise in importlib.import_module(f"{__name__}.{name}").EXERCISES
-    }
+def all_exercises(numbers: Iterable[str] = NOTEBOOKS) -> dict[str, Exercise]:
+    """The exercises of the notebooks with these numbers, by id, in order."""
+    modules = (importlib.import_module(f"{__name__}.nb{number}") for number in numbers)
+    return {exercise.id: exercise for module in modules for exercise in module.EXERCISES}
 
 
 def find(id: str) -> Exercise:
     """The exercise with an id. Raises KeyError in words when there is none."""
-    known, name = {}, f"nb{str(id).partition('.')[0]}"
-    if name in {entry.name for entry in pkgutil.iter_modules(__path__)}:
-        known = {one.id: one for one in importlib.import_module(f"{__name__}.{name}").EXERCISES}
+    known = all_exercises({str(id).partition(".")[0]} & set(NOTEBOOKS))
     if id in known:
         return known[id]
     raise KeyError(f"There is no exercise {id!r}. There are: {', '.join(known or all_exercises())}.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import torch
 
-from mtl_helpers.exercises import Case, Exercise, Mistake
+from mtl_helpers.exercises import Case, Exercise, planted
 from mtl_helpers.notebook import DeviceReport
 
 __all__ = ["EXERCISES"]
@@ -80,19 +80,15 @@ EXERCISES = (
         "00.click_rate",
         click_rate,
         logs,
-        mistakes=(
-            Mistake(lambda log: log["click"].sum(), "You count the clicks. Divide by the rows."),
-            Mistake(
-                lambda log: len(log) / log["click"].sum(),
-                "Upside down: the smaller number, the clicks, belongs on top.",
-            ),
-            Mistake(
-                lambda log: log["purchase"].mean(),
-                "You take the purchases; the clicks are in the column `click`.",
-            ),
-            Mistake(
-                lambda log: 100 * log["click"].mean(), "You answer in percent. A share lies between 0 and 1."
-            ),
+        mistakes=planted(
+            lambda log: log["click"].sum(),
+            "You count the clicks. Divide by the rows.",
+            lambda log: len(log) / log["click"].sum(),
+            "Upside down: the smaller number, the clicks, belongs on top.",
+            lambda log: log["purchase"].mean(),
+            "You take the purchases; the clicks are in the column `click`.",
+            lambda log: 100 * log["click"].mean(),
+            "You answer in percent. A share lies between 0 and 1.",
         ),
         hints=(
             "How many of the rows have a 1?",
@@ -105,23 +101,15 @@ EXERCISES = (
         "00.conversion_rate",
         conversion_rate,
         logs,
-        mistakes=(
-            Mistake(
-                lambda log: log["purchase"].mean(),
-                "You divide by all rows. Which rows could have become a purchase at all?",
-            ),
-            Mistake(
-                lambda log: log["click"].sum() / log["purchase"].sum(),
-                "Upside down: the smaller number, the purchases, belongs on top.",
-            ),
-            Mistake(
-                lambda log: 100 * log["purchase"].sum() / log["click"].sum(),
-                "You answer in percent. A share lies between 0 and 1.",
-            ),
-            Mistake(
-                lambda log: log["click"].mean(),
-                "That is the click rate of exercise one. Here the clicks are what you divide by.",
-            ),
+        mistakes=planted(
+            lambda log: log["purchase"].mean(),
+            "You divide by all rows. Which rows could have become a purchase at all?",
+            lambda log: log["click"].sum() / log["purchase"].sum(),
+            "Upside down: the smaller number, the purchases, belongs on top.",
+            lambda log: 100 * log["purchase"].sum() / log["click"].sum(),
+            "You answer in percent. A share lies between 0 and 1.",
+            lambda log: log["click"].mean(),
+            "That is the click rate of exercise one. Here the clicks are what you divide by.",
         ),
         hints=(
             "Two numbers: how many were bought, and how many could have been.",
@@ -133,23 +121,15 @@ EXERCISES = (
         "00.rows_that_fit",
         rows_that_fit,
         device_reports,
-        mistakes=(
-            Mistake(
-                _gb_of_two(2**30),
-                "You take a GB for 2**30 bytes. The report counts in 10**9 bytes: read its docstring.",
-            ),
-            Mistake(
-                _gb_of_two(10**9, half=False),
-                "You fill all of the memory. The model and its gradients need room: take half.",
-            ),
-            Mistake(
-                lambda report, bytes_per_row: int(report.memory_gb * 10**9 / 2 // bytes_per_row),
-                "`memory_gb` is None when the device does not say. Ask for that first, and return 0.",
-            ),
-            Mistake(
-                lambda report, bytes_per_row: (report.memory_gb or 0) * 10**9 / 2 / bytes_per_row,
-                "Part of a row fits nowhere: round down to a whole number.",
-            ),
+        mistakes=planted(
+            _gb_of_two(2**30),
+            "You take a GB for 2**30 bytes. The report counts in 10**9 bytes: read its docstring.",
+            _gb_of_two(10**9, half=False),
+            "You fill all of the memory. The model and its gradients need room: take half.",
+            lambda report, bytes_per_row: int(report.memory_gb * 10**9 / 2 // bytes_per_row),
+            "`memory_gb` is None when the device does not say. Ask for that first, and return 0.",
+            lambda report, bytes_per_row: (report.memory_gb or 0) * 10**9 / 2 / bytes_per_row,
+            "Part of a row fits nowhere: round down to a whole number.",
         ),
         hints=(
             "Print the report: which field holds the memory, and in which unit?",
@@ -162,23 +142,15 @@ EXERCISES = (
         "00.mixed_loss",
         mixed_loss,
         two_losses,
-        mistakes=(
-            Mistake(
-                lambda loss_click, loss_purchase, w: w * loss_click + (1 - w) * loss_purchase,
-                "The weights are swapped: w belongs to the purchase.",
-            ),
-            Mistake(
-                lambda loss_click, loss_purchase, w: loss_click + w * loss_purchase,
-                "The click counts in full, whatever w is. The two weights must add up to one.",
-            ),
-            Mistake(
-                lambda loss_click, loss_purchase, w: (loss_click + loss_purchase) / 2,
-                "That is the plain mean; w does not appear in it.",
-            ),
-            Mistake(
-                lambda loss_click, loss_purchase, w: (1 - w) * loss_click.item() + w * loss_purchase.item(),
-                "`.item()` makes plain numbers of tensors. Leave the losses as tensors: training needs their gradient.",
-            ),
+        mistakes=planted(
+            lambda loss_click, loss_purchase, w: w * loss_click + (1 - w) * loss_purchase,
+            "The weights are swapped: w belongs to the purchase.",
+            lambda loss_click, loss_purchase, w: loss_click + w * loss_purchase,
+            "The click counts in full, whatever w is. The two weights must add up to one.",
+            lambda loss_click, loss_purchase, w: (loss_click + loss_purchase) / 2,
+            "That is the plain mean; w does not appear in it.",
+            lambda loss_click, loss_purchase, w: (1 - w) * loss_click.item() + w * loss_purchase.item(),
+            "`.item()` makes plain numbers of tensors. Leave the losses as tensors: training needs their gradient.",
         ),
         hints=(
             "The two weights add up to one.",

@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
-from mtl_helpers.exercises import Case, Exercise, Mistake
+from mtl_helpers.exercises import Case, Exercise, planted
 
 __all__ = ["EXERCISES"]
 
@@ -77,28 +77,19 @@ FEATURES = {  # each a matrix (rows, rows) that says which clicks a row sees, ti
 }
 
 
-def _compare_rows(upto=lambda row: (0, row + 1), other=lambda click: 1 - click):
-    """``leaking`` that compares other rows than it should, or tries another click."""
+def _compare_rows(upto=lambda row: (0, row + 1), other=lambda click: 1 - click, in_place=False):
+    """``leaking`` that compares other rows than it should, tries another click, or spoils the log."""
 
     def answer(make_features, log, rows):
         before, found = make_features(log), set()
         for row in rows:
-            click = log["click"].to_numpy().copy()
-            click[row] = other(click[row])
-            after = make_features(log.assign(click=click))
+            changed = log if in_place else log.copy()
+            changed.loc[row, "click"] = other(changed.loc[row, "click"])
+            after = make_features(changed)
             found |= set(before.columns[(before != after).iloc[slice(*upto(row))].any()])
         return found
 
     return answer
-
-
-def _in_place(make_features, log, rows):
-    before, found = make_features(log), set()
-    for row in rows:
-        log.loc[row, "click"] = 1 - log.loc[row, "click"]
-        after = make_features(log)
-        found |= set(before.columns[(before.iloc[: row + 1] != after.iloc[: row + 1]).any()])
-    return found
 
 
 def stable_log_loss(logits, labels):
@@ -119,14 +110,12 @@ def confident_logits(rng):
     yield Case((50 * far, right), "logits of ten thousand")
 
 
-def _obvious(logits, labels):
-    p = logits.sigmoid()
-    return -(labels * p.log() + (1 - labels) * (1 - p).log()).mean()
+def _by_probability(margin=0.0):
+    def answer(logits, labels):
+        p = logits.sigmoid().clamp(margin, 1 - margin)
+        return -(labels * p.log() + (1 - labels) * (1 - p).log()).mean()
 
-
-def _clamped(logits, labels):
-    p = logits.sigmoid().clamp(1e-7, 1 - 1e-7)
-    return -(labels * p.log() + (1 - labels) * (1 - p).log()).mean()
+    return answer
 
 
 EXERCISES = (
@@ -134,23 +123,15 @@ EXERCISES = (
         "01.precision_at",
         precision_at,
         flagged_rows,
-        mistakes=(
-            Mistake(
-                lambda y, p, t: (y[p >= t].sum() / y.sum()) if (p >= t).any() else float("nan"),
-                "That is recall: you divide by all positives. Precision divides by the flagged rows.",
-            ),
-            Mistake(
-                lambda y, p, t: y[p > t].mean() if (p > t).any() else float("nan"),
-                "A row exactly at the threshold is flagged, too: ≥, not >.",
-            ),
-            Mistake(
-                lambda y, p, t: y[p >= t].mean() if (p >= t).any() else 0.0,
-                "With nothing flagged you answer 0. That would say “all wrong”; the answer is unknown: NaN.",
-            ),
-            Mistake(
-                lambda y, p, t: ((p >= t) == y).mean(),
-                "That is accuracy: it counts the rows that were rightly left alone. Look at the flagged rows only.",
-            ),
+        mistakes=planted(
+            lambda y, p, t: (y[p >= t].sum() / y.sum()) if (p >= t).any() else float("nan"),
+            "That is recall: you divide by all positives. Precision divides by the flagged rows.",
+            lambda y, p, t: y[p > t].mean() if (p > t).any() else float("nan"),
+            "A row exactly at the threshold is flagged, too: ≥, not >.",
+            lambda y, p, t: y[p >= t].mean() if (p >= t).any() else 0.0,
+            "With nothing flagged you answer 0. That would say “all wrong”; the answer is unknown: NaN.",
+            lambda y, p, t: ((p >= t) == y).mean(),
+            "That is accuracy: it counts the rows that were rightly left alone. Look at the flagged rows only.",
         ),
         hints=(
             "Which rows are flagged? Look at no others.",
@@ -162,35 +143,22 @@ EXERCISES = (
         "01.leaking",
         leaking,
         feature_makers,
-        mistakes=(
-            Mistake(
-                _compare_rows(lambda row: (0, None)),
-                "You accuse honest features: later rows may know this label. Compare the rows up to and with the "
-                "flipped one.",
-            ),
-            Mistake(
-                _compare_rows(lambda row: (0, row)),
-                "You miss features that contain the row's own label: the flipped row itself must not change either.",
-            ),
-            Mistake(
-                _compare_rows(lambda row: (row, row + 1)),
-                "You look at the flipped row alone. An earlier row that knows this click leaks, too.",
-            ),
-            Mistake(
-                _compare_rows(other=lambda click: 1),
-                "You set the click to 1. Where it is 1 already nothing changes: flip it, 1 − click.",
-            ),
-            Mistake(
-                _compare_rows(other=lambda click: 0),
-                "You set the click to 0. Where it is 0 already nothing changes: flip it, 1 − click.",
-            ),
-            Mistake(
-                lambda make, log, rows: set(make(log).columns) - leaking(make, log, rows),
-                "You return the honest features. Asked for are the ones that leak.",
-            ),
-            Mistake(
-                _in_place, "You flip labels in the log itself, and they stay flipped. Flip them in a copy."
-            ),
+        mistakes=planted(
+            _compare_rows(lambda row: (0, None)),
+            "You accuse honest features: later rows may know this label. Compare the rows up to and with the "
+            "flipped one.",
+            _compare_rows(lambda row: (0, row)),
+            "You miss features that contain the row's own label: the flipped row itself must not change either.",
+            _compare_rows(lambda row: (row, row + 1)),
+            "You look at the flipped row alone. An earlier row that knows this click leaks, too.",
+            _compare_rows(other=lambda click: 1),
+            "You set the click to 1. Where it is 1 already nothing changes: flip it, 1 − click.",
+            _compare_rows(other=lambda click: 0),
+            "You set the click to 0. Where it is 0 already nothing changes: flip it, 1 − click.",
+            lambda make, log, rows: set(make(log).columns) - leaking(make, log, rows),
+            "You return the honest features. Asked for are the ones that leak.",
+            _compare_rows(in_place=True),
+            "You flip labels in the log itself, and they stay flipped. Flip them in a copy.",
         ),
         hints=(
             "What would happen to an honest feature of row i if the label of row i had come out the other way?",
@@ -204,32 +172,21 @@ EXERCISES = (
         "01.stable_log_loss",
         stable_log_loss,
         confident_logits,
-        mistakes=(
-            Mistake(
-                _obvious,
-                "The sigmoid rounds to 0 or 1, and log 0 is infinite. Go from the logit to the loss without the "
-                "probability in between.",
-            ),
-            Mistake(
-                _clamped,
-                "Clamping hides the overflow and caps the loss: a very wrong row costs as much as a fairly wrong "
-                "one, and its gradient is 0.",
-            ),
-            Mistake(
-                lambda z, y: (softplus(z) - y * z).sum(), "You sum over the rows. Asked for is the mean."
-            ),
-            Mistake(
-                lambda z, y: (softplus(z) - (1 - y) * z).mean(),
-                "The labels are swapped: for label 1 a large logit must cost little.",
-            ),
-            Mistake(
-                lambda z, y: (z.clamp(min=0) - y * z + (-z).exp().log1p()).mean(),
-                "Beside max(z, 0) the exponent is −|z|: for a negative z, e^(−z) counts it twice and overflows.",
-            ),
-            Mistake(
-                lambda z, y: binary_cross_entropy_with_logits(z.sigmoid(), y),
-                "The sigmoid is taken twice: once by you, once by the function that expects logits.",
-            ),
+        mistakes=planted(
+            _by_probability(),
+            "The sigmoid rounds to 0 or 1, and log 0 is infinite. Go from the logit to the loss without the "
+            "probability in between.",
+            _by_probability(1e-7),
+            "Clamping hides the overflow and caps the loss: a very wrong row costs as much as a fairly wrong "
+            "one, and its gradient is 0.",
+            lambda z, y: (softplus(z) - y * z).sum(),
+            "You sum over the rows. Asked for is the mean.",
+            lambda z, y: (softplus(z) - (1 - y) * z).mean(),
+            "The labels are swapped: for label 1 a large logit must cost little.",
+            lambda z, y: (z.clamp(min=0) - y * z + (-z).exp().log1p()).mean(),
+            "Beside max(z, 0) the exponent is −|z|: for a negative z, e^(−z) counts it twice and overflows.",
+            lambda z, y: binary_cross_entropy_with_logits(z.sigmoid(), y),
+            "The sigmoid is taken twice: once by you, once by the function that expects logits.",
         ),
         hints=(
             "Where does the obvious formula lose the number: in the sigmoid or in the logarithm?",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import one_hot
 
-from mtl_helpers.exercises import Case, Exercise, Mistake
+from mtl_helpers.exercises import Case, Exercise, planted
 
 __all__ = ["EXERCISES"]
 
@@ -78,31 +78,19 @@ EXERCISES = (
         "03.cross_entropy_gradient",
         cross_entropy_gradient,
         rows_of_logits,
-        mistakes=(
-            Mistake(
-                lambda z, y, m, t: _slope(z, y, m, t) * m[:, None] / m.sum(),
-                "The temperature is inside the softmax, but the chain rule divides by it once more.",
-            ),
-            Mistake(
-                lambda z, y, m, t: _slope(z, y, m, t) * m[:, None] / (t * len(z)),
-                "You divide by all rows. The loss is the mean over the rows with a known label.",
-            ),
-            Mistake(
-                lambda z, y, m, t: _slope(z, y, m, t) / (t * m.sum()),
-                "Rows without a label must get gradient 0: multiply by the mask.",
-            ),
-            Mistake(
-                lambda z, y, m, t: -cross_entropy_gradient(z, y, m, t),
-                "The sign: the gradient is p − y. It points uphill, and descent subtracts it.",
-            ),
-            Mistake(
-                _without_shift,
-                "Your softmax overflows: e^1000 is infinite. Take each row's largest logit away, or `.softmax(1)`.",
-            ),
-            Mistake(
-                lambda z, y, m, t: _slope(z, y, m, t) * m[:, None] / t,
-                "That is the gradient of a sum. The mean divides by the number of known rows.",
-            ),
+        mistakes=planted(
+            lambda z, y, m, t: _slope(z, y, m, t) * m[:, None] / m.sum(),
+            "The temperature is inside the softmax, but the chain rule divides by it once more.",
+            lambda z, y, m, t: _slope(z, y, m, t) * m[:, None] / (t * len(z)),
+            "You divide by all rows. The loss is the mean over the rows with a known label.",
+            lambda z, y, m, t: _slope(z, y, m, t) / (t * m.sum()),
+            "Rows without a label must get gradient 0: multiply by the mask.",
+            lambda z, y, m, t: -cross_entropy_gradient(z, y, m, t),
+            "The sign: the gradient is p − y. It points uphill, and descent subtracts it.",
+            _without_shift,
+            "Your softmax overflows: e^1000 is infinite. Take each row's largest logit away, or `.softmax(1)`.",
+            lambda z, y, m, t: _slope(z, y, m, t) * m[:, None] / t,
+            "That is the gradient of a sum. The mean divides by the number of known rows.",
         ),
         hints=(
             "Start from p − y with p = softmax(z / τ).",
@@ -114,23 +102,15 @@ EXERCISES = (
         "03.log_sum_exp",
         log_sum_exp,
         hard_rows,
-        mistakes=(
-            Mistake(
-                lambda z: z.exp().sum(1).log(),
-                "e^1000 is infinite, and e^(−1000) is 0 with an infinite logarithm. Make the largest exponent 0 first.",
-            ),
-            Mistake(
-                lambda z: (z - z.max(1, keepdim=True).values).exp().sum(1).log(),
-                "You took the largest logit away and did not add it again outside of the logarithm.",
-            ),
-            Mistake(
-                lambda z: z.max() + (z - z.max()).exp().sum(1).log(),
-                "You take one maximum for the whole table, and rows far below it vanish. Each row needs its own.",
-            ),
-            Mistake(
-                lambda z: z.max(1).values,
-                "That is the largest logit alone. It comes close only if one logit is far above the others.",
-            ),
+        mistakes=planted(
+            lambda z: z.exp().sum(1).log(),
+            "e^1000 is infinite, and e^(−1000) is 0 with an infinite logarithm. Make the largest exponent 0 first.",
+            lambda z: (z - z.max(1, keepdim=True).values).exp().sum(1).log(),
+            "You took the largest logit away and did not add it again outside of the logarithm.",
+            lambda z: z.max() + (z - z.max()).exp().sum(1).log(),
+            "You take one maximum for the whole table, and rows far below it vanish. Each row needs its own.",
+            lambda z: z.max(1).values,
+            "That is the largest logit alone. It comes close only if one logit is far above the others.",
         ),
         hints=(
             "Which number, taken from all logits of a row, makes the largest exponent 0?",
@@ -142,23 +122,15 @@ EXERCISES = (
         "03.balancing_weight",
         balancing_weight,
         two_gradients,
-        mistakes=(
-            Mistake(
-                lambda g1, g2: g2.norm().item() / (g1.norm() + g2.norm()).item(),
-                "That is the weight of the first task. w belongs to the second: the quiet one gets more.",
-            ),
-            Mistake(
-                lambda g1, g2: (g1 @ g1 / (g1 @ g1 + g2 @ g2)).item(),
-                "You compare squared lengths. Take the square root, as `.norm()` does.",
-            ),
-            Mistake(
-                lambda g1, g2: (g1.norm() / g2.norm()).item(),
-                "That is the ratio w / (1 − w). Solve (1 − w) a = w b for w.",
-            ),
-            Mistake(
-                lambda g1, g2: (g1.abs().sum() / (g1.abs().sum() + g2.abs().sum())).item(),
-                "You measure length by the sum of absolute values. ‖g‖ is the root of the sum of squares.",
-            ),
+        mistakes=planted(
+            lambda g1, g2: g2.norm().item() / (g1.norm() + g2.norm()).item(),
+            "That is the weight of the first task. w belongs to the second: the quiet one gets more.",
+            lambda g1, g2: (g1 @ g1 / (g1 @ g1 + g2 @ g2)).item(),
+            "You compare squared lengths. Take the square root, as `.norm()` does.",
+            lambda g1, g2: (g1.norm() / g2.norm()).item(),
+            "That is the ratio w / (1 − w). Solve (1 − w) a = w b for w.",
+            lambda g1, g2: (g1.abs().sum() / (g1.abs().sum() + g2.abs().sum())).item(),
+            "You measure length by the sum of absolute values. ‖g‖ is the root of the sum of squares.",
         ),
         hints=(
             "Only the two lengths matter. Call them a and b.",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 
-from mtl_helpers.exercises import Case, Exercise, Mistake
+from mtl_helpers.exercises import Case, Exercise, planted
 
 __all__ = ["EXERCISES"]
 
@@ -56,38 +58,6 @@ def predictions_and_exponents(rng):
     yield Case((tiny, {"click": 1.0, "purchase": 2.0}), "a probability of 0")
 
 
-def _summed(probabilities, exponents):
-    return sum(exponent * probabilities[task] for task, exponent in exponents.items())
-
-
-def _factors(probabilities, exponents):
-    score = 1.0
-    for task, exponent in exponents.items():
-        score = score * (exponent * probabilities[task])
-    return score
-
-
-def _by_order(probabilities, exponents):
-    score = 1.0
-    for p, exponent in zip(probabilities.values(), exponents.values(), strict=False):
-        score = score * p**exponent
-    return score
-
-
-def _upside_down(probabilities, exponents):
-    score = 1.0
-    for task, exponent in exponents.items():
-        score = score * exponent ** probabilities[task]
-    return score
-
-
-def _all_of_them(probabilities, exponents):
-    score = 1.0
-    for task, p in probabilities.items():
-        score = score * p ** exponents.get(task, 1.0)
-    return score
-
-
 def undo_downsampling(p, keep):
     # Keeping a share of the negatives multiplies the odds p / (1 − p) by 1 / keep. Multiply
     # them back.
@@ -107,44 +77,32 @@ EXERCISES = (
         "05.recall_and_coverage",
         recall_and_coverage,
         top_lists,
-        mistakes=(
-            Mistake(
-                lambda lists, bought, n: (
-                    _recall(lists, bought, lambda a, b: len(a & b) / len(a)),
-                    len(np.unique(lists)) / n,
-                ),
-                "You divide the hits by k: that is precision. Recall divides by what the user bought.",
+        mistakes=planted(
+            lambda lists, bought, n: (
+                _recall(lists, bought, lambda a, b: len(a & b) / len(a)),
+                len(np.unique(lists)) / n,
             ),
-            Mistake(
-                lambda lists, bought, n: (
-                    _recall(lists, bought, lambda a, b: bool(a & b)),
-                    len(np.unique(lists)) / n,
-                ),
-                "You count users with at least one hit: the hit rate. Recall is the share of each user's purchases "
-                "that was found.",
+            "You divide the hits by k: that is precision. Recall divides by what the user bought.",
+            lambda lists, bought, n: (
+                _recall(lists, bought, lambda a, b: bool(a & b)),
+                len(np.unique(lists)) / n,
             ),
-            Mistake(
-                lambda lists, bought, n: (recall_and_coverage(lists, bought, n)[0], lists.size / n),
-                "Coverage counts an item once, however many lists show it: `np.unique`.",
+            "You count users with at least one hit: the hit rate. Recall is the share of each user's purchases "
+            "that was found.",
+            lambda lists, bought, n: (recall_and_coverage(lists, bought, n)[0], lists.size / n),
+            "Coverage counts an item once, however many lists show it: `np.unique`.",
+            lambda lists, bought, n: (
+                _recall(lists, [b or {-1} for b in bought], lambda a, b: len(a & b) / len(b)),
+                len(np.unique(lists)) / n,
             ),
-            Mistake(
-                lambda lists, bought, n: (
-                    _recall(lists, [b or {-1} for b in bought], lambda a, b: len(a & b) / len(b)),
-                    len(np.unique(lists)) / n,
-                ),
-                "A user who bought nothing counts as a miss with you. There was nothing to find: leave that user out.",
+            "A user who bought nothing counts as a miss with you. There was nothing to find: leave that user out.",
+            lambda lists, bought, n: (
+                recall_and_coverage(lists, bought, n)[0],
+                len(np.unique(lists[[bool(b) for b in bought]])) / n,
             ),
-            Mistake(
-                lambda lists, bought, n: (
-                    recall_and_coverage(lists, bought, n)[0],
-                    len(np.unique(lists[[bool(b) for b in bought]])) / n,
-                ),
-                "Your coverage skips the lists of users who bought nothing. They count, too: only recall skips them.",
-            ),
-            Mistake(
-                lambda lists, bought, n: recall_and_coverage(lists, bought, n)[::-1],
-                "The two numbers are in the wrong order: recall first, then coverage.",
-            ),
+            "Your coverage skips the lists of users who bought nothing. They count, too: only recall skips them.",
+            lambda lists, bought, n: recall_and_coverage(lists, bought, n)[::-1],
+            "The two numbers are in the wrong order: recall first, then coverage.",
         ),
         hints=(
             "Recall belongs to one user at a time, coverage to all lists together.",
@@ -157,24 +115,17 @@ EXERCISES = (
         "05.power_fusion",
         power_fusion,
         predictions_and_exponents,
-        mistakes=(
-            Mistake(
-                _summed,
-                "That is fusion by a sum: one good prediction makes up for a hopeless one. Multiply the powers.",
-            ),
-            Mistake(
-                _factors,
-                "You multiply by the exponent: a factor common to all items that changes no order. Raise p to it.",
-            ),
-            Mistake(
-                _by_order,
-                "You pair the two dicts by their order. Pair them by the task's name: `probabilities[task]`.",
-            ),
-            Mistake(_upside_down, "Base and exponent are swapped: it is p ** a."),
-            Mistake(
-                _all_of_them,
-                "A task without an exponent must not count. Go through `exponents`, not through `probabilities`.",
-            ),
+        mistakes=planted(
+            lambda p, powers: sum(a * p[task] for task, a in powers.items()),
+            "That is fusion by a sum: one good prediction makes up for a hopeless one. Multiply the powers.",
+            lambda p, powers: math.prod(a * p[task] for task, a in powers.items()),
+            "You multiply by the exponent: a factor common to all items that changes no order. Raise p to it.",
+            lambda p, powers: math.prod(x**a for x, a in zip(p.values(), powers.values(), strict=False)),
+            "You pair the two dicts by their order. Pair them by the task's name: `probabilities[task]`.",
+            lambda p, powers: math.prod(a ** p[task] for task, a in powers.items()),
+            "Base and exponent are swapped: it is p ** a.",
+            lambda p, powers: math.prod(x ** powers.get(task, 1.0) for task, x in p.items()),
+            "A task without an exponent must not count. Go through `exponents`, not through `probabilities`.",
         ),
         hints=(
             "Which exponent makes a task count for nothing, and what does p to that power give?",
@@ -186,24 +137,16 @@ EXERCISES = (
         "05.undo_downsampling",
         undo_downsampling,
         sampled_probabilities,
-        mistakes=(
-            Mistake(
-                lambda p, keep: keep * p,
-                "Multiplying probabilities works only near 0; at p = 1 it gives the share kept. It is the odds "
-                "that are scaled.",
-            ),
-            Mistake(
-                lambda p, keep: p / (p + keep * (1 - p)),
-                "You make the probabilities larger still. Dropped negatives had made them too large.",
-            ),
-            Mistake(
-                lambda p, keep: keep * p / (1 - p),
-                "Those are odds. Turn them into probabilities: odds / (1 + odds).",
-            ),
-            Mistake(
-                lambda p, keep: p,
-                "You return what the model says of the thinned log. There, positives are more frequent than in truth.",
-            ),
+        mistakes=planted(
+            lambda p, keep: keep * p,
+            "Multiplying probabilities works only near 0; at p = 1 it gives the share kept. It is the odds "
+            "that are scaled.",
+            lambda p, keep: p / (p + keep * (1 - p)),
+            "You make the probabilities larger still. Dropped negatives had made them too large.",
+            lambda p, keep: keep * p / (1 - p),
+            "Those are odds. Turn them into probabilities: odds / (1 + odds).",
+            lambda p, keep: p,
+            "You return what the model says of the thinned log. There, positives are more frequent than in truth.",
         ),
         hints=(
             "Dropping negatives leaves the number of positives as it is. What happens to their ratio?",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import logsigmoid
 
-from mtl_helpers.exercises import Case, Exercise, Mistake
+from mtl_helpers.exercises import Case, Exercise, planted
 
 __all__ = ["EXERCISES"]
 
@@ -62,27 +62,17 @@ EXERCISES = (
         "06.gated_mixture",
         gated_mixture,
         mixtures,
-        mistakes=(
-            Mistake(
-                lambda gate_logits, experts: experts.mean(0),
-                "That is the plain mean of the experts. Each row has shares of its own.",
-            ),
-            Mistake(
-                lambda gate_logits, experts: (gate_logits.softmax(0).T.unsqueeze(-1) * experts).sum(0),
-                "Your shares sum to one over the rows. They must sum to one over the experts: the last axis.",
-            ),
-            Mistake(
-                _without_shift,
-                "Your softmax overflows for large logits. Take each row's largest logit away first, or `.softmax(-1)`.",
-            ),
-            Mistake(
-                lambda gate_logits, experts: (gate_logits.T.unsqueeze(-1) * experts).sum(0),
-                "You weigh with the logits. Shares are their softmax.",
-            ),
-            Mistake(
-                lambda gate_logits, experts: (gate_logits.softmax(-1).T.unsqueeze(-1) * experts).mean(0),
-                "The shares sum to one already: add the weighted experts up, do not average them.",
-            ),
+        mistakes=planted(
+            lambda gate_logits, experts: experts.mean(0),
+            "That is the plain mean of the experts. Each row has shares of its own.",
+            lambda gate_logits, experts: (gate_logits.softmax(0).T.unsqueeze(-1) * experts).sum(0),
+            "Your shares sum to one over the rows. They must sum to one over the experts: the last axis.",
+            _without_shift,
+            "Your softmax overflows for large logits. Take each row's largest logit away first, or `.softmax(-1)`.",
+            lambda gate_logits, experts: (gate_logits.T.unsqueeze(-1) * experts).sum(0),
+            "You weigh with the logits. Shares are their softmax.",
+            lambda gate_logits, experts: (gate_logits.softmax(-1).T.unsqueeze(-1) * experts).mean(0),
+            "The shares sum to one already: add the weighted experts up, do not average them.",
         ),
         hints=(
             "First the shares: which axis of `gate_logits` counts the experts?",
@@ -95,27 +85,19 @@ EXERCISES = (
         "06.logit_of_product",
         logit_of_product,
         two_logits,
-        mistakes=(
-            Mistake(lambda a, b: a + b, "Adding logits multiplies odds, not probabilities."),
-            Mistake(
-                lambda a, b: a * b,
-                "You multiply the logits. Multiply the probabilities, then go back to a logit.",
-            ),
-            Mistake(
-                lambda a, b: a.sigmoid() * b.sigmoid(),
-                "That is the probability itself; its logit is asked for.",
-            ),
-            Mistake(
-                lambda a, b: logsigmoid(a) + logsigmoid(b), "That is log p. A logit is log p − log(1 − p)."
-            ),
-            Mistake(
-                lambda a, b: torch.log(a.sigmoid() * b.sigmoid()),
-                "That is log p, and a sigmoid that rounds to 0 makes it infinite. A logit is log p − log(1 − p).",
-            ),
-            Mistake(
-                lambda a, b: torch.log(a.sigmoid() * b.sigmoid()) - torch.log1p(-a.sigmoid() * b.sigmoid()),
-                "Infinite at the ends, where a sigmoid rounds to 0 or 1. Stay with a and b, and use logsumexp.",
-            ),
+        mistakes=planted(
+            lambda a, b: a + b,
+            "Adding logits multiplies odds, not probabilities.",
+            lambda a, b: a * b,
+            "You multiply the logits. Multiply the probabilities, then go back to a logit.",
+            lambda a, b: a.sigmoid() * b.sigmoid(),
+            "That is the probability itself; its logit is asked for.",
+            lambda a, b: logsigmoid(a) + logsigmoid(b),
+            "That is log p. A logit is log p − log(1 − p).",
+            lambda a, b: torch.log(a.sigmoid() * b.sigmoid()),
+            "That is log p, and a sigmoid that rounds to 0 makes it infinite. A logit is log p − log(1 − p).",
+            lambda a, b: torch.log(a.sigmoid() * b.sigmoid()) - torch.log1p(-a.sigmoid() * b.sigmoid()),
+            "Infinite at the ends, where a sigmoid rounds to 0 or 1. Stay with a and b, and use logsumexp.",
         ),
         hints=(
             "Write 1 / (p q) with e^-a and e^-b, and subtract one: those are the odds against.",
@@ -128,23 +110,15 @@ EXERCISES = (
         "06.load_term",
         load_term,
         gate_tables,
-        mistakes=(
-            Mistake(
-                lambda gates: (gates.var(-1, unbiased=False) / gates.mean(-1) ** 2).mean(),
-                "You punish every row that prefers an expert. Average over rows first: only total use must be even.",
-            ),
-            Mistake(
-                lambda gates: gates.mean(0).var() / gates.mean() ** 2,
-                "Divide by the number of experts, not by one less: `unbiased=False`.",
-            ),
-            Mistake(
-                lambda gates: gates.mean(0).std(unbiased=False) / gates.mean(),
-                "The coefficient of variation is asked for squared.",
-            ),
-            Mistake(
-                lambda gates: gates.mean(0).var(unbiased=False),
-                "Divide by the squared mean use, so that the term means the same for any number of experts.",
-            ),
+        mistakes=planted(
+            lambda gates: (gates.var(-1, unbiased=False) / gates.mean(-1) ** 2).mean(),
+            "You punish every row that prefers an expert. Average over rows first: only total use must be even.",
+            lambda gates: gates.mean(0).var() / gates.mean() ** 2,
+            "Divide by the number of experts, not by one less: `unbiased=False`.",
+            lambda gates: gates.mean(0).std(unbiased=False) / gates.mean(),
+            "The coefficient of variation is asked for squared.",
+            lambda gates: gates.mean(0).var(unbiased=False),
+            "Divide by the squared mean use, so that the term means the same for any number of experts.",
         ),
         hints=(
             "What is each expert's use, over all rows?",

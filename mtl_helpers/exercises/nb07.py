@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mtl_helpers.exercises import Case, Exercise, Mistake
+from mtl_helpers.exercises import Case, Exercise, planted
 
 __all__ = ["EXERCISES"]
 
@@ -60,43 +60,33 @@ EXERCISES = (
         "07.rate_of_others",
         rate_of_others,
         logs,
-        mistakes=(
-            Mistake(
-                lambda ids, labels: np.array([labels[ids == i].mean() for i in ids]),
-                "Your rate contains the label of the row it is given to: a leak. Leave that row out.",
+        mistakes=planted(
+            lambda ids, labels: np.array([labels[ids == i].mean() for i in ids]),
+            "Your rate contains the label of the row it is given to: a leak. Leave that row out.",
+            lambda ids, labels: np.array(
+                [
+                    (labels[ids == i].sum() - y) / max((ids == i).sum() - 1, 1)
+                    for i, y in zip(ids, labels, strict=True)
+                ]
             ),
-            Mistake(
-                lambda ids, labels: np.array(
+            "An id seen once has no others. Zero would be a guess; give it the rate of all other rows.",
+            lambda ids, labels: np.where(
+                np.array([(ids == i).sum() for i in ids]) > 1,
+                np.array(
                     [
-                        (labels[ids == i].sum() - y) / max((ids == i).sum() - 1, 1)
+                        (labels[ids == i].sum() - y) / (ids == i).sum()
                         for i, y in zip(ids, labels, strict=True)
                     ]
                 ),
-                "An id seen once has no others. Zero would be a guess; give it the rate of all other rows.",
+                (labels.sum() - labels) / (len(labels) - 1),
             ),
-            Mistake(
-                lambda ids, labels: np.where(
-                    np.array([(ids == i).sum() for i in ids]) > 1,
-                    np.array(
-                        [
-                            (labels[ids == i].sum() - y) / (ids == i).sum()
-                            for i, y in zip(ids, labels, strict=True)
-                        ]
-                    ),
-                    (labels.sum() - labels) / (len(labels) - 1),
-                ),
-                "You left the row out of the sum but not out of the count.",
+            "You left the row out of the sum but not out of the count.",
+            lambda ids, labels: np.where(
+                (ids[:, None] == ids).sum(1) > 1, rate_of_others(ids, labels), labels.mean()
             ),
-            Mistake(
-                lambda ids, labels: np.where(
-                    (ids[:, None] == ids).sum(1) > 1, rate_of_others(ids, labels), labels.mean()
-                ),
-                "For an id seen once you take the mean of all rows. It holds the row's own label: leave that out.",
-            ),
-            Mistake(
-                lambda ids, labels: (labels.sum() - labels) / (len(labels) - 1),
-                "That is the rate of all other rows. Take the rows of the same id where there are any.",
-            ),
+            "For an id seen once you take the mean of all rows. It holds the row's own label: leave that out.",
+            lambda ids, labels: (labels.sum() - labels) / (len(labels) - 1),
+            "That is the rate of all other rows. Take the rows of the same id where there are any.",
         ),
         hints=(
             "What would a row's own label do in its feature, at test time, when the label is not known yet?",
@@ -108,31 +98,23 @@ EXERCISES = (
         "07.paired_interval",
         paired_interval,
         runs,
-        mistakes=(
-            Mistake(
-                lambda a, b, quantile: (
-                    a.mean()
-                    - b.mean()
-                    + np.array([-1, 1]) * quantile * np.sqrt((a.var(ddof=1) + b.var(ddof=1)) / len(a))
-                ),
-                "You add the two variances, as for runs that share nothing. Take one difference per seed first.",
+        mistakes=planted(
+            lambda a, b, quantile: (
+                a.mean()
+                - b.mean()
+                + np.array([-1, 1]) * quantile * np.sqrt((a.var(ddof=1) + b.var(ddof=1)) / len(a))
             ),
-            Mistake(
-                lambda a, b, quantile: (a - b).mean() + np.array([-1, 1]) * quantile * (a - b).std(ddof=1),
-                "That is how far one run scatters. The mean of n of them scatters less, by the root of n.",
+            "You add the two variances, as for runs that share nothing. Take one difference per seed first.",
+            lambda a, b, quantile: (a - b).mean() + np.array([-1, 1]) * quantile * (a - b).std(ddof=1),
+            "That is how far one run scatters. The mean of n of them scatters less, by the root of n.",
+            lambda a, b, quantile: (
+                (a - b).mean() + np.array([-1, 1]) * quantile * (a - b).std() / np.sqrt(len(a))
             ),
-            Mistake(
-                lambda a, b, quantile: (
-                    (a - b).mean() + np.array([-1, 1]) * quantile * (a - b).std() / np.sqrt(len(a))
-                ),
-                "NumPy's std divides by n unless told: with few seeds use ddof=1.",
+            "NumPy's std divides by n unless told: with few seeds use ddof=1.",
+            lambda a, b, quantile: (
+                (b - a).mean() + np.array([-1, 1]) * quantile * (b - a).std(ddof=1) / np.sqrt(len(a))
             ),
-            Mistake(
-                lambda a, b, quantile: (
-                    (b - a).mean() + np.array([-1, 1]) * quantile * (b - a).std(ddof=1) / np.sqrt(len(a))
-                ),
-                "The sign is turned: a − b is asked for.",
-            ),
+            "The sign is turned: a − b is asked for.",
         ),
         hints=(
             "The two runs of a seed share their luck. Which number per seed is free of it?",
@@ -144,24 +126,17 @@ EXERCISES = (
         "07.seeds_needed",
         seeds_needed,
         spreads,
-        mistakes=(
-            Mistake(
-                lambda sd, gap: int(np.ceil(2.8 * sd / gap)),
-                "The error falls with the root of n, so n grows with the square of the ratio.",
-            ),
-            Mistake(lambda sd, gap: int((2.8 * sd / gap) ** 2), "One seed too few: round up."),
-            Mistake(
-                lambda sd, gap: int((2.8 * sd / gap) ** 2) + 1,
-                "`int(x) + 1` is one seed too many where x is whole already. Round up with `np.ceil`.",
-            ),
-            Mistake(
-                lambda sd, gap: max(2, int(np.ceil((2.8 * sd / gap) ** 2))),
-                "You never answer 1. An interval needs two seeds, but asked for is the smallest n of the formula.",
-            ),
-            Mistake(
-                lambda sd, gap: int(np.ceil((1.96 * sd / gap) ** 2)),
-                "With 1.96 alone the interval excludes zero in one attempt out of two. Add 0.84 for 80 %.",
-            ),
+        mistakes=planted(
+            lambda sd, gap: int(np.ceil(2.8 * sd / gap)),
+            "The error falls with the root of n, so n grows with the square of the ratio.",
+            lambda sd, gap: int((2.8 * sd / gap) ** 2),
+            "One seed too few: round up.",
+            lambda sd, gap: int((2.8 * sd / gap) ** 2) + 1,
+            "`int(x) + 1` is one seed too many where x is whole already. Round up with `np.ceil`.",
+            lambda sd, gap: max(2, int(np.ceil((2.8 * sd / gap) ** 2))),
+            "You never answer 1. An interval needs two seeds, but asked for is the smallest n of the formula.",
+            lambda sd, gap: int(np.ceil((1.96 * sd / gap) ** 2)),
+            "With 1.96 alone the interval excludes zero in one attempt out of two. Add 0.84 for 80 %.",
         ),
         hints=(
             "How far does the mean of n differences scatter, if one scatters by sd?",
