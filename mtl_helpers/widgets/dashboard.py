@@ -14,32 +14,21 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike
 
+from mtl_helpers import ranking
 from mtl_helpers.losses import check_weights
-from mtl_helpers.ranking import (
-    catalogue_coverage,
-    category_coverage,
-    expected_revenue,
-    exposure,
-    gini,
-    mmr,
-    ndcg_at_k,
-    novelty,
-    top_k,
-    user_mean,
-)
 from mtl_helpers.sweep import pareto_mask
-from mtl_helpers.widgets import figures as plots
 from mtl_helpers.widgets.explorer import Explorer, dropdown, slider
-from mtl_helpers.widgets.figures import INK
+from mtl_helpers.widgets.figures import INK, figure
 from mtl_helpers.widgets.weights import TrainedWeights
 
 __all__ = ["Shopfront", "shop_dashboard"]
@@ -52,6 +41,14 @@ BAR_COLORS = ("#0072B2", "#D55E00", "#009E73")
 CATEGORY_COLORS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#0072B2", "#D55E00", "#F0E442", "#7A5195")
 DIVERSITIES = (0.0, 0.2, 0.5)
 VARIED_EXPONENTS = (0.0, 0.5, 1.0, 1.5)
+LABELS = {
+    "revenue": f"{CURRENCY} per 1,000 shown",
+    "ndcg": "NDCG@{k}",
+    "coverage": "catalogue shown",
+    "categories": "categories per list",
+    "gini": "Gini of exposure",
+    "novelty": "novelty (bits)",
+}
 
 
 @dataclass(eq=False)
@@ -113,28 +110,24 @@ class Shopfront:
             raise ValueError("users need different names, at least one: the picker shows them.")
         if not 1 <= self.k <= MOST_CARDS:
             raise ValueError(f"k is {self.k}: a page shows 1 to {MOST_CARDS} products.")
-        names = list(self.weightings)
         for row in self.weightings.to_dict("records"):
-            check_weights(row, names)
+            check_weights(row, list(self.weightings))
         self.weightings = self.weightings.reset_index(drop=True).astype(float)
         shape = (len(self.weightings), len(self.users), len(self.items))
         if not 1 <= len(self.predictions) <= 3 or "price" in self.predictions:
-            raise ValueError(
-                f"predictions need one to three signals beside price; got {[*self.predictions]}."
-            )
+            raise ValueError(f"predictions need one to three beside price; got {[*self.predictions]}.")
         self.predictions = {name: np.asarray(values) for name, values in self.predictions.items()}
-        for name, values in self.predictions.items():
-            if values.shape != shape:
-                raise ValueError(
-                    f"predictions of {name!r} have shape {values.shape}, expected (weightings, users, items) = {shape}."
-                )
-            if not (np.isfinite(values).all() and values.min() >= 0):
-                raise ValueError(f"predictions of {name!r} hold NaN, infinite or negative values.")
         self.true_purchase = np.asarray(self.true_purchase, float)
         self.relevance = self.true_purchase if self.relevance is None else np.asarray(self.relevance, float)
-        for name, values in {"true_purchase": self.true_purchase, "relevance": self.relevance}.items():
-            if values.shape != shape[1:]:
-                raise ValueError(f"{name} has shape {values.shape}, expected (users, items) = {shape[1:]}.")
+        truth = {"true_purchase": self.true_purchase, "relevance": self.relevance}
+        for name, values in {**self.predictions, **truth}.items():
+            axes, wanted = (
+                ("(users, items)", shape[1:]) if name in truth else ("(weightings, users, items)", shape)
+            )
+            if values.shape != wanted:
+                raise ValueError(f"{name} has shape {values.shape}, expected {axes} = {wanted}.")
+            if name in self.predictions and not (np.isfinite(values).all() and values.min() >= 0):
+                raise ValueError(f"predictions of {name!r} hold NaN, infinite or negative values.")
         self._price = self.items["price"].to_numpy(float)
         self._category = self.items["category"].to_numpy()
         # one trial, so that whatever cannot be measured is said now and not under a slider
@@ -177,7 +170,9 @@ class Shopfront:
     def rank(self, weighting: int, exponents: Mapping[str, float], diversity: float = 0.0) -> np.ndarray:
         """Every user's list under a setting, (U, k) positions of items, best first."""
         scores = self.scores(weighting, exponents)
-        return mmr(scores, self._category, self.k, diversity) if diversity else top_k(scores, self.k)
+        if not diversity:
+            return ranking.top_k(scores, self.k)
+        return ranking.mmr(scores, self._category, self.k, diversity)
 
     def measure(self, lists: np.ndarray) -> dict[str, float]:
         """The figures of lists (U, k), as :mod:`mtl_helpers.ranking` defines them, means over users.
@@ -187,16 +182,16 @@ class Shopfront:
         ``novelty`` (bits).
         """
         n = len(self.items)
-        revenue = expected_revenue(lists, self.true_purchase, self._price, self.position_factors)
+        revenue = ranking.expected_revenue(lists, self.true_purchase, self._price, self.position_factors)
         found = {
             "revenue": float(revenue.mean()),
-            "ndcg": user_mean(ndcg_at_k(self.relevance, lists)),
-            "coverage": catalogue_coverage(lists, n),
-            "categories": float(category_coverage(lists, self._category).mean()),
-            "gini": gini(exposure(lists, n, self.position_factors)),
+            "ndcg": ranking.user_mean(ranking.ndcg_at_k(self.relevance, lists)),
+            "coverage": ranking.catalogue_coverage(lists, n),
+            "categories": float(ranking.category_coverage(lists, self._category).mean()),
+            "gini": ranking.gini(ranking.exposure(lists, n, self.position_factors)),
         }
         if self.counts is not None:
-            found["novelty"] = float(novelty(lists, self.counts).mean())
+            found["novelty"] = float(ranking.novelty(lists, self.counts).mean())
         return found
 
     def settings(
@@ -239,93 +234,82 @@ def shop_dashboard(
     if not exponents:
         raise ValueError(f"exponents need one to four of {', '.join(front.signals)}; got none.")
     board = _Board(front, exponents, weights, settings)
-    groups = {"Task weights": board.weights, "Exponents": board.exponents, "List": board.list}
     return Explorer(
         board.figure,
-        [control for controls in groups.values() for control in controls],
+        [control for group in board.groups.values() for control in group],
         board.update,
         title="The shop owner's dashboard",
-        link=board.trained.link if board.weights else None,
-        groups={
-            head: [control.name for control in controls] for head, controls in groups.items() if controls
-        },
+        link=board.trained.link,
+        groups={head: [control.name for control in group] for head, group in board.groups.items()},
     )
 
 
 class _Board:
-    """What a dashboard compares with, its controls, and how it draws a state."""
+    """What a dashboard compares with, its controls by group, and how it draws a state."""
 
     def __init__(self, front: Shopfront, exponents, weights, settings) -> None:
         self.front, self.names = front, list(exponents)
         self.trained = TrainedWeights(front.weightings, "_weight")
         today = front.nearest(weights or dict.fromkeys(front.weightings, 1.0))
         several = len(front.weightings) > 1 and front.weightings.shape[1] > 1
-        self.weights = self.trained.sliders(list(front.weightings), today) if several else []
-        self.exponents = [
+        self.groups = {"Task weights": self.trained.sliders(list(front.weightings), today)} if several else {}
+        self.groups["Exponents"] = [
             slider(f"{name}_exponent", name, 0.0, 2.0, a, step=0.25, fmt=".2f")
             for name, a in exponents.items()
         ]
-        self.list = [
-            slider("diversity", "diversity", 0.0, 1.0, 0.0, step=0.05, fmt=".2f"),
-            dropdown("user", "user", front.users),
-        ]
+        diversity = slider("diversity", "diversity", 0.0, 1.0, 0.0, step=0.05, fmt=".2f")
+        self.groups["List"] = [diversity, dropdown("user", "user", front.users)]
         self.lists = front.rank(today, exponents)
         self.today = front.measure(self.lists)
-        self.settings = self._ready_made(exponents, today) if settings is None else settings
-        self.figure = plots.figure(*SIZE)
+        if settings is None:
+            varied = ({**exponents, name: a} for name in exponents for a in VARIED_EXPONENTS)
+            others = [powers for powers in varied if any(powers.values()) and powers != dict(exponents)]
+            ready_made = front.settings([exponents]), front.settings(others, weightings=[today])
+            settings = pd.concat(ready_made, ignore_index=True)
+        self.settings = settings
+        self.figure = figure(*SIZE)
         left, right = self.figure.subplots(1, 2, width_ratios=(1.25, 1))
-        self.bars = _Changes(left, self.today, self.settings, front)
-        self.here = _draw_front(right, self.settings, self.today)
+        self.move_bars = _draw_changes(left, self.today, settings, front.k)
+        self.here = _draw_front(right, settings, self.today)
         self.color = dict(zip(dict.fromkeys(front.items["category"]), 2 * CATEGORY_COLORS, strict=False))
-
-    def _ready_made(self, exponents: Mapping[str, float], today: int) -> pd.DataFrame:
-        varied = (
-            {**exponents, name: a} for name in exponents for a in VARIED_EXPONENTS if a != exponents[name]
-        )
-        others = [powers for powers in varied if any(powers.values())]
-        every = self.front.settings([exponents])
-        return pd.concat([every, self.front.settings(others, DIVERSITIES, [today])], ignore_index=True)
 
     def update(self, state: Mapping[str, Any]) -> tuple[str, str, str]:
         front, today, user = self.front, self.today, self.front.users.index(state["user"])
-        at = self.trained.row(state) if self.weights else 0
+        at = self.trained.row(state) if "Task weights" in self.groups else 0
         powers = {name: state[f"{name}_exponent"] for name in self.names}
         lists = front.rank(at, powers, state["diversity"])
         now = front.measure(lists)
-        self.bars.show(now)
+        self.move_bars(now)
         self.here.set_data([now["coverage"] * 100], [now["revenue"]])
         score = " · ".join(f"{name}^{a:.2f}" for name, a in powers.items() if a) or "1"
         model = " + ".join(f"{weight:.2f} {name}" for name, weight in front.weightings.iloc[at].items())
+        head = f"{state['user']}: score = {score}, diversity {state['diversity']:.2f}, loss = {model}"
         better = (self.settings["revenue"] > now["revenue"]) & (self.settings["coverage"] > now["coverage"])
         new = len(set(lists[user].tolist()) - set(self.lists[user].tolist()))
         said = (
-            f"{state['user']}: score = {score}, diversity {state['diversity']:.2f}, loss = {model}. Over all "
+            f"{head}. Over all "
             f"{len(front.users):,} users: revenue {now['revenue']:,.1f} {CURRENCY} per 1,000 impressions "
             f"({_change(now['revenue'], today['revenue'])} against today), NDCG@{front.k} {now['ndcg']:.4f} "
             f"(today {today['ndcg']:.4f}), {now['coverage']:.1%} of the catalogue shown "
             f"(today {today['coverage']:.1%}), {int(better.sum())} of {len(better)} ready-made settings earn and show "
             f"more. {new} of {front.k} products are new to this user's list."
         )
-        if not any(powers.values()):
+        if score == "1":
             said += (
                 " All exponents are 0: every product scores the same, so lists follow the catalogue's order."
             )
         cards, text = self._cards(user, lists[user].tolist(), at)
-        head = f"Top {front.k} for {state['user']}: score = {score}, diversity {state['diversity']:.2f}, loss = {model}"
-        return said, f"The list: {text}", f'<div style="{HEAD}">{html.escape(head)}</div>{cards}'
+        above = f'<div style="{HEAD}">{html.escape(f"Top {front.k} for {head}")}</div>{cards}'
+        return said, f"The list: {text}", above
 
     def _cards(self, user: int, items: list[int], at: int) -> tuple[str, str]:
         """A user's list as HTML cards, five in a row, and in words."""
         places = {item: place for place, item in enumerate(self.lists[user].tolist())}
-        cards, said = [], []
+        cards, said = "", []
         for place, item in enumerate(items):
-            category, brand, price = (
-                self.front.items[name].iloc[item] for name in ("category", "brand", "price")
-            )
-            cost, was = f"{price:,.2f} {CURRENCY}", places.get(item)
-            moved = (
-                "new" if was is None else f"{'▲' if was > place else '▼'}{abs(was - place)}" * (was != place)
-            )
+            category, brand, price = self.front.items.loc[item, ["category", "brand", "price"]]
+            cost, was = f"{price:,.2f} {CURRENCY}", places.get(item, place)
+            moved = f"{'▲' if was > place else '▼'}{abs(was - place)}" * (was != place)
             rows, numbers = "", []
             for color, (name, values) in zip(BAR_COLORS, self.front.predictions.items(), strict=False):
                 value, most = float(values[at, user, item]), float(values[at, user].max())
@@ -333,18 +317,18 @@ class _Board:
                 bar = f'<span style="{BAR};width:{share:.0f}%;background:{color}"></span>'
                 rows += f'<div style="{ROW}"><span>{html.escape(name)}</span><span>{bar}</span>{_digits(value)}</div>'
                 numbers.append(f"{name} {_digits(value)}")
-            what = html.escape(f"{place + 1}  {category}")
-            edge = f"border-left:6px solid {self.color[category]}"
-            cards.append(
-                f'<div style="{CARD};{edge}"><div style="{LINE}"><b>{what}</b><span>{moved}</span></div>'
+            head = f"<b>{html.escape(f'{place + 1}  {category}')}</b><span>{moved if item in places else 'new'}</span>"
+            cards += (
+                f'<div style="{CARD};border-left:6px solid {self.color[category]}"><div style="{LINE}">{head}</div>'
                 f"<div>{html.escape(f'{brand} · {cost}')}</div>{rows}</div>"
             )
             said.append(f"{place + 1} {category}, {brand}, {cost} ({', '.join(numbers)})")
-        return f'<div style="{GRID}">{"".join(cards)}</div>', "; ".join(said)
+        return f'<div style="{GRID}">{cards}</div>', "; ".join(said)
 
 
-HEAD = f"font-size:13px;margin:2px 0 4px;max-width:{SIZE[0] * 100:.0f}px"
-GRID = f"display:grid;grid-template-columns:repeat(5,1fr);gap:6px;margin-bottom:8px;max-width:{SIZE[0] * 100:.0f}px"
+WIDE = f"max-width:{SIZE[0] * 100:.0f}px"
+HEAD = f"font-size:13px;margin:2px 0 4px;{WIDE}"
+GRID = f"display:grid;grid-template-columns:repeat(5,1fr);gap:6px;margin-bottom:8px;{WIDE}"
 CARD = (
     "border:1px solid #ccc;border-radius:4px;padding:4px 6px;font-size:12px;line-height:1.35;overflow:hidden"
 )
@@ -353,70 +337,56 @@ ROW = "display:grid;grid-template-columns:5.5em 1fr auto;gap:4px;align-items:cen
 BAR = "display:block;height:8px"
 
 
-class _Changes:
-    """A bar for each figure: its change against today, as a share."""
+def _draw_changes(
+    ax: Axes, today: Mapping[str, float], settings: pd.DataFrame, k: int
+) -> Callable[[Mapping[str, float]], None]:
+    """A bar for each figure, its change against today as a share; returns what moves them."""
+    names = list(today)
+    known = [name for name in names if name in settings and today[name]]
+    changes = [abs(settings[name] / today[name] - 1).max() for name in known]
+    limit = 110 * max(0.05, min(1.0, np.nanmax([*changes, 0.05])))
+    ax.axvline(0, color="black", lw=1)
+    ax.set(xlim=(-limit, 2.1 * limit), ylim=(len(names) - 0.4, -0.6), xlabel="change against today, %")
+    ax.set_xticks([tick for tick in ax.get_xticks() if abs(tick) <= limit])
+    ax.set_yticks(range(len(names)), [LABELS[name].format(k=k) for name in names])
+    ax.grid(visible=False, axis="y")
+    ax.set_title("All users, against today's setting")
+    bars = ax.barh(range(len(names)), np.zeros(len(names)), height=0.55, color="#0072B2", animated=True)
+    look = {"va": "center", "fontsize": 9, "animated": True}
+    texts = [ax.text(1.1 * limit, row, "", **look) for row in range(len(names))]
 
-    def __init__(
-        self, axis: Axes, today: Mapping[str, float], settings: pd.DataFrame, front: Shopfront
-    ) -> None:
-        self.today = today
-        labels = {
-            "revenue": f"{CURRENCY} per 1,000 shown",
-            "ndcg": f"NDCG@{front.k}",
-            "coverage": "catalogue shown",
-            "categories": "categories per list",
-            "gini": "Gini of exposure",
-            "novelty": "novelty (bits)",
-        }
-        names = list(today)
-        changes = [
-            abs(settings[name] / today[name] - 1).max() for name in names if name in settings and today[name]
-        ]
-        self.limit = 1.1 * max(0.05, min(1.0, np.nanmax([*changes, 0.05])))
-        axis.axvline(0, color="black", lw=1)
-        limit = self.limit * 100
-        axis.set(xlim=(-limit, 2.1 * limit), ylim=(len(names) - 0.4, -0.6), xlabel="change against today, %")
-        axis.set_xticks([tick for tick in axis.get_xticks() if abs(tick) <= limit])
-        axis.set_yticks(range(len(names)), [labels[name] for name in names])
-        axis.grid(visible=False, axis="y")
-        axis.set_title("All users, against today's setting")
-        made = axis.barh(range(len(names)), np.zeros(len(names)), height=0.55, color="#0072B2", animated=True)
-        self.bars = dict(zip(names, made, strict=True))
-        look = {"va": "center", "fontsize": 9, "animated": True}
-        self.texts = {name: axis.text(1.1 * limit, row, "", **look) for row, name in enumerate(names)}
-
-    def show(self, now: Mapping[str, float]) -> None:
-        for name, bar in self.bars.items():
-            change = now[name] / self.today[name] - 1 if self.today[name] else 0.0
-            bar.set_width(100 * float(np.clip(np.nan_to_num(change), -self.limit, self.limit)))
+    def move(now: Mapping[str, float]) -> None:
+        for name, bar, text in zip(names, bars, texts, strict=True):
+            change = 100 * (now[name] / today[name] - 1) if today[name] else 0.0
+            bar.set_width(float(np.clip(np.nan_to_num(change), -limit, limit)))
             value = f"{now[name]:,.1f}" if name == "revenue" else f"{now[name]:.3f}"
-            self.texts[name].set_text(f"{value}  ({_change(now[name], self.today[name])})")
+            text.set_text(f"{value}  ({_change(now[name], today[name])})")
+
+    return move
 
 
-def _draw_front(axis: Axes, settings: pd.DataFrame, today: Mapping[str, float]) -> Any:
+def _draw_front(ax: Axes, settings: pd.DataFrame, today: Mapping[str, float]) -> Line2D:
     """Revenue against coverage: all settings, their Pareto front, today's, and the one that moves."""
-    points = settings[["coverage", "revenue"]].to_numpy(float)
+    points = settings[["coverage", "revenue"]].to_numpy(float) * (100, 1)
     front = points[pareto_mask(points, maximise=True)]
     front = front[np.argsort(front[:, 0])]
-    axis.plot(
-        points[:, 0] * 100, points[:, 1], "o", color="#bbbbbb", ms=3.5, lw=0, label="ready-made settings"
+    ax.plot(*points.T, "o", color="#bbbbbb", ms=3.5, lw=0, label="ready-made settings")
+    ax.plot(*front.T, "-", color=INK, lw=1.4, marker=".", label="their Pareto front")
+    ax.plot(today["coverage"] * 100, today["revenue"], "s", color="#E69F00", ms=9, label="today", lw=0)
+    ax.margins(0.12)
+    low, high = ax.get_ylim()
+    ax.set(
+        xlabel="catalogue shown, %",
+        ylabel=f"revenue per 1,000, {CURRENCY}",
+        ylim=(low, high + 0.45 * (high - low)),
     )
-    axis.plot(front[:, 0] * 100, front[:, 1], "-", color=INK, lw=1.4, marker=".", label="their Pareto front")
-    axis.plot(today["coverage"] * 100, today["revenue"], "s", color="#E69F00", ms=9, label="today", lw=0)
-    axis.margins(0.12)
-    axis.set_ylim(top=axis.get_ylim()[1] + 0.45 * (axis.get_ylim()[1] - axis.get_ylim()[0]))
-    axis.set(xlabel="catalogue shown, %", ylabel=f"revenue per 1,000, {CURRENCY}")
-    axis.set_title("What each setting earns and shows")
-    axis.set_autoscale_on(False)
+    ax.set_title("What each setting earns and shows")
+    ax.set_autoscale_on(False)
     style = {"color": "#D55E00", "ms": 10, "mec": "white", "lw": 0, "clip_on": False}
-    here = axis.plot([], [], "D", label="you are here", animated=True, **style)[0]
-    legend = axis.legend(fontsize=8, ncols=2, loc="upper center")
-    for handle in legend.legend_handles:  # a copy of what moves would move with it
-        handle.set_animated(False)
+    here = ax.plot([], [], "D", label="you are here", animated=True, **style)[0]
+    for handle in ax.legend(fontsize=8, ncols=2, loc="upper center").legend_handles:
+        handle.set_animated(False)  # a copy of what moves would move with it
     return here
-
-
-# --- small things -----------------------------------------------------------------------------------------------
 
 
 def _digits(value: float) -> str:
