@@ -274,7 +274,6 @@ def test_bad_items_and_weightings(front):
         (lambda f: f.rank(0, {"sale": 1}), "No signal sale; there are purchase"),
         (lambda f: f.rank(0, {"purchase": -1}), "0 or more"),
         (lambda f: f.rank(0, {"purchase": float("nan")}), "finite"),
-        (lambda f: f.rank(10, {"purchase": 1}), "there are 0 to 9"),
         (lambda f: f.rank(0, {"purchase": 1}, 2), "diversity"),
         (lambda f: f.nearest({"purchase": 1}), "expected one for each"),
         (lambda f: shop_dashboard(f, exponents={}), "one to four"),

@@ -105,8 +105,10 @@ def test_moving_only_what_moves_gives_the_picture_of_a_full_redraw(name):
         (lambda: slider("x", "x", 0, 1, 2), "goes from 0 to 1"),
         (lambda: choice_slider("x", "x", [1, 2], 3), r"one of \[1, 2\]"),
         (lambda: small(controls=[slider("x", "x", 0, 1, 0)] * 2), "distinct names"),
-        (lambda: small(groups={"a": ["x", "y"]}), "each in one group"),
-        (lambda: small(groups={"a": ["x"], "b": ["x"]}), "each in one group"),
+        (
+            lambda: small(controls={"a": [slider("x", "x", 0, 1, 0)], "b": [toggle("x", "x")]}),
+            "distinct names",
+        ),
         (lambda: small().set(x=7), "goes from 0 to 1"),
         (lambda: small().set(y=1), "no control 'y'; there are"),
         (lambda: weight_explorer(demos.MadeUpSweep(), baselines={"click": 0.7}), "baselines need"),
@@ -175,8 +177,8 @@ def test_controls_picture_reading_and_alt_text_follow_each_other():
 
 def test_groups_are_rows_under_their_headings():
     groups = {str(row): [f"{row}{i}" for i in range(size)] for row, size in enumerate((4, 2, 1))}
-    controls = [slider(name, name, 0, 1, 0.5) for names in groups.values() for name in names]
-    explorer = small(lambda state: f"sum {sum(state.values()):.2f}", controls, groups=groups)
+    controls = {head: [slider(name, name, 0, 1, 0.5) for name in names] for head, names in groups.items()}
+    explorer = small(lambda state: f"sum {sum(state.values()):.2f}", controls)
     rows = explorer.widget.children[0].children
     assert [row.children[0].value for row in rows] == [f"<b>{i}</b>" for i in range(3)]
     boxes = [row.children[1] for row in rows]
@@ -187,7 +189,8 @@ def test_groups_are_rows_under_their_headings():
 
 
 def test_text_is_escaped_and_what_else_is_in_the_picture_is_for_screen_readers():
-    explorer = small(lambda state: ("<b>1 < 2</b>", "a list & more"), groups={"<i>x": ["x"]})
+    controls = {"<i>x": [slider("x", "place", 0, 1, 0.5)]}
+    explorer = small(lambda state: ("<b>1 < 2</b>", "a list & more"), controls)
     assert explorer.reading == "<b>1 < 2</b>" and explorer.alt.endswith("1 < 2</b>. a list & more")
     assert "<b" not in explorer.html() and explorer.html().count("&lt;b&gt;1 &lt; 2&lt;/b&gt;") == 2
     assert explorer.html().count("a list &amp; more") == 1

@@ -3,11 +3,8 @@
 Taught in notebook 05. A :class:`Shopfront` holds the predictions of models that were trained with different task
 weights, and turns a setting into lists and their figures; :func:`shop_dashboard` puts sliders on it.
 
-A setting has three parts, and each acts at another place:
-
-1. task weights choose one of the trained models;
-2. fusion exponents make one score of its predictions, s = Π pᵢ^aᵢ · price^c;
-3. diversity re-ranks by category (:func:`mtl_helpers.ranking.mmr`).
+A setting acts at three places: task weights choose one of the trained models, fusion exponents make one score of its
+predictions, and diversity re-ranks by category (:func:`mtl_helpers.ranking.mmr`).
 """
 
 from __future__ import annotations
@@ -98,7 +95,7 @@ class Shopfront:
     counts: ArrayLike | None = None
     position_factors: ArrayLike | None = None
     k: int = 10
-    _cache: dict[str, Any] = field(default_factory=dict, repr=False)
+    _logs: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         missing = [name for name in ("category", "brand", "price") if name not in self.items]
@@ -121,9 +118,8 @@ class Shopfront:
         self.relevance = self.true_purchase if self.relevance is None else np.asarray(self.relevance, float)
         truth = {"true_purchase": self.true_purchase, "relevance": self.relevance}
         for name, values in {**self.predictions, **truth}.items():
-            axes, wanted = (
-                ("(users, items)", shape[1:]) if name in truth else ("(weightings, users, items)", shape)
-            )
+            axes = "(users, items)" if name in truth else "(weightings, users, items)"
+            wanted = shape[1:] if name in truth else shape
             if values.shape != wanted:
                 raise ValueError(f"{name} has shape {values.shape}, expected {axes} = {wanted}.")
             if name in self.predictions and not (np.isfinite(values).all() and values.min() >= 0):
@@ -143,8 +139,8 @@ class Shopfront:
         check_weights(weights, list(self.weightings))
         return TrainedWeights(self.weightings).nearest(weights)
 
-    def scores(self, weighting: int, exponents: Mapping[str, float]) -> np.ndarray:
-        """The fused scores Π pᵢ^aᵢ · price^c of every user and item, (U, I), as shares of the user's best.
+    def rank(self, weighting: int, exponents: Mapping[str, float], diversity: float = 0.0) -> np.ndarray:
+        """Every user's list under a setting, (U, k) positions of items, best first, by s = Π pᵢ^aᵢ · price^c.
 
         Raises ValueError for exponents of other signals, below 0 or not finite.
         """
@@ -154,22 +150,15 @@ class Shopfront:
         wrong = {name: a for name, a in exponents.items() if not (math.isfinite(a) and a >= 0)}
         if wrong:
             raise ValueError(f"A fusion exponent is a finite number, 0 or more; got {wrong}.")
-        if not 0 <= weighting < len(self.weightings):
-            raise ValueError(f"No weighting {weighting}: there are 0 to {len(self.weightings) - 1}.")
-        if self._cache.get("weighting") != weighting:
-            raised = {name: values[weighting] for name, values in self.predictions.items()}
+        if self._logs.get("weighting") != weighting:
+            raised = {name: values[weighting] for name, values in self.predictions.items()} | {
+                "price": self._price
+            }
             logs = {name: np.log(np.maximum(p, SMALLEST, dtype=float)) for name, p in raised.items()}
-            logs["price"] = np.log(np.maximum(self._price, SMALLEST))
-            self._cache = {"weighting": weighting, "logs": logs}
-        total = np.zeros(self.true_purchase.shape)
-        for name, a in exponents.items():
-            if a:
-                total += a * self._cache["logs"][name]
-        return np.exp(total - total.max(1, keepdims=True))
-
-    def rank(self, weighting: int, exponents: Mapping[str, float], diversity: float = 0.0) -> np.ndarray:
-        """Every user's list under a setting, (U, k) positions of items, best first."""
-        scores = self.scores(weighting, exponents)
+            self._logs = logs | {"weighting": weighting}
+        powers = (a * self._logs[name] for name, a in exponents.items() if a)
+        total = sum(powers, np.zeros(self.true_purchase.shape))
+        scores = np.exp(total - total.max(1, keepdims=True))  # as shares of the user's best
         if not diversity:
             return ranking.top_k(scores, self.k)
         return ranking.mmr(scores, self._category, self.k, diversity)
@@ -234,14 +223,8 @@ def shop_dashboard(
     if not exponents:
         raise ValueError(f"exponents need one to four of {', '.join(front.signals)}; got none.")
     board = _Board(front, exponents, weights, settings)
-    return Explorer(
-        board.figure,
-        [control for group in board.groups.values() for control in group],
-        board.update,
-        title="The shop owner's dashboard",
-        link=board.trained.link,
-        groups={head: [control.name for control in group] for head, group in board.groups.items()},
-    )
+    title = "The shop owner's dashboard"
+    return Explorer(board.figure, board.groups, board.update, title=title, link=board.trained.link)
 
 
 class _Board:

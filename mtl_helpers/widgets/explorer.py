@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import base64
 import html
-import itertools
 import math
 import struct
 import sysconfig
@@ -43,9 +42,17 @@ def slider(
     """
     whole = isinstance(step, int)
     fmt = fmt or ("d" if whole else f".{max(1, math.ceil(-math.log10(step) - 1e-9))}f")
-    kind = ipywidgets.IntSlider if whole else ipywidgets.FloatSlider
-    made = _control(kind, name, label, unit, min=low, max=high, step=step, value=low, readout_format=fmt)
-    made.value = _settled(made, value)
+
+    def settled(wanted: float) -> float:
+        if not low - 1e-9 <= wanted <= high + 1e-9:
+            raise ValueError(f"{name!r} goes from {low:g} to {high:g} and got {wanted!r}")
+        on_step = low + round((wanted - low) / step) * step
+        stop = min((on_step, high), key=lambda stop: (stop > high + 1e-9, abs(stop - wanted)))
+        return round(stop) if whole else round(stop, 10)
+
+    kind, ends = ipywidgets.IntSlider if whole else ipywidgets.FloatSlider, {"min": low, "max": high}
+    made = _control(kind, name, label, unit, **ends, step=step, value=settled(value), readout_format=fmt)
+    made.settled, made.said = settled, lambda value: format(value, fmt)
     return made
 
 
@@ -63,53 +70,36 @@ def dropdown(name: str, label: str, options: Sequence[Any], value: Any = None) -
 
 def toggle(name: str, label: str, value: bool = False) -> Widget:
     """A box to tick."""
-    return _control(ipywidgets.Checkbox, name, label, "", value=bool(value), indent=False)
+    made = _control(ipywidgets.Checkbox, name, label, value=bool(value), indent=False)
+    made.settled, made.said = bool, ("off", "on").__getitem__
+    return made
 
 
 def _choice(kind: type, name: str, label: str, values: Any, value: Any, unit="", fmt="") -> Widget:
     values = [each.item() if isinstance(each, np.generic) else each for each in values]
-    pairs = [(format(each, fmt) if fmt else str(each), each) for each in values]
-    made = _control(kind, name, label, unit, options=pairs, value=values[0])
-    made.value = _settled(made, values[0] if value is None else value)
+    texts = [format(each, fmt) for each in values]
+
+    def settled(wanted: Any) -> Any:
+        for each in values:
+            if each == wanted or (isinstance(each, float) and math.isclose(each, wanted, rel_tol=1e-6)):
+                return each
+        raise ValueError(f"{name!r} takes one of {values} and got {wanted!r}")
+
+    pairs, start = list(zip(texts, values, strict=True)), values[0] if value is None else settled(value)
+    made = _control(kind, name, label, unit, options=pairs, value=start)
+    made.settled, made.said = settled, lambda value: texts[values.index(value)]
     return made
 
 
-def _control(kind: type, name: str, label: str, unit: str, **options: Any) -> Widget:
+def _control(kind: type, name: str, label: str, unit: str = "", **options: Any) -> Widget:
+    """A widget with a ``name``. It gets ``settled``, which puts a value on its stops, as a browser has it, which rounds
+    to seven digits (ValueError outside them), and ``said``, a value as captions and alt texts have it."""
     label = f"{label} ({unit})" if unit else label
     made = kind(description=label, style={"description_width": "initial"}, **options)
     if "Slider" in kind.__name__:
         made.layout.width, made.layout.max_width = f"{300 + 7 * len(label)}px", "100%"
     made.name = name
     return made
-
-
-def _settled(control: Widget, value: Any) -> Any:
-    """The value on the control's stops, as a browser has it, which rounds to seven digits; ValueError outside them."""
-    if isinstance(control, ipywidgets.Checkbox):
-        return bool(value)
-    if hasattr(control, "options"):
-        values = [option for _, option in control.options]
-        for option in values:
-            if option == value or (isinstance(option, float) and math.isclose(option, value, rel_tol=1e-6)):
-                return option
-        raise ValueError(f"{control.name!r} takes one of {values} and got {value!r}")
-    low, high, step = control.min, control.max, control.step
-    if not low - 1e-9 <= value <= high + 1e-9:
-        raise ValueError(f"{control.name!r} goes from {low:g} to {high:g} and got {value!r}")
-    on_step = low + round((value - low) / step) * step
-    value = min((on_step, high), key=lambda stop: (stop > high + 1e-9, abs(stop - value)))
-    return round(value) if isinstance(control, ipywidgets.IntSlider) else round(value, 10)
-
-
-def _said(control: Widget) -> str:
-    """A control's name and value in words, as captions and alt texts have them."""
-    if isinstance(control, ipywidgets.Checkbox):
-        value = "on" if control.value else "off"
-    elif hasattr(control, "options"):  # whose label ipywidgets leaves empty at first
-        value = next(label for label, option in control.options if option == control.value)
-    else:
-        value = format(control.value, control.readout_format)
-    return f"{control.description} = {value}"
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
@@ -168,14 +158,14 @@ class Explorer:
     Parameters
     ----------
     figure : made with ``matplotlib.figure.Figure``; mark what moves ``animated=True``.
-    controls : from :func:`slider`, :func:`choice_slider`, :func:`dropdown` and :func:`toggle`, with distinct names.
+    controls : from :func:`slider`, :func:`choice_slider`, :func:`dropdown` and :func:`toggle`, with distinct names; or
+        ``{heading: controls}``, a row of them under each heading.
     update : ``update(state)`` moves artists to the state (control name -> value) and returns the reading, or a pair:
         the reading, and what else a screen reader should hear of the picture (a list that it shows, say); a third
         part is HTML to stand above the picture, in which text from data is escaped.
     title : what the picture shows, the start of its alt text.
     link : ``link(state, moved) -> state`` settles the other controls when ``moved`` changed, for weights that add up
         to one. buttons : ``(label, callback)`` pairs, shown before Reset; one labelled "Reset" takes its place.
-    groups : ``{heading: names of controls}``: a row of controls under each heading.
 
     An error inside ``update`` at construction is raised. Later it appears under the picture, with the line of yours
     that raised it, and in ``.error``; it goes at the next state that works. Without a kernel (GitHub) the stored
@@ -185,16 +175,17 @@ class Explorer:
     """
 
     def __init__(
-        self, figure: Figure, controls: Iterable[Widget], update: Callable[[State], str | tuple[str, str]], *,
-        title: str, link: Callable[[State, str], State] | None = None,
-        buttons: Sequence[tuple[str, Callable[[], None]]] = (), groups: Mapping[str, Sequence[str]] | None = None,
+        self, figure: Figure, controls: Iterable[Widget] | Mapping[str, Iterable[Widget]],
+        update: Callable[[State], str | tuple[str, ...]], *, title: str,
+        link: Callable[[State, str], State] = lambda state, moved: state,
+        buttons: Sequence[tuple[str, Callable[[], None]]] = (),
     ) -> None:  # fmt: skip
-        controls = list(controls)
-        self.controls = {control.name: control for control in controls}
-        self.groups = dict(groups or {"": list(self.controls)})
-        if sorted(itertools.chain(*self.groups.values())) != sorted(control.name for control in controls):
-            raise ValueError(f"controls need distinct names, each in one group; got {self.groups}")
-        self.title, self.update, self.link = title, update, link or (lambda state, moved: state)
+        self.groups = dict(controls) if isinstance(controls, Mapping) else {"": list(controls)}
+        names = [control.name for row in self.groups.values() for control in row]
+        if len(set(names)) < len(names):
+            raise ValueError(f"controls need distinct names; got {names}")
+        self.controls = {control.name: control for row in self.groups.values() for control in row}
+        self.title, self.update, self.link = title, update, link
         self.figure, self.stage, self.error = figure, Stage(figure), ""
         self.state = self._first = {name: control.value for name, control in self.controls.items()}
         self._picture = ipywidgets.HTML()
@@ -210,7 +201,7 @@ class Explorer:
         for name, value in values.items():
             if name not in self.controls:
                 raise KeyError(f"no control {name!r}; there are {list(self.controls)}")
-            state = self.link({**state, name: _settled(self.controls[name], value)}, name)
+            state = self.link({**state, name: self.controls[name].settled(value)}, name)
         self._accept(state)
         return self
 
@@ -220,26 +211,29 @@ class Explorer:
 
     def refresh(self) -> None:
         """Draws the present state again, after the data behind the figure changed."""
-        try:
-            self.error = ""
-            self._draw()
-        except Exception as exception:  # shown to the reader, who may be mid-drag: the widget must outlive it
-            self.show_error(exception)
+        self.error = ""
+        self._press(self._draw)
 
     def show_error(self, exception: BaseException) -> None:
         """Puts an error under the picture, until the next state that works."""
         self.error = explain(exception)
         self._picture.value = self.html()
 
+    def _press(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception as exception:  # shown to the reader, who may be mid-drag: the widget must outlive it
+            self.show_error(exception)
+
     def _moved(self, name: str, value: Any) -> None:
-        value = _settled(self.controls[name], value)
+        value = self.controls[name].settled(value)
         if value != self.state[name]:  # the reader's hand, not ours
             self._accept(self.link({**self.state, name: value}, name))
 
     def _accept(self, state: State) -> None:
-        self.state = {name: _settled(control, state[name]) for name, control in self.controls.items()}
+        self.state = {name: control.settled(state[name]) for name, control in self.controls.items()}
         for name, control in self.controls.items():
-            if _settled(control, control.value) != self.state[name]:
+            if control.settled(control.value) != self.state[name]:
                 control.value = self.state[name]
         self.refresh()
 
@@ -247,10 +241,9 @@ class Explorer:
         said = self.update(dict(self.state))
         self.reading, more, self._above = (said, "", "") if isinstance(said, str) else (*said, "")[:3]
         self._png = encode_png(self.stage.draw())
-        self._settings = "; ".join(
-            (f"{heading}: " if heading else "") + ", ".join(_said(self.controls[name]) for name in names)
-            for heading, names in self.groups.items()
-        )
+        said = {c.name: f"{c.description} = {c.said(c.value)}" for c in self.controls.values()}
+        rows = {heading: ", ".join(said[c.name] for c in row) for heading, row in self.groups.items()}
+        self._settings = "; ".join(f"{heading}: {row}" if heading else row for heading, row in rows.items())
         self.alt = ". ".join(part for part in (self.title, self._settings, self.reading, more) if part)
         self._picture.value = self.html()
 
@@ -275,9 +268,8 @@ class Explorer:
     def _captioned(self) -> bytes:
         """The picture with the controls' values and the reading printed below, for readers without a kernel."""
         pixels = np.array(self.stage.draw())
-        texts = (f"[{self._settings}]", self.reading)
-        lines = [line for text in texts for line in textwrap.wrap(text, max(40, pixels.shape[1] // 7))]
-        dpi = self.figure.dpi
+        dpi, columns = self.figure.dpi, max(40, pixels.shape[1] // 7)
+        lines = textwrap.wrap(f"[{self._settings}]", columns) + textwrap.wrap(self.reading, columns)
         strip = Figure(figsize=(pixels.shape[1] / dpi, 18 * (len(lines) + 1) / dpi), dpi=dpi)
         look = {"va": "top", "fontsize": 72 * 12 / dpi, "parse_math": False, "color": "#333333"}
         strip.text(0.01, 0.9, "\n".join(lines), **look)
@@ -287,8 +279,7 @@ class Explorer:
     def _knobs(self, buttons: Sequence[tuple[str, Callable[[], None]]]) -> Widget:
         """The controls, in a row for each group; the buttons stand in the last."""
         layout = {"display": "flex", "flex_flow": "row wrap", "align_items": "center"}
-        groups = [[self.controls[name] for name in names] for names in self.groups.values()]
-        rows = [ipywidgets.Box(group, layout=layout) for group in groups]
+        rows = [ipywidgets.Box(list(row), layout=layout) for row in self.groups.values()]
         for label, action in {**dict(buttons), "Reset": dict(buttons).get("Reset", self.reset)}.items():
             button = ipywidgets.Button(description=label, layout={"width": "90px"})
             button.on_click(lambda _button, action=action: self._press(action))
@@ -300,12 +291,6 @@ class Explorer:
         head = {"width": "100px", "flex": "0 0 auto"}
         heads = [ipywidgets.HTML(f"<b>{html.escape(text)}</b>", layout=head) for text in self.groups]
         return ipywidgets.VBox([ipywidgets.HBox(pair) for pair in zip(heads, rows, strict=True)])
-
-    def _press(self, action: Callable[[], None]) -> None:
-        try:
-            action()
-        except Exception as exception:
-            self.show_error(exception)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         view = {"version_major": 2, "version_minor": 0, "model_id": self.widget.model_id}
