@@ -6,11 +6,10 @@ multiclass tasks: ``from_shared(represent(numeric, categorical))``, first the la
 then the rest. ``task_parameters(name)`` are reached by that task's loss alone, ``shared_parameters()`` are all others;
 ``schema``, ``tasks`` and ``settings`` (the other arguments) are enough to build a model again.
 
-Arguments that mean the same everywhere: ``schema`` of the encoded features; ``tasks`` to predict, in order;
-``embedding_dim``, width of a category's vector; ``hidden``, widths of the layers of the bottom, a task's column or an
-expert; ``tower``, widths of each task's last own layers, may be empty; ``dropout``, share of units left out;
-``expert_dropout``, chance of an expert to be left out of a gate; ``chain``, names of the tasks in the order in which
-they happen (all, in order, when None).
+Every model takes the arguments of :class:`SharingModel`: ``schema`` of the encoded features; ``tasks`` to predict, in
+order; ``embedding_dim=8``, width of a category's vector; ``hidden=(64, 32)``, widths of the layers of the bottom, a
+task's column or an expert; ``tower=(16,)``, widths of each task's last own layers, may be empty; ``dropout=0``, share
+of units left out. ``chain`` names tasks in the order in which they happen (all, in order, when None).
 """
 
 from __future__ import annotations
@@ -32,21 +31,31 @@ __all__ += ["complete_chain", "match_parameters"]
 
 
 class SharingModel(nn.Module):
-    """What all models here have in common. ``given``: the ``locals()`` of the constructor, its arguments by name."""
+    """What all models here have in common."""
 
-    def __init__(self, given: Mapping[str, object]) -> None:
+    def __init__(
+        self,
+        schema: Schema,
+        tasks: Sequence[Task],
+        embedding_dim: int = 8,
+        hidden: Sequence[int] = (64, 32),
+        tower: Sequence[int] = (16,),
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
-        self.schema, self.tasks = given["schema"], check_tasks(given["tasks"])
-        self.settings = {
-            name: tuple(value) if isinstance(value, (list, tuple)) else value
-            for name, value in given.items()
-            if name not in ("self", "__class__", "schema", "tasks")
-        }
+        self.schema, self.tasks = schema, check_tasks(tasks)
+        self.settings = {"embedding_dim": embedding_dim, "hidden": tuple(hidden), "tower": tuple(tower)}
+        self.settings["dropout"] = dropout
         self.names = [task.name for task in self.tasks]
-        self.features = FeatureLayer(self.schema, self.settings["embedding_dim"])
+        self.features = FeatureLayer(schema, embedding_dim)
         self.last_shared: list[nn.Module] = []  # networks that all tasks read; none but the embeddings here
 
-    def make_towers(self, width: int) -> nn.ModuleDict:
+    def network(self, n_in: int) -> nn.Sequential:
+        """Layers of the widths ``hidden``: a bottom, a task's column or an expert."""
+        return mlp(n_in, self.settings["hidden"], self.settings["dropout"])
+
+    def make_towers(self) -> nn.ModuleDict:
+        width = [self.features.n_out, *self.settings["hidden"]][-1]
         own = self.settings["tower"], self.settings["dropout"]
         return nn.ModuleDict({task.name: Tower(width, task, *own) for task in self.tasks})
 
@@ -76,19 +85,11 @@ class SharedBottom(SharingModel):
     Z = f(X) is computed once; task i predicts Yᵢ = gᵢ(Z). ``hidden`` may be empty.
     """
 
-    def __init__(
-        self,
-        schema: Schema,
-        tasks: Sequence[Task],
-        embedding_dim: int = 8,
-        hidden: Sequence[int] = (64, 32),
-        tower: Sequence[int] = (16,),
-        dropout: float = 0.0,
-    ) -> None:
-        super().__init__(locals())
-        self.bottom = mlp(self.features.n_out, hidden, dropout)
-        self.last_shared = [self.bottom] if hidden else []
-        self.towers = self.make_towers(hidden[-1] if hidden else self.features.n_out)
+    def __init__(self, *args, **layers) -> None:
+        super().__init__(*args, **layers)
+        self.bottom = self.network(self.features.n_out)
+        self.last_shared = [self.bottom] if len(self.bottom) else []
+        self.towers = self.make_towers()
 
     def represent(self, numeric: Tensor, categorical: Tensor) -> Tensor:
         """The shared representation Z, (n, hidden[-1])."""
@@ -99,39 +100,30 @@ class SharedBottom(SharingModel):
 
 
 class SingleTask(SharedBottom):
-    """The baseline: the same layers for one task alone, the other arguments as for :class:`SharedBottom`."""
+    """The baseline: the same layers for one task alone."""
 
-    def __init__(self, schema: Schema, task: Task, *args: object, **settings: object) -> None:
-        super().__init__(schema, [task], *args, **settings)
+    def __init__(self, schema: Schema, task: Task, *args, **layers) -> None:
+        super().__init__(schema, [task], *args, **layers)
 
 
 class CrossStitch(SharingModel):
     """Cross-stitch networks (Misra et al., CVPR 2016, eq. 1): a column per task, mixed after every layer.
 
     After layer l, task t reads h̃ₜ = Σₛ αₜₛ hₛ with a learned matrix α (T, T) per layer: the identity shares nothing,
-    equal entries share all. ``keep`` is αₜₜ at the start; the rest of 1 goes to the others.
+    equal entries share all. At the start αₜₜ is 0.9; the rest of 1 goes to the others.
     """
 
-    def __init__(
-        self,
-        schema: Schema,
-        tasks: Sequence[Task],
-        embedding_dim: int = 8,
-        hidden: Sequence[int] = (64, 32),
-        tower: Sequence[int] = (16,),
-        keep: float = 0.9,
-        dropout: float = 0.0,
-    ) -> None:
-        super().__init__(locals())
-        n, widths = len(self.tasks), [self.features.n_out, *hidden]
+    def __init__(self, *args, **layers) -> None:
+        super().__init__(*args, **layers)
+        n, hidden = len(self.tasks), self.settings["hidden"]
         self.layers = nn.ModuleList(
-            nn.ModuleDict({name: mlp(n_in, [n_out], dropout) for name in self.names})
-            for n_in, n_out in pairwise(widths)
+            nn.ModuleDict({name: mlp(n_in, [n_out], self.settings["dropout"]) for name in self.names})
+            for n_in, n_out in pairwise([self.features.n_out, *hidden])
         )
-        start = torch.full((n, n), (1 - keep) / max(n - 1, 1)).fill_diagonal_(keep if n > 1 else 1.0)
+        start = torch.full((n, n), (1 - 0.9) / max(n - 1, 1)).fill_diagonal_(0.9 if n > 1 else 1.0)
         self.last_shared = list(self.layers[-1].values())
         self.stitches = nn.ParameterList(nn.Parameter(start.clone()) for _ in hidden)
-        self.towers = self.make_towers(widths[-1])
+        self.towers = self.make_towers()
 
     def represent(self, numeric: Tensor, categorical: Tensor) -> Tensor:
         """The columns' outputs before the last stitch, (T, n, hidden[-1])."""
@@ -147,47 +139,27 @@ class CrossStitch(SharingModel):
         return {name: tower(stitched[name]) for name, tower in self.towers.items()}
 
 
-def open_gate(gate: nn.Linear, x: Tensor, leave_out: float) -> Tensor:
-    """softmax(W x) over experts, (n, E). In training, experts are left out with chance ``leave_out`` and the others
-    scaled up to sum to one, so that no gate can rely on a single expert (Zhao et al., RecSys 2019, §4.2)."""
-    shares = gate(x).softmax(-1)
-    if not (leave_out and gate.training):
-        return shares
-    kept = F.dropout(shares, leave_out)
-    total = kept.sum(-1, keepdim=True)
-    return torch.where(total > 0, kept / total.clamp(min=1e-12), shares)
-
-
-def mix(gate: nn.Linear, x: Tensor, outputs: Sequence[Tensor], leave_out: float) -> Tensor:
-    """Σₑ g(x)ₑ · outputₑ: E outputs (n, d) → (n, d)."""
-    shares = open_gate(gate, x, leave_out).split(1, -1)
-    return sum(share * output for share, output in zip(shares, outputs, strict=True))
+def mix(shares: Tensor, outputs: Sequence[Tensor]) -> Tensor:
+    """Σₑ g(x)ₑ · outputₑ: gates (n, E) and E outputs (n, d) → (n, d)."""
+    return sum(share * output for share, output in zip(shares.split(1, -1), outputs, strict=True))
 
 
 class MMoE(SharingModel):
     """Multi-gate mixture of experts (Ma et al., KDD 2018, eq. 6-8): shared experts, and a gate per task.
 
-    Task t's tower reads hₜ = Σₑ gₜ(x)ₑ · expertₑ(x) with gₜ(x) = softmax(Wₜ x) over the experts; x are the features.
+    Task t's tower reads hₜ = Σₑ gₜ(x)ₑ · expertₑ(x) with gₜ(x) = softmax(Wₜ x) over the experts; x are the features. In
+    training, experts are left out of a gate with chance ``expert_dropout`` and the others scaled up to sum to one, so
+    that no gate can rely on a single expert (Zhao et al., RecSys 2019, §4.2).
     """
 
-    def __init__(
-        self,
-        schema: Schema,
-        tasks: Sequence[Task],
-        embedding_dim: int = 8,
-        n_experts: int = 4,
-        hidden: Sequence[int] = (64, 32),
-        tower: Sequence[int] = (16,),
-        dropout: float = 0.0,
-        expert_dropout: float = 0.0,
-    ) -> None:
-        super().__init__(locals())
+    def __init__(self, *args, n_experts: int = 4, expert_dropout: float = 0.0, **layers) -> None:
+        super().__init__(*args, **layers)
+        self.settings |= {"n_experts": n_experts, "expert_dropout": expert_dropout}
         n_in = self.features.n_out
-        self.experts = nn.ModuleList(mlp(n_in, hidden, dropout) for _ in range(n_experts))
+        self.experts = nn.ModuleList(self.network(n_in) for _ in range(n_experts))
         self.last_shared = list(self.experts)
         self.gates = nn.ModuleDict({name: nn.Linear(n_in, n_experts) for name in self.names})
-        self.leave_out = expert_dropout
-        self.towers = self.make_towers(hidden[-1])
+        self.towers = self.make_towers()
 
     def represent(self, numeric: Tensor, categorical: Tensor) -> tuple[Tensor, ...]:
         """The features (n, F), which the gates read, and each expert's output (n, hidden[-1])."""
@@ -196,13 +168,22 @@ class MMoE(SharingModel):
 
     def from_shared(self, shared: tuple[Tensor, ...]) -> dict[str, Tensor]:
         x, *outputs = shared
-        read = {name: mix(gate, x, outputs, self.leave_out) for name, gate in self.gates.items()}
-        return {name: tower(read[name]) for name, tower in self.towers.items()}
+        shares = self.open_gates(x)
+        return {name: tower(mix(shares[name], outputs)) for name, tower in self.towers.items()}
+
+    def open_gates(self, x: Tensor) -> dict[str, Tensor]:
+        gates, leave_out = {}, self.settings["expert_dropout"]
+        for name, gate in self.gates.items():
+            gates[name] = shares = gate(x).softmax(-1)
+            if leave_out and self.training:
+                kept = F.dropout(shares, leave_out)
+                total = kept.sum(-1, keepdim=True)
+                gates[name] = torch.where(total > 0, kept / total.clamp(min=1e-12), shares)
+        return gates
 
     def expert_use(self, numeric: Tensor, categorical: Tensor) -> dict[str, Tensor]:
         """``{task: gates (n, n_experts)}``; each row sums to one."""
-        x = self.features(numeric, categorical)
-        return {name: open_gate(gate, x, self.leave_out) for name, gate in self.gates.items()}
+        return self.open_gates(self.features(numeric, categorical))
 
     def task_parameters(self, name: str) -> Iterator[nn.Parameter]:
         yield from (*self.gates[name].parameters(), *self.towers[name].parameters())
@@ -211,12 +192,15 @@ class MMoE(SharingModel):
 class Level(nn.Module):
     """One level of :class:`PLE`: experts of each task and shared ones, a gate per task, one for the shared."""
 
-    def __init__(self, n_in: int, names: Sequence[str], settings: Mapping[str, object], last: bool) -> None:
+    def __init__(self, model: PLE, n_in: int, last: bool) -> None:
         super().__init__()
-        own, shared = settings["n_specific"], settings["n_shared"]
-        layers = n_in, settings["hidden"], settings["dropout"]
-        self.own = nn.ModuleDict({name: nn.ModuleList(mlp(*layers) for _ in range(own)) for name in names})
-        self.shared = nn.ModuleList(mlp(*layers) for _ in range(shared))
+        names, own, shared = model.names, model.settings["n_specific"], model.settings["n_shared"]
+
+        def experts(n: int) -> nn.ModuleList:
+            return nn.ModuleList(model.network(n_in) for _ in range(n))
+
+        self.own = nn.ModuleDict({name: experts(own) for name in names})
+        self.shared = experts(shared)
         self.gates = nn.ModuleDict({name: nn.Linear(n_in, own + shared) for name in names})
         self.shared_gate = None if last else nn.Linear(n_in, own * len(names) + shared)
 
@@ -229,27 +213,13 @@ class PLE(SharingModel):
     feeds the shared experts of the next, task t's mixture feeds task t's, and a gate reads what its experts read.
     """
 
-    def __init__(
-        self,
-        schema: Schema,
-        tasks: Sequence[Task],
-        embedding_dim: int = 8,
-        n_specific: int = 1,
-        n_shared: int = 1,
-        hidden: Sequence[int] = (64, 32),
-        levels: int = 1,
-        tower: Sequence[int] = (16,),
-        dropout: float = 0.0,
-        expert_dropout: float = 0.0,
-    ) -> None:
-        super().__init__(locals())
-        widths = [self.features.n_out, *[hidden[-1]] * levels]
-        self.levels = nn.ModuleList(
-            Level(n_in, self.names, self.settings, last=i == levels) for i, n_in in enumerate(widths[:-1], 1)
-        )
+    def __init__(self, *args, n_specific: int = 1, n_shared: int = 1, levels: int = 1, **layers) -> None:
+        super().__init__(*args, **layers)
+        self.settings |= {"n_specific": n_specific, "n_shared": n_shared, "levels": levels}
+        widths = [self.features.n_out, *self.settings["hidden"][-1:] * (levels - 1)]
+        self.levels = nn.ModuleList(Level(self, n_in, i == levels) for i, n_in in enumerate(widths, 1))
         self.last_shared = list(self.levels[-1].shared)
-        self.leave_out = expert_dropout
-        self.towers = self.make_towers(widths[-1])
+        self.towers = self.make_towers()
 
     def from_shared(self, features: Tensor) -> dict[str, Tensor]:
         read, common = dict.fromkeys(self.names, features), features
@@ -257,10 +227,10 @@ class PLE(SharingModel):
             shared, everything = [expert(common) for expert in level.shared], []
             for name in self.names:
                 own = [expert(read[name]) for expert in level.own[name]]
-                read[name] = mix(level.gates[name], read[name], own + shared, self.leave_out)
+                read[name] = mix(level.gates[name](read[name]).softmax(-1), own + shared)
                 everything += own
             if level.shared_gate is not None:
-                common = mix(level.shared_gate, common, everything + shared, self.leave_out)
+                common = mix(level.shared_gate(common).softmax(-1), everything + shared)
         return {name: tower(read[name]) for name, tower in self.towers.items()}
 
     def task_parameters(self, name: str) -> Iterator[nn.Parameter]:
@@ -282,19 +252,15 @@ class ESMM(SharedBottom):
 
     Each task of the chain happens only where the one before it did. Its tower predicts the *conditional* probability;
     the logits that are returned are those of the product, so every task is trained on all impressions, and p(buy)
-    is never above p(click). All else is as in :class:`SharedBottom`, also the other arguments. The paper shares only
-    the embeddings: ``hidden=()`` and a taller ``tower``. Raises ValueError when a task of the chain is not binary.
+    is never above p(click). All else is as in :class:`SharedBottom`. The paper shares only the embeddings:
+    ``hidden=()`` and a taller ``tower``. Raises ValueError when a task of the chain is not binary.
     """
 
-    def __init__(
-        self, schema: Schema, tasks: Sequence[Task], *args, chain: Sequence[str] | None = None, **settings
-    ) -> None:
-        super().__init__(schema, tasks, *args, **settings)
+    def __init__(self, *args, chain: Sequence[str] | None = None, **layers) -> None:
+        super().__init__(*args, **layers)
         self.settings["chain"] = self.chain = check_chain(self.names, chain)
         if wrong := [t.name for t in self.tasks if t.name in self.chain and t.kind != "binary"]:
-            raise ValueError(
-                f"ESMM multiplies probabilities; {wrong} are not binary: leave them out of chain."
-            )
+            raise ValueError(f"ESMM multiplies probabilities; {wrong} of its chain are not binary.")
 
     def from_shared(self, shared: Tensor) -> dict[str, Tensor]:
         logits = super().from_shared(shared)
@@ -319,12 +285,8 @@ class ESMM(SharedBottom):
             if (label[did_not & known] > 0).any():
                 raise ValueError(f"Some rows have {name!r} without {before!r}, which it needs in a chain.")
             if not known[did_not].all():
-                missing = (
-                    f"{name!r} is unknown where {before!r} did not happen, but ESMM learns from all rows"
-                )
-                raise ValueError(
-                    f"{missing}: if it is a no there, train on complete_chain(data, {self.chain})."
-                )
+                missing = f"{name!r} is unknown where {before!r} did not happen, but ESMM needs all rows"
+                raise ValueError(f"{missing}: if it is a no there, use complete_chain(data, {self.chain}).")
 
 
 def complete_chain(data: MultiTaskDataset, chain: Sequence[str]) -> MultiTaskDataset:
@@ -364,21 +326,13 @@ class AITM(SharingModel):
     chain share the embeddings alone. Nothing forces p(next) ≤ p(before): the paper's calibrator is a term of the loss.
     """
 
-    def __init__(
-        self,
-        schema: Schema,
-        tasks: Sequence[Task],
-        embedding_dim: int = 8,
-        chain: Sequence[str] | None = None,
-        hidden: Sequence[int] = (64, 32),
-        tower: Sequence[int] = (16,),
-        dropout: float = 0.0,
-    ) -> None:
-        super().__init__(locals())
-        self.chain = check_chain(self.names, chain)
-        self.columns = nn.ModuleDict({name: mlp(self.features.n_out, hidden, dropout) for name in self.names})
-        self.transfers = nn.ModuleDict({name: Transfer(hidden[-1]) for name in self.chain[1:]})
-        self.towers = self.make_towers(hidden[-1])
+    def __init__(self, *args, chain: Sequence[str] | None = None, **layers) -> None:
+        super().__init__(*args, **layers)
+        self.settings["chain"] = self.chain = check_chain(self.names, chain)
+        self.columns = nn.ModuleDict({name: self.network(self.features.n_out) for name in self.names})
+        width = self.settings["hidden"][-1]
+        self.transfers = nn.ModuleDict({name: Transfer(width) for name in self.chain[1:]})
+        self.towers = self.make_towers()
 
     def from_shared(self, features: Tensor) -> dict[str, Tensor]:
         z = {name: column(features) for name, column in self.columns.items()}
@@ -404,10 +358,8 @@ def match_parameters(
     """
     target, found = count_parameters(like), {}
 
-    def build(kind: type, own: Mapping[str, object], factor: float) -> Callable[[], nn.Module]:
-        hidden = kind(like.schema, like.tasks, **own).settings["hidden"]
-        widths = tuple(max(1, round(factor * width)) for width in hidden)
-        return partial(kind, like.schema, like.tasks, **{**own, "hidden": widths})
+    def scaled(plain: partial, hidden: Sequence[int], factor: float) -> partial:
+        return partial(plain, hidden=tuple(max(1, round(factor * width)) for width in hidden))
 
     def gap(make: Callable[[], nn.Module]) -> int:
         return count_parameters(make()) - target
@@ -415,16 +367,14 @@ def match_parameters(
     with torch.random.fork_rng(devices=[]):
         for label, pair in kinds.items():
             kind, own = pair if isinstance(pair, tuple) else (pair, {})
-            scaled = partial(build, kind, {**settings, **own})
-            low, high = 0.0, 1.0
-            if gap(scaled(low)) > 0:
-                raise ValueError(
-                    f"{label} has too many parameters even with layers of width 1: use fewer experts."
-                )
-            while gap(scaled(high)) < 0:
+            plain = partial(kind, like.schema, like.tasks, **{**settings, **own})
+            of, low, high = partial(scaled, plain, plain().settings["hidden"]), 0.0, 1.0
+            if gap(of(low)) > 0:
+                raise ValueError(f"{label} is larger even with layers of width 1: use fewer experts.")
+            while gap(of(high)) < 0:
                 low, high = high, 2 * high
             for _ in range(20):
                 middle = (low + high) / 2
-                low, high = (middle, high) if gap(scaled(middle)) < 0 else (low, middle)
-            found[label] = min(scaled(low), scaled(high), key=lambda make: abs(gap(make)))
+                low, high = (middle, high) if gap(of(middle)) < 0 else (low, middle)
+            found[label] = min(of(low), of(high), key=lambda make: abs(gap(make)))
     return found

@@ -43,8 +43,8 @@ BATCH, RATE, WIDTHS, TOWER, EMBEDDING = 1024, 1e-3, (64, 32), (16,), 8
 SCHEMA = Schema(tuple(f"d{i}" for i in range(NUMBERS)), {f"c{i}": CARDINALITY for i in range(COLUMNS)})
 OURS = {
     "shared bottom": lambda: SharedBottom(SCHEMA, TASKS, EMBEDDING, WIDTHS, TOWER),
-    "MMoE": lambda: MMoE(SCHEMA, TASKS, EMBEDDING, 4, WIDTHS, TOWER),
-    "PLE": lambda: PLE(SCHEMA, TASKS, EMBEDDING, 1, 1, WIDTHS, 1, TOWER),
+    "MMoE": lambda: MMoE(SCHEMA, TASKS, EMBEDDING, WIDTHS, TOWER, n_experts=4),
+    "PLE": lambda: PLE(SCHEMA, TASKS, EMBEDDING, WIDTHS, TOWER),
 }
 Trainer = tuple[
     nn.Module, Callable[[], float]
