@@ -1,6 +1,6 @@
 """What combining the tasks' gradients costs over a plain step, as ratios in one run.
 
-    python tests/benchmarks/gradient_cost.py [--rounds 40]
+    python tests/benchmarks/gradient_cost.py [--rounds 40] [--tasks 2 4 8]
 
 A shared bottom 136-256-128 with towers of 16 units, batch 1024, UPGrad throughout (its solver is cheap in both
 libraries). One step is forward, backward and combination, without the optimiser. The contestants take turns in every
@@ -9,17 +9,14 @@ round; figures are medians of rounds, ratios medians of the ratio within a round
 
 from __future__ import annotations
 
-import argparse
-import os
 import statistics
-import sys
-import time
-from pathlib import Path
+from collections.abc import Iterator
+from functools import partial
 
 import torch
+from timing import command_line, machine, ratios, show, take_turns
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mtl_helpers.data import Batch, Schema, Task
 from mtl_helpers.gradients import CombinedGradients, combine
 from mtl_helpers.losses import task_losses
@@ -34,25 +31,26 @@ class Contest:
     def __init__(self, n_tasks: int) -> None:
         torch.manual_seed(0)
         self.tasks = tuple(Task(f"t{i}") for i in range(n_tasks))
-        self.model = SharedBottom(
-            Schema(tuple(f"x{i}" for i in range(WIDTH)), {}), self.tasks, hidden=(256, 128)
-        )
+        schema = Schema(tuple(f"x{i}" for i in range(WIDTH)), {})
+        self.model = SharedBottom(schema, self.tasks, hidden=(256, 128))
         self.model.features.requires_grad_(False)  # no categories: its table is never looked up
         labels = {task.name: (torch.rand(BATCH) < 0.3).float() for task in self.tasks}
         self.batch = Batch(torch.randn(BATCH, WIDTH), torch.zeros(BATCH, 0, dtype=torch.long), labels)
         self.shared = list(self.model.bottom.parameters())
-        self.exact = self.strategy("parameters")
-        self.at_representation = self.strategy("representation")
-
-    def strategy(self, at: str) -> CombinedGradients:
-        return CombinedGradients(self.tasks, "UPGrad", at=at)
+        at_representation, exact = (
+            CombinedGradients(self.tasks, "UPGrad", at=at) for at in ("representation", "parameters")
+        )
+        self.steps = {
+            "plain sum": lambda: self.losses().sum().backward(),
+            "ours, at the representation": partial(self.ours, at_representation),
+            "ours, exact": partial(self.ours, exact),
+            "loop of autograd.grad": self.loop_of_grad,
+            "torchjd 0.18, exact": self.torchjd,
+        }
 
     def losses(self) -> Tensor:
         found = task_losses(self.tasks, self.model(self.batch.numeric, self.batch.categorical), self.batch)
         return torch.stack([found[task.name] for task in self.tasks])
-
-    def plain(self) -> None:
-        self.losses().sum().backward()
 
     def ours(self, strategy: CombinedGradients) -> None:
         strategy.begin(self.model, None)
@@ -81,47 +79,22 @@ class Contest:
         mtl_backward(losses, features=shared)
         jac_to_grad(self.shared, UPGrad())
 
-    def contestants(self) -> dict:
-        return {
-            "plain sum": self.plain,
-            "ours, at the representation": lambda: self.ours(self.at_representation),
-            "ours, exact": lambda: self.ours(self.exact),
-            "loop of autograd.grad": self.loop_of_grad,
-            "torchjd 0.18, exact": self.torchjd,
-        }
 
-
-def measure(n_tasks: int, rounds: int) -> dict[str, list[float]]:
+def measure(n_tasks: int, rounds: int) -> Iterator[dict[str, object]]:
     contest = Contest(n_tasks)
-    runs = contest.contestants()
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for number in range(rounds + 3):
-        for name, step in runs.items():
-            contest.model.zero_grad(set_to_none=True)
-            start = time.perf_counter()
-            step()
-            if number >= 3:  # the first rounds warm up
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
+    runs = take_turns(contest.steps, rounds, warm=3, before=contest.model.zero_grad)
+    for name, run in runs.items():
+        middle = {
+            "median ms": 1000 * statistics.median(run.wall),
+            "ratio to plain": statistics.median(ratios(run.wall, runs["plain sum"].wall)),
+        }
+        yield {"tasks": n_tasks, "step": name} | {key: f"{value:.2f}" for key, value in middle.items()}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--tasks", type=int, nargs="+", default=[2, 4, 8])
-    options = parser.parse_args()
-    load = f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
-    print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, load {load}, {options.rounds} rounds\n"
-    )
-    print("| tasks | step | median ms | ratio to plain |\n|---|---|---|---|")
-    for n_tasks in options.tasks:
-        seconds = measure(n_tasks, options.rounds)
-        for name, values in seconds.items():
-            ratio = statistics.median(v / p for v, p in zip(values, seconds["plain sum"], strict=True))
-            print(f"| {n_tasks} | {name} | {1000 * statistics.median(values):.2f} | {ratio:.2f} |")
+    options = command_line(__doc__, rounds=40, tasks=[2, 4, 8])
+    print(f"{machine()}, {torch.get_num_threads()} threads, {options.rounds} rounds\n")
+    show(row for n_tasks in options.tasks for row in measure(n_tasks, options.rounds))
 
 
 if __name__ == "__main__":

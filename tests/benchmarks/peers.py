@@ -30,7 +30,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from timing import load, machine, parser, ratios, show, spread, take_turns
+from timing import command_line, load, machine, ratios, show, spread, take_turns
 from torch import Tensor, nn
 
 from mtl_helpers.data import MultiTaskDataset, Schema, Task
@@ -46,9 +46,8 @@ OURS = {
     "MMoE": lambda: MMoE(SCHEMA, TASKS, EMBEDDING, WIDTHS, TOWER, n_experts=4),
     "PLE": lambda: PLE(SCHEMA, TASKS, EMBEDDING, WIDTHS, TOWER),
 }
-Trainer = tuple[
-    nn.Module, Callable[[], float]
-]  # what trains the model for an epoch, and returns the mean loss
+THEIRS = {"shared bottom": "SharedBottom", "MMoE": "MMOE", "PLE": "PLE"}  # classes of both libraries
+Trainer = tuple[nn.Module, Callable[[], float]]  # a call trains for an epoch and gives its mean loss
 Feed = Callable[[], Iterator[tuple[Tensor, ...]]]
 
 
@@ -187,12 +186,8 @@ def rechub(kind: str, data: MultiTaskDataset, fed: bool = False) -> Trainer:
     features = [SparseFeature(c, CARDINALITY, EMBEDDING, initializer=normal) for c in SCHEMA.categorical]
     features += [DenseFeature(name) for name in SCHEMA.numeric]
     types, expert, towers = ["classification"] * 2, {"dims": list(WIDTHS)}, [{"dims": list(TOWER)}] * 2
-    build, own = {
-        "shared bottom": (multi_task.SharedBottom, ()),
-        "MMoE": (multi_task.MMOE, (4,)),
-        "PLE": (multi_task.PLE, (1, 1, 1)),
-    }[kind]
-    model = build(features, types, *own, expert, towers)
+    own = {"shared bottom": (), "MMoE": (4,), "PLE": (1, 1, 1)}[kind]
+    model = getattr(multi_task, THEIRS[kind])(features, types, *own, expert, towers)
     trainer = MTLTrainer(model, types, optimizer_params={"lr": RATE}, device="cpu")
     columns, labels = by_column(data)
     feed = in_memory(*columns.values(), labels)
@@ -228,14 +223,11 @@ def deepctr(kind: str, data: MultiTaskDataset, fed: bool = False) -> Trainer:
 
     features = [SparseFeat(name, CARDINALITY, embedding_dim=EMBEDDING) for name in SCHEMA.categorical]
     features += [DenseFeat(name, 1) for name in SCHEMA.numeric]
-    experts = {"expert_dnn_hidden_units": WIDTHS, "gate_dnn_hidden_units": ()}
-    build, own = {
-        "shared bottom": (multitask.SharedBottom, {"bottom_dnn_hidden_units": WIDTHS}),
-        "MMoE": (multitask.MMOE, {"num_experts": 4, **experts}),
-        "PLE": (multitask.PLE, {"num_levels": 1, **experts}),
-    }[kind]
-    names, no_decay = [task.name for task in TASKS], {"l2_reg_embedding": 0.0, "l2_reg_linear": 0.0}
-    model = build(features, tower_dnn_hidden_units=TOWER, seed=0, task_names=names, **no_decay, **own)
+    own = {"expert_dnn_hidden_units": WIDTHS, "gate_dnn_hidden_units": ()}
+    own |= {"num_experts": 4} if kind == "MMoE" else {"num_levels": 1}
+    own = {"bottom_dnn_hidden_units": WIDTHS} if kind == "shared bottom" else own
+    own |= {"l2_reg_embedding": 0.0, "l2_reg_linear": 0.0, "task_names": [task.name for task in TASKS]}
+    model = getattr(multitask, THEIRS[kind])(features, tower_dnn_hidden_units=TOWER, seed=0, **own)
     start_deepctr_as(model, Plain(kind))
     columns, labels = by_column(data)
     if fed:
@@ -284,12 +276,15 @@ def race(kind: str, data: MultiTaskDataset, rounds: int) -> Race:
     curves = {name: run.returned for name, run in runs.items()}
     speeds, losses = [], []
     for name, run in runs.items():
-        (speed, speed_range), (real, _) = (
-            spread([len(data) / s for s in seconds], ",.0f") for seconds in (run.cpu, run.wall)
+        speeds.append(
+            {
+                "contestant": name,
+                "parameters": f"{count_parameters(made[name][0]):,}",
+                "rows per CPU s": spread([len(data) / s for s in run.cpu], ",.0f"),
+                "rows per wall s": spread([len(data) / s for s in run.wall], ",.0f"),
+                "CPU time ÷ ours": spread(relative[name]),
+            }
         )
-        row = {"contestant": name, "parameters": f"{count_parameters(made[name][0]):,}"}
-        row |= {"rows per CPU s": speed, "its range": speed_range, "rows per wall s": real}
-        speeds.append(row | dict(zip(("CPU time ÷ ours", "range"), spread(relative[name]), strict=True)))
         gap = max(abs(a - b) for a, b in zip(curves[name], curves["ours"], strict=True))
         by_epoch = {f"{epoch}": f"{value:.4f}" for epoch, value in enumerate(curves[name], 1)}
         losses.append({"contestant": name, **by_epoch, "largest gap to ours": f"{gap:.1e}"})
@@ -337,10 +332,7 @@ def install() -> str:
 
 
 def main() -> None:
-    options = parser(__doc__, rounds=7, rows=50_000, threads=1)
-    options.add_argument("--kinds", nargs="+", choices=OURS, default=list(OURS))
-    options.add_argument("--figure", help="a picture of ratios and loss curves")
-    options = options.parse_args()
+    options = command_line(__doc__, rounds=7, rows=50_000, threads=1, kinds=list(OURS), figure="")
     sys.path.insert(0, install())
     torch.set_num_threads(options.threads)
     data = make_data(options.rows)

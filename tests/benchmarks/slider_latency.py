@@ -10,17 +10,17 @@ Prints a markdown table; the goals are a median of 60 ms or less, p95 of 80 ms o
 
 from __future__ import annotations
 
-import argparse
-import os
-import platform
 import statistics
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[1] / "browser"), str(Path(__file__).parents[2])]
+from timing import ROOT, command_line, load, machine, show
 
-from lab import Book, Lab, missing, open_browser, write_notebook  # noqa: E402
+sys.path.insert(0, str(ROOT / "tests" / "browser"))
+from lab import Book, Lab, missing, open_browser, write_notebook
 
 WATCH = """demo => {
     const state = demo.querySelector('.mtl-demo img').alt.split('. ')[1];   // what a first move must change
@@ -42,6 +42,13 @@ WATCH = """demo => {
         requestAnimationFrame(look) };
     requestAnimationFrame(look) }"""
 RUNNING = "live_training, while it trains"
+SETUP = f"""
+import sys
+sys.path[:0] = ['..', {str(ROOT / "tests" / "browser")!r}]
+import widget_demos
+from mtl_helpers.widgets import figures
+figures.use_course_style()
+"""
 COUNT = """
 import gc, os, psutil
 from matplotlib.figure import Figure
@@ -52,16 +59,10 @@ print(sum(isinstance(thing, Figure) for thing in gc.get_objects()), len(widgets)
 """
 
 
-def measure(browser, lab: Lab, name: str, moves: int, many: int) -> dict:
-    running = name == RUNNING
-    path = f"notebooks/{name}.ipynb"
-    setup = f"import sys; sys.path[:0] = ['..', {str(Path(__file__).parents[1] / 'browser')!r}]\nimport widget_demos\n"
-    setup += "from mtl_helpers.widgets import figures; figures.use_course_style()"
-    write_notebook(
-        lab.root / path, [setup, f"widget_demos.ALL[{'live_training' if running else name!r}]()", COUNT]
-    )
-    book = Book(browser, lab, path)
-    try:
+def measure(browser, lab: Lab, name: str, moves: int, many: int) -> dict[str, object]:
+    path, demo_name = f"notebooks/{name}.ipynb", "live_training" if name == RUNNING else name
+    write_notebook(lab.root / path, [SETUP, f"widget_demos.ALL[{demo_name!r}]()", COUNT])
+    with closing(Book(browser, lab, path)) as book:
         book.run_all()
         assert not book.errors(), book.errors()
         page, demo = book.page, book.demos().first
@@ -71,55 +72,49 @@ def measure(browser, lab: Lab, name: str, moves: int, many: int) -> dict:
         page.keyboard.press("Home")
         page.wait_for_timeout(1000)
         demo.evaluate(WATCH)
-        walk = Walk(handle)
-        if running:
+        keys = walk(handle)
+        if name == RUNNING:
             demo.get_by_role("button", name="Start").click()
             handle.focus()
         for done in range(1, moves + 1):
-            page.keyboard.press(walk.key())
+            page.keyboard.press(next(keys))
             page.wait_for_function(f"watch.times.length >= {done}", timeout=10_000)
             page.wait_for_timeout(60)
         times = page.evaluate("watch.times")[5:]
-        before = count(book)
-        heard = book.messages
+        before, heard = count(book), book.messages
         handle.focus()
         for _ in range(many):
-            page.keyboard.press(walk.key())
+            page.keyboard.press(next(keys))
             page.wait_for_timeout(15)
         page.wait_for_timeout(1500)
-        seen = page.evaluate("[watch.frames, watch.blank]")
+        frames, blank = page.evaluate("[watch.frames, watch.blank]")
         messages = book.messages - heard
-        after = count(book)
+        grown = [b - a for a, b in zip(before, count(book), strict=True)]
         return {
             "demo": name,
             "median ms": round(statistics.median(times)),
             "p95 ms": round(statistics.quantiles(times, n=20)[-1]),
             "max ms": round(max(times)),
-            "blank frames": f"{seen[1]} of {seen[0]}",
-            "figures": f"{after[0] - before[0]:+d}",
-            "widgets": f"{after[1] - before[1]:+d}",
+            "blank frames": f"{blank} of {frames}",
+            "figures": f"{grown[0]:+d}",
+            "widgets": f"{grown[1]:+d}",
             "messages a move": round(messages / max(many, 1), 1),
-            "kernel memory": f"{(after[2] - before[2]) / 1e6:+.1f} MB",
-            "page memory": f"{(after[3] - before[3]) / 1e6:+.1f} MB",
+            "kernel memory": f"{grown[2] / 1e6:+.1f} MB",
+            "page memory": f"{grown[3] / 1e6:+.1f} MB",
         }
-    finally:
-        book.close()
 
 
-class Walk:
-    """Right until the end of the slider, then left until its start, and so on."""
-
-    def __init__(self, handle) -> None:
-        track = handle.evaluate("e => [e.ariaValueMin, e.ariaValueMax, e.ariaValueNow].map(Number)")
-        self.handle, (self.low, self.high, _), self.right = handle, track, True
-
-    def key(self) -> str:
-        now = float(self.handle.get_attribute("aria-valuenow"))
-        if now >= self.high - 1e-6:
-            self.right = False
-        elif now <= self.low + 1e-6:
-            self.right = True
-        return "ArrowRight" if self.right else "ArrowLeft"
+def walk(handle) -> Iterator[str]:
+    """Keys: right until the end of the slider, then left until its start, and so on."""
+    low, high = handle.evaluate("e => [e.ariaValueMin, e.ariaValueMax].map(Number)")
+    key = "ArrowRight"
+    while True:
+        now = float(handle.get_attribute("aria-valuenow"))
+        if now >= high - 1e-6:
+            key = "ArrowLeft"
+        elif now <= low + 1e-6:
+            key = "ArrowRight"
+        yield key
 
 
 def count(book: Book) -> list[int]:
@@ -132,32 +127,21 @@ def count(book: Book) -> list[int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--moves", type=int, default=60)
-    parser.add_argument("--many", type=int, default=500)
-    parser.add_argument("--only", default="", help="demos whose name contains this")
-    args = parser.parse_args()
+    options = command_line(__doc__, moves=60, many=500, only="")
     if reason := missing():
         sys.exit(f"cannot measure: {reason}")
     import widget_demos
 
-    load = f"load {os.getloadavg()[0]:.1f}"
-    print(f"{platform.machine()}, {os.cpu_count()} cores, {load}, Python {platform.python_version()}\n")
-    names = [name for name in [*widget_demos.ALL, RUNNING] if args.only in name]
+    print(f"{machine()}\n")
+    names = [name for name in [*widget_demos.ALL, RUNNING] if options.only in name]
     with tempfile.TemporaryDirectory() as root:
         lab = Lab(Path(root))
         try:
             with open_browser() as browser:
-                for index, name in enumerate(names):
-                    row = measure(browser, lab, name, args.moves, args.many)
-                    if not index:
-                        print("| " + " | ".join(row) + " |\n|" + "---|" * len(row))
-                    print("| " + " | ".join(map(str, row.values())) + " |", flush=True)
+                show(measure(browser, lab, name, options.moves, options.many) for name in names)
         finally:
             lab.stop()
-    print(f"\nload at the end {os.getloadavg()[0]:.1f}")
+    print(f"\n{load()} at the end")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What training 33 task weightings at once saves, side by side in one run.
 
-    python tests/benchmarks/sweep_speed.py [--repeats 5] [--threads 2]
+    python tests/benchmarks/sweep_speed.py [--repeats 5] [--threads 2] [--against CHECKOUT]
 
 Ways to train the same 33 models (64 → 128 → 64 → two tasks, AdamW, 20,000 rows, batches of 1,024, 5 epochs):
 
@@ -10,24 +10,26 @@ Ways to train the same 33 models (64 → 128 → 64 → two tasks, AdamW, 20,000
 (d) ``mtl_helpers.sweep`` as it trains any other model, by ``torch.func.vmap``.
 
 They take turns, so that a slow moment of the machine hits all of them. Seconds on the clock depend on what else runs;
-the processor seconds beside them do less.
+the processor seconds beside them do less. ``--against`` instead compares (c) with the sweep of another checkout of this
+repository: each in a process of its own, taking turns.
 """
 
 from __future__ import annotations
 
-import argparse
+import os
 import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
+from timing import ROOT, Runs, command_line, machine, ratios, show, spread, take_turns
 from torch.utils.data import DataLoader, TensorDataset
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mtl_helpers import sweep as sweep_module
 from mtl_helpers.data import MultiTaskDataset, Schema, Task
 from mtl_helpers.models import SharedBottom
@@ -37,6 +39,7 @@ ROWS, FEATURES, HIDDEN, BATCH, EPOCHS, MODELS = 20_000, 64, (128, 64), 1024, 5, 
 FEW = 3  # models that (a) trains, scaled up to all
 TASKS = (Task("click"), Task("buy"))
 SCHEMA = Schema(tuple(f"x{i}" for i in range(FEATURES)), {})
+FIRST = f"(a) DataLoader loop, {FEW} models scaled to {MODELS}"
 GRID = simplex_grid(TASKS, MODELS)
 
 
@@ -50,42 +53,25 @@ def make_data() -> MultiTaskDataset:
 
 
 def build() -> SharedBottom:
-    return SharedBottom(SCHEMA, TASKS, hidden=HIDDEN, tower=())
+    return SharedBottom(SCHEMA, TASKS, 8, HIDDEN, ())
 
 
-def one_model(batches: Callable, weights: dict[str, float]) -> None:
-    """The usual loop."""
-    torch.manual_seed(0)
-    model = build()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    for _ in range(EPOCHS):
-        total = 0.0
-        for numeric, categorical, click, buy in batches():
-            out = model(numeric, categorical)
-            loss = weights["click"] * F.binary_cross_entropy_with_logits(out["click"], click)
-            loss = loss + weights["buy"] * F.binary_cross_entropy_with_logits(out["buy"], buy)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            total += loss.item() * len(click)
-
-
-def loader_loop(data: MultiTaskDataset) -> None:
-    tensors = TensorDataset(data.numeric, data.categorical, *data.labels.values())
-    loader = DataLoader(tensors, batch_size=BATCH, shuffle=True)
-    for weights in GRID[:FEW]:
-        one_model(lambda: loader, weights)
-
-
-def memory_loop(data: MultiTaskDataset) -> None:
-    click, buy = data.labels.values()
-
-    def batches():
-        for rows in torch.randperm(ROWS).split(BATCH):
-            yield data.numeric[rows], data.categorical[rows], click[rows], buy[rows]
-
-    for weights in GRID:
-        one_model(batches, weights)
+def one_by_one(batches: Callable[[], Iterable], grid: list[dict[str, float]]) -> None:
+    """The usual loop, for each weighting."""
+    for weights in grid:
+        torch.manual_seed(0)
+        model = build()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        for _ in range(EPOCHS):
+            total = 0.0
+            for numeric, categorical, click, buy in batches():
+                out = model(numeric, categorical)
+                loss = weights["click"] * F.binary_cross_entropy_with_logits(out["click"], click)
+                loss = loss + weights["buy"] * F.binary_cross_entropy_with_logits(out["buy"], buy)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                total += loss.item() * len(click)
 
 
 def ours(data: MultiTaskDataset) -> None:
@@ -97,42 +83,71 @@ def by_vmap(data: MultiTaskDataset) -> None:
         ours(data)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    data = make_data()
-    ways = {
-        f"(a) DataLoader loop, {FEW} models scaled to {MODELS}": (loader_loop, MODELS / FEW),
-        "(b) loop in memory": (memory_loop, 1),
-        "(c) `sweep`": (ours, 1),
-        "(d) `sweep` by vmap": (by_vmap, 1),
+def ways(data: MultiTaskDataset) -> dict[str, Callable[[], None]]:
+    tensors = (data.numeric, data.categorical, *data.labels.values())
+    loader = DataLoader(TensorDataset(*tensors), batch_size=BATCH, shuffle=True)
+
+    def in_memory() -> Iterable:
+        return (tuple(tensor[rows] for tensor in tensors) for rows in torch.randperm(ROWS).split(BATCH))
+
+    return {
+        FIRST: lambda: one_by_one(loader.__iter__, GRID[:FEW]),
+        "(b) loop in memory": lambda: one_by_one(in_memory, GRID),
+        "(c) `sweep`": lambda: ours(data),
+        "(d) `sweep` by vmap": lambda: by_vmap(data),
     }
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
-    ours(data)  # warm up
-    for _ in range(options.repeats):
-        for name, (work, factor) in ways.items():
-            clock, processor = time.perf_counter(), time.process_time()
-            work(data)
-            spent = (time.perf_counter() - clock, time.process_time() - processor)
-            seconds[name].append((factor * spent[0], factor * spent[1]))
+
+
+def answer(threads: int) -> None:
+    """In a process of its own: sweep for each line that comes in, and say how many seconds it took."""
+    torch.set_num_threads(threads)
+    data = make_data()
+    for _ in sys.stdin:
+        clock, processor = time.perf_counter(), time.process_time()
+        ours(data)
+        print(time.perf_counter() - clock, time.process_time() - processor, flush=True)
+
+
+def elsewhere(checkout: str, threads: int) -> Callable[[], list[float]]:
+    """A process with the package of a checkout; a call makes it sweep and gives its seconds, clock and processor."""
+    command = [sys.executable, "-c", f"import sweep_speed as s\ns.answer({threads})"]
+    settings = {"env": os.environ | {"MTL_CHECKOUT": os.path.abspath(checkout)}, "cwd": Path(__file__).parent}
+    settings |= {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
+    child = subprocess.Popen(command, **settings)
+
+    def ask() -> list[float]:
+        child.stdin.write("again\n")
+        return [float(seconds) for seconds in child.stdout.readline().split()]
+
+    return ask
+
+
+def main() -> None:
+    options = command_line(__doc__, repeats=5, threads=torch.get_num_threads(), against="")
+    torch.set_num_threads(options.threads)
     print(
         f"{MODELS} weightings × {ROWS:,} rows × {FEATURES} features, MLP {HIDDEN}, batch {BATCH}, {EPOCHS} epochs; "
-        f"{options.threads} threads, torch {torch.__version__}, {options.repeats} repeats\n\n"
-        "| | best s | median s | best processor s | processor time as a multiple of (c), median of pairs |\n"
-        "|---|---|---|---|---|"
+        f"{options.threads} threads, {options.repeats} repeats; {machine()}\n"
     )
-    for name, spent in seconds.items():
-        clock, processor = zip(*spent, strict=True)
-        pairs = [mine / base for mine, (_, base) in zip(processor, seconds["(c) `sweep`"], strict=True)]
-        print(
-            f"| {name} | {min(clock):.2f} | {statistics.median(clock):.2f} | {min(processor):.2f} | "
-            f"{statistics.median(pairs):.2f} |"
-        )
+    if options.against:
+        both = {"(c) `sweep`": str(ROOT), f"`sweep` of {options.against}": options.against}
+        asked = {name: elsewhere(path, options.threads) for name, path in both.items()}
+        runs = take_turns(asked, options.repeats)
+        runs = {name: Runs(*zip(*run.returned[1:], strict=True)) for name, run in runs.items()}
+    else:
+        runs = take_turns(ways(make_data()), options.repeats)
+        for seconds in (runs[FIRST].wall, runs[FIRST].cpu):
+            seconds[:] = [MODELS / FEW * s for s in seconds]
+    show(
+        {
+            "": name,
+            "best s": f"{min(run.wall):.2f}",
+            "median s": f"{statistics.median(run.wall):.2f}",
+            "best processor s": f"{min(run.cpu):.2f}",
+            "processor time ÷ (c), pair by pair": spread(ratios(run.cpu, runs["(c) `sweep`"].cpu)),
+        }
+        for name, run in runs.items()
+    )
 
 
 if __name__ == "__main__":

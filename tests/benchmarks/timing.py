@@ -30,24 +30,21 @@ class Runs:
 
 
 def take_turns(
-    contestants: Mapping[str, Callable[[], object]],
-    rounds: int,
-    warm: int = 1,
-    before: Callable[[], object] = lambda: None,
+    work: Mapping[str, Callable], rounds: int, warm: int = 1, before: Callable = int
 ) -> dict[str, Runs]:
-    """Run each contestant once a round, in an order that turns. ``before`` each is untimed; so are ``warm`` rounds,
-    whose returned values come first."""
-    runs, names = {name: Runs() for name in contestants}, list(contestants)
-    for number in range(warm + rounds):
-        at = number % len(names)
-        for name in names[at:] + names[:at]:
+    """Call each contestant once a round, in an order that turns. Calls of ``before`` are not timed, nor are ``warm``
+    rounds at first, but what these returned comes first too."""
+    runs, names = {name: Runs() for name in work}, list(work)
+    for _ in range(warm + rounds):
+        for name in names:
             before()
             clock, processor = time.perf_counter(), time.process_time()
-            runs[name].returned.append(contestants[name]())
-            spent = time.perf_counter() - clock, time.process_time() - processor
-            if number >= warm:
-                runs[name].wall.append(spent[0])
-                runs[name].cpu.append(spent[1])
+            runs[name].returned.append(work[name]())
+            runs[name].wall.append(time.perf_counter() - clock)
+            runs[name].cpu.append(time.process_time() - processor)
+        names = names[1:] + names[:1]
+    for run in runs.values():
+        del run.wall[:warm], run.cpu[:warm]
     return runs
 
 
@@ -56,10 +53,9 @@ def ratios(seconds: list[float], base: list[float]) -> list[float]:
     return [mine / other for mine, other in zip(seconds, base, strict=True)]
 
 
-def spread(values: list[float], form: str = ".2f") -> tuple[str, str]:
+def spread(values: list[float], form: str = ".2f") -> str:
     """Median and range, as text."""
-    low, middle, high = (f"{value:{form}}" for value in (min(values), statistics.median(values), max(values)))
-    return middle, f"{low}–{high}"
+    return f"{statistics.median(values):{form}} ({min(values):{form}}–{max(values):{form}})"
 
 
 def show(rows: Iterable[Mapping[str, object]]) -> None:
@@ -70,20 +66,27 @@ def show(rows: Iterable[Mapping[str, object]]) -> None:
         print("| " + " | ".join(map(str, row.values())) + " |", flush=True)
 
 
-def parser(text: str, **numbers: int) -> argparse.ArgumentParser:
-    """A command line with a whole number for each keyword, its default."""
-    made = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in numbers.items():
-        made.add_argument(f"--{name}", type=int, default=default, help=f"by default {default}")
-    return made
+def command_line(text: str, **defaults: object) -> argparse.Namespace:
+    """What was typed: an option for each keyword. False makes it a flag, a list takes several of a kind, a tuple takes
+    words without an option's name."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, value in defaults.items():
+        option = f"--{name.replace('_', '-')}"
+        if isinstance(value, tuple):
+            parser.add_argument(name, nargs="*", default=value)
+        elif isinstance(value, list):
+            parser.add_argument(option, nargs="+", type=type(value[0]), default=value)
+        elif value is False:
+            parser.add_argument(option, action="store_true")
+        else:
+            parser.add_argument(option, type=type(value), default=value)
+    return parser.parse_args()
 
 
 def load() -> str:
-    return f"load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "load unknown"
+    return f"load {os.getloadavg()[0]:.1f}"
 
 
 def machine() -> str:
-    return (
-        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
-        f"torch {importlib.metadata.version('torch')}, {load()}"
-    )
+    versions = f"Python {platform.python_version()}, torch {importlib.metadata.version('torch')}"
+    return f"{platform.machine()}, {os.cpu_count()} cores, {versions}, {load()}"
