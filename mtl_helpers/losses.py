@@ -10,18 +10,20 @@ from collections.abc import Mapping, Sequence
 from numbers import Real
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 
 from mtl_helpers.data.tables import Batch, Task
 
 __all__ = ["check_weights", "label_counts", "task_loss", "task_losses", "weighted_sum"]
 
+BY_KIND = {"binary": binary_cross_entropy_with_logits, "multiclass": cross_entropy, "regression": mse_loss}
+
 
 def task_loss(
     task: Task, logits: Tensor, labels: Tensor, mask: Tensor | None = None, weights: Tensor | None = None
 ) -> Tensor:
-    """Mean loss of one task over its labelled rows.
+    """Mean loss of one task over its labelled rows: a scalar; (K,) for K models.
 
     Binary: sigmoid cross-entropy on the logit. Multiclass: softmax cross-entropy on the logits. Regression: squared
     error. The sigmoid and the softmax are inside the loss, where they cannot overflow.
@@ -33,46 +35,28 @@ def task_loss(
     mask : bool (n,), True where the label is known; None when all are. Without one known label the loss is 0.
     weights : (n,), how much each row counts in the mean; None when all count alike.
 
-    Returns
-    -------
-    A scalar tensor; (K,) for K models.
-
-    Raises
-    ------
-    ValueError, TypeError : logits or labels have another shape or dtype than the task's.
+    Raises ValueError or TypeError when logits or labels have another shape or dtype than the task's.
     """
-    wanted = (*labels.shape, task.n_classes) if task.kind == "multiclass" else tuple(labels.shape)
-    if tuple(logits.shape[-len(wanted) :]) != wanted:
-        raise ValueError(
-            f"Task {task.name!r} ({task.kind}): logits {tuple(logits.shape)}, expected {wanted} as the labels."
-        )
-    if labels.dtype.is_floating_point == (task.kind == "multiclass"):
-        wanted = "int64" if task.kind == "multiclass" else "float"
-        raise TypeError(f"Labels of {task.kind} task {task.name!r} must be {wanted}, got {labels.dtype}.")
-    models = logits.shape[: logits.dim() - len(wanted)]
-    rows = _row_losses(task, logits, labels.expand(*models, *labels.shape) if models else labels)
+    classes = task.kind == "multiclass"
+    wanted = (*labels.shape, task.n_classes) if classes else tuple(labels.shape)
+    found = tuple(logits.shape)
+    if found[-len(wanted) :] != wanted:
+        raise ValueError(f"Task {task.name!r} ({task.kind}): logits {found}, labels ask for {wanted}.")
+    if labels.dtype.is_floating_point == classes:
+        dtype = "int64" if classes else "float"
+        raise TypeError(f"Labels of {task.kind} task {task.name!r} must be {dtype}, got {labels.dtype}.")
+    labels = labels.expand(*found[: -len(wanted)], *labels.shape)
+    rows = BY_KIND[task.kind](logits.movedim(-1, 1) if classes else logits, labels, reduction="none")
     if mask is None and weights is None:
         return rows.mean(-1)
     share = mask.to(rows.dtype) if weights is None else weights if mask is None else weights * mask
     return (rows * share).sum(-1) / share.sum(-1).clamp(min=1e-12)
 
 
-def _row_losses(task: Task, logits: Tensor, labels: Tensor) -> Tensor:
-    if task.kind == "binary":
-        return F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
-    if task.kind == "regression":
-        return F.mse_loss(logits, labels, reduction="none")
-    return F.cross_entropy(logits.movedim(-1, 1), labels, reduction="none")
-
-
 def task_losses(tasks: Sequence[Task], logits: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
     """``{task: mean loss}`` of a batch, for all tasks."""
-    return {
-        task.name: task_loss(
-            task, logits[task.name], batch.labels[task.name], batch.masks.get(task.name), batch.weights
-        )
-        for task in tasks
-    }
+    known = {task.name: (batch.labels[task.name], batch.masks.get(task.name)) for task in tasks}
+    return {task.name: task_loss(task, logits[task.name], *known[task.name], batch.weights) for task in tasks}
 
 
 def label_counts(tasks: Sequence[Task], batch: Batch) -> Tensor:
@@ -85,23 +69,15 @@ def label_counts(tasks: Sequence[Task], batch: Batch) -> Tensor:
 def check_weights(weights: Mapping[str, float], names: Sequence[str]) -> None:
     """Raise ValueError unless each named task has one weight, finite, not negative, and not all are 0."""
     if set(weights) != set(names):
-        raise ValueError(
-            f"Weights are given for {', '.join(map(repr, weights)) or 'no task'}; expected one for each of "
-            f"{', '.join(map(repr, names))}."
-        )
-    bad = {
-        name: weight
-        for name, weight in weights.items()
-        if not isinstance(weight, Real) or not math.isfinite(weight) or weight < 0
-    }
-    if bad:
+        given, wanted = (", ".join(map(repr, tasks)) or "no task" for tasks in (weights, names))
+        raise ValueError(f"Weights are given for {given}; expected one for each of {wanted}.")
+    fits = {name: isinstance(w, Real) and math.isfinite(w) and w >= 0 for name, w in weights.items()}
+    if bad := {name: weights[name] for name, fit in fits.items() if not fit}:
         raise ValueError(f"A task weight must be a finite number, 0 or more; got {bad}.")
     if not any(weights.values()):
         raise ValueError("All task weights are 0: nothing would be learned. Give one task a weight above 0.")
 
 
-def weighted_sum(losses: Mapping[str, Tensor], weights: Mapping[str, float] | None = None) -> Tensor:
-    """L = Σ wᵢ Lᵢ; every weight is 1 when ``weights`` is None."""
-    if weights is None:
-        return torch.stack(list(losses.values())).sum(0)
+def weighted_sum(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """L = Σ wᵢ Lᵢ."""
     return torch.stack([weights[name] * loss for name, loss in losses.items()]).sum(0)

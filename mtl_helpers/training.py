@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from mtl_helpers.data.tables import Batch, MultiTaskDataset, Task, need_dataset
 from mtl_helpers.losses import check_weights, label_counts, task_loss
@@ -23,20 +23,13 @@ from mtl_helpers.metrics import accuracy, auc
 from mtl_helpers.weighting import Fixed, Weighting
 
 __all__ = [
-    "History",
-    "Step",
-    "TrainingDiverged",
-    "evaluate",
-    "fit",
-    "predict",
-    "task_metrics",
-    "training_steps",
-]
+    "History", "Step", "TrainingDiverged", "evaluate", "fit", "predict", "task_metrics", "training_steps",
+]  # fmt: skip
 
-MAIN_METRIC = {"binary": "auc", "multiclass": "accuracy", "regression": "rmse"}
+METRICS = {"binary": ("auc", "accuracy"), "multiclass": ("accuracy",), "regression": ("rmse",)}
+MAIN_METRIC = {kind: metrics[0] for kind, metrics in METRICS.items()}
 LOWER_IS_BETTER = ("loss", "rmse")
 Values = dict[str, dict[str, float]]  # {task: {metric: value}}
-States = Mapping[str, Mapping[str, Tensor]]  # {task: state_dict of the model}
 
 
 class TrainingDiverged(RuntimeError):
@@ -70,15 +63,11 @@ class History:
         is the mean over the epoch's labelled rows, each measured before its step.
     best_epoch : the epoch whose weights the model has now (from 1; 0 when not one epoch was finished).
     stopped : ``"finished"``, ``"early"`` (validation stopped improving) or ``"interrupted"`` (by the reader).
-    best_epochs, best_states : after ``stop="each"``, ``{task: epoch of its own lowest validation loss}`` and the
-        model's ``state_dict`` then; ``predict(model, data, states=history.best_states)`` reads each task from its own.
     """
 
     records: list[dict] = field(default_factory=list)
     best_epoch: int = 0
     stopped: str = "finished"
-    best_epochs: dict[str, int] = field(default_factory=dict)
-    best_states: dict[str, dict[str, Tensor]] = field(default_factory=dict, repr=False)
 
     def frame(self) -> pd.DataFrame:
         """All records as a tidy table."""
@@ -112,40 +101,26 @@ def training_steps(
     ``weights`` is read at every step, so changing the dictionary changes the training from the next step on.
     Raises :class:`TrainingDiverged` before a loss that is not finite can spoil the model.
     """
-    _check_place(model, train)
-    strategy = _as_strategy(model, weights)
+    strategy = weights if isinstance(weights, Weighting) else Fixed(model.tasks, weights)
+    names, own = ([task.name for task in part.tasks] for part in (model, strategy))
+    if own != names:
+        raise ValueError(f"The weighting is for {own}, the model for {names}.")
     strategy.to(train.device).begin(model, optimizer)
     for epoch in range(1, epochs + 1):
         for number, batch in enumerate(train.batches(batch_size, generator=generator), start=1):
-            yield Step(epoch, number, _step(model, optimizer, strategy, batch, (epoch, number)), batch)
-
-
-def _as_strategy(model: nn.Module, weights: Mapping[str, float] | Weighting | None) -> Weighting:
-    strategy = weights if isinstance(weights, Weighting) else Fixed(model.tasks, weights)
-    names, own = [task.name for task in model.tasks], [task.name for task in strategy.tasks]
-    if own != names:
-        raise ValueError(f"The weighting is for {own}, the model for {names}.")
-    return strategy
-
-
-def _step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, strategy: Weighting, batch: Batch, at: tuple[int, int]
-) -> dict[str, Tensor]:
-    """One step on one batch, ``at`` (epoch, number); the losses before it."""
-    names = [task.name for task in model.tasks]
-    if not model.training:  # somebody may have evaluated between two steps
-        model.train()
-    losses = strategy.losses(model, batch)
-    values, counts = torch.stack([losses.detach(), label_counts(model.tasks, batch)]).tolist()
-    strategy.present = [i for i, count in enumerate(counts) if count]
-    for name, value in zip(names, values, strict=True):
-        if not math.isfinite(value):
-            raise TrainingDiverged(name, *at, value)
-    optimizer.zero_grad(set_to_none=True)
-    strategy.backward(losses, model)
-    strategy.step(optimizer)
-    strategy.after_step(lambda: strategy.losses(model, batch))
-    return dict(zip(names, losses.detach(), strict=True))
+            if not model.training:  # somebody may have evaluated between two steps
+                model.train()
+            losses = strategy.losses(model, batch)
+            values, counts = torch.stack([losses.detach(), label_counts(model.tasks, batch)]).tolist()
+            for name, value in zip(names, values, strict=True):
+                if not math.isfinite(value):
+                    raise TrainingDiverged(name, epoch, number, value)
+            strategy.present = [i for i, count in enumerate(counts) if count]
+            optimizer.zero_grad(set_to_none=True)
+            strategy.backward(losses, model)
+            strategy.step(optimizer)
+            strategy.after_step(partial(strategy.losses, model, batch))
+            yield Step(epoch, number, dict(zip(names, losses.detach(), strict=True)), batch)
 
 
 def fit(
@@ -160,7 +135,6 @@ def fit(
     weights: Mapping[str, float] | Weighting | None = None,
     patience: int = 3,
     monitor: str | Mapping[str, float] = "loss",
-    stop: str = "together",
     seed: int = 0,
     progress: bool = True,
 ) -> History:
@@ -173,39 +147,28 @@ def fit(
     ----------
     model : any model of :mod:`mtl_helpers.models`; it is moved to the data's device and changed in place.
     train, valid : data whose labels cover the model's tasks. Without ``valid`` all epochs are run.
-    epochs : at most. batch_size : rows a step. lr, weight_decay : of AdamW.
+    epochs : at most; ``patience`` of them without a better validation end the run. batch_size : rows a step.
     weights : ``{task: weight}`` of the sum L = Σ wᵢ Lᵢ, read at every step; 1 each when None. Or a strategy of
         :mod:`mtl_helpers.weighting` or :mod:`mtl_helpers.gradients`.
-    patience : epochs without a better validation before stopping.
     monitor : ``"loss"`` (sum of the validation losses, weighted if the weights are fixed) or ``"task.metric"``, e.g.
         ``"purchase.auc"``; or ``{task: weight}`` for a weighted sum of the validation losses of your own.
-    stop : ``"together"``: one best epoch for all tasks, by the monitor. ``"each"``: the best epoch of each task, by its
-        own validation loss, is remembered too (``History.best_states``), and training stops when no task has improved
-        for ``patience`` epochs.
-    seed : of the order of the batches; initial weights and dropout follow the global one. progress : show a bar.
+    seed : of the order of the batches; initial weights and dropout follow the global one.
 
-    Returns a History, after KeyboardInterrupt too: the run ends there, and the model keeps its best weights.
+    Returns a History, after KeyboardInterrupt too: the run ends there, and the model keeps its best weights. Raises
     TrainingDiverged when a loss becomes NaN or infinite; TypeError or ValueError when data, weights or monitor do not
     fit the model, or the monitor is undefined on the validation data (no label, an AUC of one class).
     """
     from tqdm.auto import tqdm
 
-    check_parts("fit", model, train, valid, epochs=epochs, batch_size=batch_size, patience=patience)
-    names = [task.name for task in model.tasks]
-    strategy = _as_strategy(model, weights)
-    model.to(train.device)
-    history, best = History(), _Best(model, monitor, strategy, stop)
-    steps = training_steps(
-        model,
-        train,
-        torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay),
-        weights=strategy,
-        batch_size=batch_size,
-        epochs=epochs,
-        generator=torch.Generator().manual_seed(seed),
-    )
-    per_epoch = -(-len(train) // batch_size)
+    check_parts("fit", model, train, valid, epochs)
+    strategy = weights if isinstance(weights, Weighting) else Fixed(model.tasks, weights)
+    score, names = _watched(monitor, strategy), [task.name for task in model.tasks]
+    optimizer = torch.optim.AdamW(model.to(train.device).parameters(), lr=lr, weight_decay=weight_decay)
+    generator = torch.Generator().manual_seed(seed)
+    how = {"weights": strategy, "batch_size": batch_size, "epochs": epochs, "generator": generator}
+    steps, per_epoch = training_steps(model, train, optimizer, **how), -(-len(train) // batch_size)
     bar = tqdm(total=epochs * per_epoch, unit="step", disable=not progress, leave=False)
+    history, lowest, best = History(), math.inf, None
     sums, counts = torch.zeros(2, len(names), device=train.device)
     try:
         for step in steps:
@@ -215,20 +178,27 @@ def fit(
             bar.update()
             if step.number < per_epoch:
                 continue
-            means = sums / counts
-            losses = dict(zip(names, means.tolist(), strict=True))
-            history.add(step.epoch, "train", {name: {"loss": loss} for name, loss in losses.items()})
+            epoch, means = step.epoch, sums / counts
             sums, counts = torch.zeros_like(sums), torch.zeros_like(counts)
+            history.add(epoch, "train", {n: {"loss": v} for n, v in zip(names, means.tolist(), strict=True)})
             if valid is None:
-                history.best_epoch = step.epoch
+                history.best_epoch = epoch
                 strategy.after_epoch(means, None)
                 continue
-            values = _validated(model, valid, step)
-            history.add(step.epoch, "valid", values)
-            waited = best.see(step.epoch, values, history)
+            values = evaluate(model, valid)
+            for name, found in values.items():
+                if has_label(valid, name) and not math.isfinite(found["loss"]):
+                    raise TrainingDiverged(name, epoch, step.number, found["loss"])
+            history.add(epoch, "valid", values)
+            if math.isnan(now := score(values)):
+                raise ValueError(
+                    f"{monitor!r} is undefined on the validation data: no label, or one class only."
+                )
+            if now < lowest:
+                lowest, history.best_epoch, best = now, epoch, copy.deepcopy(model.state_dict())
             strategy.after_epoch(means, means.new_tensor([values[name]["loss"] for name in names]))
-            bar.set_postfix_str(f"epoch {step.epoch}, best {history.best_epoch}")
-            if waited >= patience:
+            bar.set_postfix_str(f"epoch {epoch}, best {history.best_epoch}")
+            if epoch - history.best_epoch >= patience:
                 history.stopped = "early"
                 break
     except KeyboardInterrupt:
@@ -236,132 +206,61 @@ def fit(
     finally:
         steps.close()
         bar.close()
-        best.restore()
+        if best is not None:
+            model.load_state_dict(best)
     return history
 
 
-def _validated(model: nn.Module, valid: MultiTaskDataset, step: Step) -> Values:
-    values = evaluate(model, valid)
-    for name, found in values.items():
-        if not math.isfinite(found["loss"]) and has_label(valid, name):
-            raise TrainingDiverged(name, step.epoch, step.number, found["loss"])
-    return values
-
-
-class _Best:
-    """Remembers the weights of the best epoch, and with ``stop="each"`` those of each task's own best epoch."""
-
-    def __init__(
-        self, model: nn.Module, monitor: str | Mapping[str, float], strategy: Weighting, stop: str
-    ) -> None:
-        names = [task.name for task in model.tasks]
-        self.model, self.monitor, self.weights = model, monitor, dict.fromkeys(names, 1.0)
-        if isinstance(monitor, Mapping):
-            check_weights(monitor, names)
-            self.monitor, self.weights = "loss", monitor
-        elif isinstance(strategy, Fixed) and strategy.weights is not None:
-            # strategies whose weights move have no fixed yardstick of their own, so theirs is the plain sum
-            self.weights = strategy.weights
-        if self.monitor != "loss" and self.monitor.partition(".")[0] not in names:
-            raise ValueError(f"monitor is {monitor!r}: expected 'loss' or 'task.metric', a task of {names}.")
-        if stop not in ("together", "each"):
-            raise ValueError(f"stop is {stop!r}: expected 'together' or 'each'.")
-        self.each = names if stop == "each" else []
-        self.best: dict[str, tuple[float, int, dict[str, Tensor]]] = {}  # score, epoch, state
-
-    def see(self, epoch: int, values: Values, history: History) -> int:
-        """Take an epoch's validation into account; return for how many epochs nothing that counts has improved."""
-        state = None
-        for what, score in self._scores(values).items():
-            if math.isnan(score):
-                raise ValueError(
-                    f"{what!r} is undefined on the validation data: no label, or one class only."
-                )
-            if what not in self.best or score < self.best[what][0]:
-                state = state or copy.deepcopy(self.model.state_dict())
-                self.best[what] = (score, epoch, state)
-        history.best_epoch, own = self.best[self.monitor][1], {n: self.best[f"{n}.loss"] for n in self.each}
-        history.best_epochs = {name: best[1] for name, best in own.items()}
-        history.best_states = {name: best[2] for name, best in own.items()}
-        return epoch - max(history.best_epochs.values(), default=history.best_epoch)
-
-    def _scores(self, values: Values) -> dict[str, float]:
-        """What is watched, low being good."""
-        scores = {f"{name}.loss": values[name]["loss"] for name in self.each}
-        if self.monitor == "loss":
-            losses = [weight * values[name]["loss"] for name, weight in self.weights.items() if weight]
-            return scores | {"loss": sum(losses)}
-        task, _, metric = self.monitor.partition(".")
-        if metric not in values[task]:
-            raise ValueError(f"monitor is {self.monitor!r}: {task} has {', '.join(values[task])}.")
-        return scores | {self.monitor: values[task][metric] * (1 if metric in LOWER_IS_BETTER else -1)}
-
-    def restore(self) -> None:
-        if self.best:
-            self.model.load_state_dict(self.best[self.monitor][2])
+def _watched(monitor: str | Mapping[str, float], strategy: Weighting) -> Callable[[Values], float]:
+    """What early stopping lowers, as a function of the validation's values."""
+    weights = {task.name: 1.0 for task in strategy.tasks}
+    if isinstance(monitor, Mapping):
+        check_weights(monitor, list(weights))
+        weights = monitor
+    elif monitor != "loss":
+        choices = [f"{t.name}.{metric}" for t in strategy.tasks for metric in ("loss", *METRICS[t.kind])]
+        if monitor not in choices:
+            raise ValueError(f"monitor is {monitor!r}: expected 'loss' or one of {', '.join(choices)}.")
+        (name, _, metric), sign = monitor.rpartition("."), 1 if monitor.endswith(LOWER_IS_BETTER) else -1
+        return lambda values: sign * values[name].get(metric, math.nan)
+    elif isinstance(strategy, Fixed) and strategy.weights is not None:
+        # strategies whose weights move have no fixed yardstick of their own, so theirs is the plain sum
+        weights = strategy.weights
+    return lambda values: sum(weight * values[name]["loss"] for name, weight in weights.items() if weight)
 
 
 def check_parts(
-    what: str, model: nn.Module, train: MultiTaskDataset, valid: MultiTaskDataset | None, **counts: int
+    what: str, model: nn.Module, train: MultiTaskDataset, valid: MultiTaskDataset | None, epochs: int
 ) -> None:
-    """Raise unless the parts can train the model and each count is 1 or more."""
-    _check_kinds(model, train, *[] if valid is None else [valid])
+    """Raise TypeError or ValueError unless the parts can train the model, for one epoch or more."""
     names = [task.name for task in model.tasks]
     for part in (train, train if valid is None else valid):
+        need_dataset(part, what)
         if not len(part) or not set(names) <= set(part.labels):
             given, asked = f"{len(part)} rows with labels for {', '.join(part.labels)}", ", ".join(names)
             raise ValueError(f"{what} needs rows with labels for {asked}; got {given}.")
         if hasattr(model, "check_data"):
             model.check_data(part)
-    empty = [name for name in names if not has_label(train, name)]
-    if empty:
+    if empty := [name for name in names if not has_label(train, name)]:
         raise ValueError(f"No training row has a label of {', '.join(empty)}: leave that task out.")
-    if valid is not None and valid.device != train.device:
-        raise ValueError(f"Training data are on {train.device}, validation on {valid.device}.")
-    wrong = {name: value for name, value in counts.items() if value < 1}
-    if wrong:
-        raise ValueError(f"{', '.join(f'{n} is {v}' for n, v in wrong.items())}: expected 1 or more.")
-
-
-def _check_kinds(model: nn.Module, *parts: object) -> None:
-    if not hasattr(model, "tasks"):
-        raise TypeError(
-            f"{type(model).__name__} has no .tasks: give a bare model (of DataParallel take .module)."
-        )
-    for part in parts:
-        need_dataset(part, type(model).__name__)
+    if epochs < 1:
+        raise ValueError(f"epochs is {epochs}: expected 1 or more.")
 
 
 def has_label(data: MultiTaskDataset, name: str) -> bool:
     return name not in data.masks or bool(data.masks[name].any())
 
 
-def _check_place(model: nn.Module, data: MultiTaskDataset) -> None:
-    _check_kinds(model, data)
-    place = next((parameter.device for parameter in model.parameters()), data.device)
-    if place != data.device:
-        raise ValueError(f"The model is on {place}, the data on {data.device}: move one, say by model.to(…).")
-
-
 @torch.no_grad()
-def _logits(
-    model: nn.Module, data: MultiTaskDataset, batch_size: int, states: States | None
-) -> dict[str, Tensor]:
-    """Logits of every task, each with its own state of the model if there are states."""
-    _check_place(model, data)
+def _logits(model: nn.Module, data: MultiTaskDataset) -> dict[str, Tensor]:
+    need_dataset(data, type(model).__name__)
     was_training = model.training
     model.eval()
     try:
-        found: dict[str, list[Tensor]] = {task.name: [] for task in model.tasks}
-        for batch in data.batches(batch_size, shuffle=False):
-            given = (batch.numeric, batch.categorical)
-            logits = {} if states else model(*given)
-            for name, parts in found.items():
-                own = functional_call(model, dict(states[name]), given) if states else logits
-                parts.append(own[name])
+        parts = [model(batch.numeric, batch.categorical) for batch in data.batches(8192, shuffle=False)]
     finally:
         model.train(was_training)
-    return {name: torch.cat(parts) for name, parts in found.items()}
+    return {task.name: torch.cat([part[task.name] for part in parts]) for task in model.tasks}
 
 
 def _to_prediction(task: Task, logits: Tensor, data: MultiTaskDataset) -> Tensor:
@@ -371,22 +270,17 @@ def _to_prediction(task: Task, logits: Tensor, data: MultiTaskDataset) -> Tensor
     return logits.sigmoid() if task.kind == "binary" else logits.softmax(-1)
 
 
-def predict(
-    model: nn.Module, data: MultiTaskDataset, batch_size: int = 8192, states: States | None = None
-) -> dict[str, Tensor]:
+def predict(model: nn.Module, data: MultiTaskDataset) -> dict[str, Tensor]:
     """``{task: tensor}``: predictions of every task, on the CPU, in the order of the rows.
 
     Probabilities (n,) of a binary task, (n, n_classes) of a multiclass task; values (n,) of a regression task in the
-    unit of its labels (undoing ``data.scales``). With ``states``, ``{task: state_dict}`` such as
-    ``History.best_states``, each task is predicted with its own.
+    unit of its labels (undoing ``data.scales``).
     """
-    logits = _logits(model, data, batch_size, states)
+    logits = _logits(model, data)
     return {task.name: _to_prediction(task, logits[task.name], data).cpu() for task in model.tasks}
 
 
-def task_metrics(
-    task: Task, predictions: object, labels: object, mask: object | None = None
-) -> dict[str, float]:
+def task_metrics(task: Task, predictions: object, labels: object, mask: object = None) -> dict[str, float]:
     """The metrics the course reports for one task, over labelled rows.
 
     Binary: ``auc``, ``accuracy`` (threshold 0.5). Multiclass: ``accuracy``. Regression: ``rmse``. ``predictions`` are
@@ -394,32 +288,29 @@ def task_metrics(
     """
     values, y = np.asarray(predictions), np.asarray(labels)
     if mask is not None:
-        known = np.asarray(mask, dtype=bool)
-        values, y = values[known], y[known]
+        values, y = values[np.asarray(mask, bool)], y[np.asarray(mask, bool)]
     if task.kind == "binary":
         return {"auc": auc(y, values), "accuracy": accuracy(y, values)}
     if not len(y):
-        return {"accuracy" if task.kind == "multiclass" else "rmse": float("nan")}
+        return {MAIN_METRIC[task.kind]: math.nan}
     if task.kind == "multiclass":
         return {"accuracy": float(np.mean(values.argmax(-1) == y))}
     return {"rmse": float(np.sqrt(np.mean((values - y) ** 2)))}
 
 
-def evaluate(
-    model: nn.Module, data: MultiTaskDataset, batch_size: int = 8192, states: States | None = None
-) -> Values:
+def evaluate(model: nn.Module, data: MultiTaskDataset) -> Values:
     """``{task: {metric: value}}`` over the labelled rows: the loss and the metrics of :func:`task_metrics`.
 
     The loss is what training minimises: of standardised labels for a regression task with ``data.scales``, and with
     ``data.weights`` a weighted mean. The metrics count every row alike, and ``rmse`` is in the label's own unit. A task
-    without a label has NaN. ``states`` as in :func:`predict`.
+    without a label has NaN.
     """
-    logits, values = _logits(model, data, batch_size, states), {}
+    logits, values = _logits(model, data), {}
     for task in model.tasks:
         own, labels, mask = logits[task.name], data.labels[task.name], data.masks.get(task.name)
         loss = task_loss(task, own, labels, mask, data.weights).item()
-        values[task.name] = {"loss": loss if has_label(data, task.name) else float("nan")}
-        if np.isfinite(own.sum().item()):
+        values[task.name] = {"loss": loss if has_label(data, task.name) else math.nan}
+        if math.isfinite(own.sum().item()):
             prediction = _to_prediction(task, own, data).cpu()
             truth = _to_prediction(task, labels, data) if task.kind == "regression" else labels
             known = None if mask is None else mask.cpu()
