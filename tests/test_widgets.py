@@ -111,7 +111,7 @@ def test_moving_only_what_moves_gives_the_picture_of_a_full_redraw(name):
         ),
         (lambda: small().set(x=7), "goes from 0 to 1"),
         (lambda: small().set(y=1), "no control 'y'; there are"),
-        (lambda: weight_explorer(demos.MadeUpSweep(), baselines={"click": 0.7}), "baselines need"),
+        (lambda: weight_explorer(demos.MadeUpSweep(), baselines={"click": 0.7}), "purchase"),
         (lambda: weight_explorer(demos.MadeUpSweep(), start={"click": 1}), "purchase"),
         (lambda: threshold_explorer([0, 1], [0.1]), "one length"),
         (lambda: threshold_explorer([0, 2], [0.1, 0.2]), "found 2"),

@@ -9,16 +9,15 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from io import BytesIO
-from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib import rcParams
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from mtl_helpers.metrics import Interval, mean_interval
 from mtl_helpers.training import History
-
-if TYPE_CHECKING:  # matplotlib is imported when a figure is made
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 __all__ = [
     "figure",
@@ -71,25 +70,18 @@ STYLE = {
 
 def use_course_style() -> None:
     """Set the course's matplotlib style, and make a Figure show as a picture wherever IPython runs."""
-    import matplotlib
-
-    matplotlib.rcParams.update(STYLE)
+    rcParams.update(STYLE)
     try:
         from IPython import get_ipython
     except ImportError:
         return
     shell = get_ipython()
     if shell is not None:
-        shell.display_formatter.formatters["image/png"].for_type_by_name(
-            "matplotlib.figure", "Figure", figure_png
-        )
+        shell.display_formatter.formatters["image/png"].for_type(Figure, figure_png)
 
 
 def figure(width: float = 9.0, height: float = 3.6) -> Figure:
     """An empty figure (inches) that lays itself out; add axes with ``figure().subplots(rows, columns)``."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     made = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(made)
     return made
@@ -112,9 +104,8 @@ def learning_curves(history: History, metric: str = "loss", title: str = "") -> 
     frame = history.frame().query("metric == @metric")
     tasks = list(dict.fromkeys(frame["task"]))
     if not tasks:
-        raise ValueError(
-            f"This history has no metric {metric!r}: it has {sorted(set(history.frame()['metric']))}."
-        )
+        known = sorted(set(history.frame()["metric"]))
+        raise ValueError(f"This history has no metric {metric!r}: it has {known}.")
     fig = figure(3.2 * max(len(tasks), 2), 3.0)
     for ax, task in zip(fig.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
         color = task_style(task)["color"]
@@ -123,17 +114,10 @@ def learning_curves(history: History, metric: str = "loss", title: str = "") -> 
             if len(rows):
                 ax.plot(rows["epoch"], rows["value"], style, color=color, label=f"{split}")
         ax.axvline(history.best_epoch, color="#999999", linewidth=1)
-        ax.annotate(
-            f"kept: epoch {history.best_epoch}",
-            (history.best_epoch, 1),
-            xycoords=("data", "axes fraction"),
-            xytext=(-3, -2),
-            textcoords="offset points",
-            ha="right" if history.best_epoch > frame["epoch"].max() / 2 else "left",
-            va="top",
-            fontsize=8,
-            color="#666666",
-        )
+        side = "right" if history.best_epoch > frame["epoch"].max() / 2 else "left"
+        look = {"ha": side, "va": "top", "fontsize": 8, "color": "#666666"}
+        place = {"xycoords": ("data", "axes fraction"), "xytext": (-3, -2), "textcoords": "offset points"}
+        ax.annotate(f"kept: epoch {history.best_epoch}", (history.best_epoch, 1), **place, **look)
         ax.set(title=task, xlabel="epoch", ylabel=f"{metric}" + (" (nats)" if metric == "loss" else ""))
         ax.legend(loc="best")
     if title:

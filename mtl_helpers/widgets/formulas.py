@@ -41,6 +41,7 @@ METHOD_STYLES = {  # colour, marker at the tip, its size, filled or not: methods
     "CAGrad": ("#56B4E9", "*", 11, True),
 }
 OTHER_METHOD = ("#E69F00", "v", 8, True)
+PLANE = {"xlabel": "shared parameter θ₁", "ylabel": "shared parameter θ₂", "aspect": "equal"}
 UNITS = (0.01, 0.1, 1.0, 10.0, 100.0)
 
 
@@ -56,20 +57,18 @@ def logit_explorer() -> Explorer:
 
     fig = plots.figure(*SIZE)
     left, middle, right = fig.subplots(1, 3, width_ratios=(1, 1.2, 1))
-    left.set(title="Probabilities p", ylabel="probability", ylim=(0, 1.1), xlim=(-0.6, 2.6))
-    right.set(
-        title="Gradient (p − y) / τ", ylabel="nats per unit of logit", ylim=(-2.2, 2.2), xlim=(-0.6, 2.6)
-    )
+    left.set(title="Probabilities p", ylabel="probability", ylim=(0, 1.1))
+    right.set(title="Gradient (p − y) / τ", ylabel="nats per unit of logit", ylim=(-2.2, 2.2))
     right.axhline(0, color="black", lw=1)
     for ax in (left, right):
-        ax.set_xticks(places, classes)
+        ax.set(xlim=(-0.6, 2.6), xticks=places, xticklabels=classes)
         ax.grid(axis="x", visible=False)
     bars = left.bar(places, [0] * 3, color=CLASS_COLORS, animated=True)
     slopes = right.bar(places, [0] * 3, color=CLASS_COLORS, animated=True)
     said = [left.text(i, 0, "", ha="center", va="bottom", animated=True) for i in places]
     pushed = [right.text(i, 0, "", ha="center", animated=True) for i in places]
-    middle.set(title="Loss −log p(label)", xlabel=f"logit of {classes[0]}", ylabel="nats")
-    middle.set(xlim=(-6.2, 6.2), ylim=(-0.4, 15))
+    middle.set(title="Loss −log p(label)", xlabel=f"logit of {classes[0]}", ylabel="nats", xlim=(-6.2, 6.2))
+    middle.set_ylim(-0.4, 15)
     curve = middle.plot(grid, np.zeros_like(grid), color="#222222", animated=True)[0]
     dot = middle.plot([], [], "o", color="#222222", ms=9, mec="white", animated=True)[0]
 
@@ -77,18 +76,16 @@ def logit_explorer() -> Explorer:
         z, t, label = state["logit"], state["temperature"], list(classes).index(state["label"])
         log_p = _log_softmax(np.array([[z, *others]]) / t)[0]
         slope = (np.exp(log_p) - np.eye(len(classes))[label]) / t
-        for i in places:
-            bars[i].set_height(np.exp(log_p[i]))
-            said[i].set_text(f"{np.exp(log_p[i]):.3f}")
-            said[i].set_y(np.exp(log_p[i]) + 0.01)
-            slopes[i].set_height(slope[i])
-            pushed[i].set_text(f"{slope[i]:+.3f}")
-            pushed[i].set_y(slope[i] + (0.05 if slope[i] >= 0 else -0.05))
-            pushed[i].set_va("bottom" if slope[i] >= 0 else "top")
+        for i, (p, push) in enumerate(zip(np.exp(log_p), slope, strict=True)):
+            bars[i].set_height(p)
+            said[i].set(text=f"{p:.3f}", y=p + 0.01)
+            slopes[i].set_height(push)
+            up = push >= 0
+            pushed[i].set(text=f"{push:+.3f}", y=push + (0.05 if up else -0.05), va="bottom" if up else "top")
         curve.set_ydata(-_log_softmax(rows / t)[:, label])
         dot.set_data([z], [-log_p[label]])
-        top, right_one = int(log_p.argmax()), "the label has the largest probability"
-        verdict = right_one if top == label else f"the model bets on {classes[top]}"
+        top, verdict = int(log_p.argmax()), "the label has the largest probability"
+        verdict = verdict if top == label else f"the model bets on {classes[top]}"
         return (
             f"The label is {classes[label]} and gets probability {np.exp(log_p[label]):.3f}, a loss of "
             f"{-log_p[label]:.2f} nats: {verdict}. A step against the gradient lifts {classes[label]} with strength "
@@ -145,14 +142,14 @@ def two_losses_explorer(curvatures: ArrayLike, centres: ArrayLike) -> Explorer:
         left.contour(mesh[..., 0], mesh[..., 1], values, levels, colors=color, linewidths=0.9, alpha=0.8)
         left.plot(*c[i], "os"[i], color=color, ms=10, mec="white", label=f"optimum of task {i + 1}")
     left.plot(*path.T, color="#222222", lw=1.2, ls="--", label="optima of all weights")
-    left.set(xlabel="shared parameter θ₁", ylabel="shared parameter θ₂", aspect="equal")
-    left.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), title="Parameter space")
+    left.set(**PLANE, xlim=(low[0], high[0]), ylim=(low[1], high[1]), title="Parameter space")
     left.legend(fontsize=8, loc="upper right", frameon=True, framealpha=0.9)
     right.plot(*front.T, color="#222222", lw=1.2, ls="--")
     reach = front.max(0)
-    right.set(xlabel="loss of task 1 (original unit)", ylabel="loss of task 2")
+    right.set(
+        xlabel="loss of task 1 (original unit)", ylabel="loss of task 2", title="Pareto front and its tangent"
+    )
     right.set(xlim=(-0.08 * reach[0], 1.1 * reach[0]), ylim=(-0.08 * reach[1], 1.1 * reach[1]))
-    right.set_title("Pareto front and its tangent")
     look = {"color": "#222222", "ms": 9, "mec": "white", "animated": True}
     here, there = (ax.plot([], [], "D", **look)[0] for ax in (left, right))
     tangent = right.plot([], [], color="#E69F00", lw=1.6, animated=True)[0]
@@ -234,26 +231,30 @@ def two_gradients_explorer(
     styles = [METHOD_STYLES.get(name, OTHER_METHOD) for name in methods]
     fig = plots.figure(SIZE[0], 4.3)
     left, right = fig.subplots(1, 2, width_ratios=(1.35, 1))
-    left.set(xlim=(-3.2, 4.2), ylim=(-0.7, 4.0), aspect="equal", title="Gradients and joint directions")
-    left.set(xlabel="shared parameter θ₁", ylabel="shared parameter θ₂")
+    left.set(**PLANE, xlim=(-3.2, 4.2), ylim=(-0.7, 4.0), title="Gradients and joint directions")
     hull = left.plot([], [], ":", color="#888888", lw=1.4, animated=True)[0]
     colors = [FIRST, SECOND, *(color for color, *_ in styles)]
     arrows = _arrows(left, colors, 0.008)
-    tips = [
-        left.plot([], [], marker, color=color, ms=size, mew=1.8, mfc=color if full else "none", lw=0, label=name,
-                  animated=True)[0]
-        for name, (color, marker, size, full) in zip(methods, styles, strict=True)
-    ]  # fmt: skip
-    names = [left.text(0, 0, f"g{i}", color=color, fontsize=12, ha="center", animated=True)
-             for i, color in (("₁", FIRST), ("₂", SECOND))]  # fmt: skip
+    tips = []
+    for name, (color, marker, size, full) in zip(methods, styles, strict=True):
+        look = {
+            "color": color,
+            "ms": size,
+            "mew": 1.8,
+            "mfc": color if full else "none",
+            "lw": 0,
+            "animated": True,
+        }
+        tips += left.plot([], [], marker, label=name, **look)
+    look = {"fontsize": 12, "ha": "center", "animated": True}
+    names = [left.text(0, 0, name, color=color, **look) for name, color in (("g₁", FIRST), ("g₂", SECOND))]
     left.legend(fontsize=8, loc="upper right", frameon=True, framealpha=0.9, markerscale=0.75)
     at = np.arange(len(methods))
     sides = ((-0.19, FIRST), (0.19, SECOND))
     bars = [right.barh(at + shift, 0.0 * at, 0.34, color=color, animated=True) for shift, color in sides]
     right.axvline(0, color="black", lw=1)
-    right.set_yticks(at, methods)
-    right.set(xlim=(-1.05, 1.05), ylim=(len(methods) - 0.4, -0.6), xlabel="cosine with the task's gradient")
-    right.set_title("Positive: a step helps the task")
+    right.set(xlim=(-1.05, 1.05), ylim=(len(methods) - 0.4, -0.6), yticks=at, yticklabels=methods)
+    right.set(xlabel="cosine with the task's gradient", title="Positive: a step helps the task")
     right.grid(axis="y", visible=False)
     swatches = [
         right.barh([-9], [0], color=color, label=f"task {i}") for i, (_, color) in enumerate(sides, 1)
@@ -290,15 +291,11 @@ def _read_two(state: dict, methods: Sequence[str], cosines: np.ndarray) -> str:
     kind = "agree" if inner > 1e-9 else "conflict" if inner < -1e-9 else "are at right angles"
     hurt = [name for name, row in zip(methods, cosines, strict=True) if np.nanmin([*row, 1.0]) < -1e-6]
     still = [name for name, row in zip(methods, cosines, strict=True) if np.isnan(row).any()]
-    parts = [f"The gradients {kind} (cosine {inner:+.2f})."]
+    first, second = cosines[0]
+    said = f"The gradients {kind} (cosine {inner:+.2f})."
     if methods[0] not in still:
-        parts += [
-            f"The {methods[0]} has cosine {cosines[0, 0]:+.2f} with g₁ and {cosines[0, 1]:+.2f} with g₂."
-        ]
+        said += f" The {methods[0]} has cosine {first:+.2f} with g₁ and {second:+.2f} with g₂."
     where = dict(zip(methods, cosines.argmin(axis=1) + 1, strict=True))
-    parts += [f"A {name} step raises the loss of task {where[name]}." for name in hurt]
-    if not hurt:
-        parts.append("No method raises a task's loss.")
-    if still:
-        parts.append(f"No direction is left for {', '.join(still)}.")
-    return " ".join(parts)
+    said += "".join(f" A {name} step raises the loss of task {where[name]}." for name in hurt)
+    said += "" if hurt else " No method raises a task's loss."
+    return said + (f" No direction is left for {', '.join(still)}." if still else "")

@@ -29,8 +29,6 @@ FLOOR = 5e-6
 def plane_losses(x: Tensor, scale: float = 1.0) -> Tensor:
     """Both losses at points of the plane: (…, 2) → (…, 2).
 
-    Parameters
-    ----------
     scale : multiplies the first loss; 1 in the CAGrad paper, 0.1 in those of Nash-MTL and FAMO.
     """
     x1, x2 = x[..., 0], x[..., 1]
@@ -65,15 +63,9 @@ def plane_gradients(points: np.ndarray, scale: float = 1.0) -> np.ndarray:
 
 
 def two_task_weights(method: str, gram: np.ndarray, c: float = 0.4) -> np.ndarray:
-    """Closed forms, for two tasks, of the methods of :mod:`mtl_helpers.gradients`.
+    """Closed forms, for two tasks, of the methods of :mod:`mtl_helpers.gradients`: (n, 2) weights.
 
-    Parameters
-    ----------
     gram : (n, 2, 2) inner products of the two gradients. c : of CAGrad.
-
-    Returns
-    -------
-    (n, 2) weights.
     """
     a, b, d = gram[:, 0, 0], gram[:, 0, 1], gram[:, 1, 1]
     tiny = 1e-12 * (a + d) + 1e-300
@@ -119,29 +111,24 @@ def _cagrad_of_two(a: np.ndarray, b: np.ndarray, d: np.ndarray, c: float, tiny: 
 
 def descend(
     methods: Sequence[str] = WALKERS,
-    starts: Sequence[tuple[float, float]] = STARTS,
     *,
     scale: float = 1.0,
     steps: int = 100_000,
     lr: float = 1e-3,
     keep_every: int = 200,
 ) -> np.ndarray:
-    """Walk from every start with Adam along each method's combined gradient, all walks at once.
+    """Walk from :data:`STARTS` with Adam along each method's combined gradient, all walks at once.
 
-    Parameters
-    ----------
     methods : names in :data:`WALKERS`. scale : of the first loss. steps, lr : of Adam.
     keep_every : a point is kept after every so many steps.
 
-    Returns
-    -------
-    (kept, methods, starts, 2) points; the first are the starts, the last the ends.
+    Returns (kept, methods, starts, 2) points; the first are the starts, the last the ends.
     """
     if steps < 1 or keep_every < 1:
         raise ValueError(f"steps and keep_every must be 1 or more; got {steps} and {keep_every}.")
     if isinstance(methods, str):
         raise TypeError(f"methods is the text {methods!r}: expected a list of names, such as [{methods!r}].")
-    points = np.tile(np.array(starts, dtype=float), (len(methods), 1, 1))
+    points = np.tile(np.array(STARTS), (len(methods), 1, 1))
     moment, square, path = np.zeros_like(points), np.zeros_like(points), [points]
     for step in range(1, steps + 1):
         rows = plane_gradients(points.reshape(-1, 2), scale).reshape(*points.shape[:2], 2, 2)

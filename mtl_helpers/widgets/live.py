@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import itertools
 import math
 import time
 import weakref
@@ -74,7 +73,9 @@ class LiveTraining:
         self._untrained = copy.deepcopy(model.state_dict())
         self._loop_task: asyncio.Task | None = None
         self._begin()
-        self._go(PREVIEW_STEPS)
+        for _ in range(PREVIEW_STEPS):
+            self._advance()
+        self.status = "paused"
         self._figure = _Curves(self)
         title = f"Training {', '.join(self.names)} while their weights change"
         buttons = [("Start", self.start), ("Pause", self.pause), ("Stop", self.stop), ("Reset", self.reset)]
@@ -113,15 +114,12 @@ class LiveTraining:
         """Trains that many steps here and now, without an event loop, and draws the picture."""
         if self.status in ("stopped", "finished", "failed"):
             self._begin()
-        self._go(steps)
-        self._draw()
-        return self
-
-    def _go(self, steps: int) -> None:
         for _ in range(steps):
             if self.status != "finished":
                 self._advance()
         self.status = "paused" if self.status == "ready" else self.status
+        self._draw()
+        return self
 
     def set(self, **weights: float) -> LiveTraining:
         """Moves weight sliders: ``live.set(click=.9)``."""
@@ -135,11 +133,11 @@ class LiveTraining:
     @property
     def step(self) -> int:
         """Optimiser steps made so far."""
-        return len(self.losses)
+        return len(self.steps)
 
     def smooth(self) -> np.ndarray:
         """The losses (steps, tasks) as exponential moving averages, unbiased at their start; NaN stays a gap."""
-        losses = pd.DataFrame(self.losses, columns=self.names, dtype=float)
+        losses = pd.DataFrame([losses for *_, losses in self.steps], columns=self.names, dtype=float)
         return losses.ewm(alpha=1 - SMOOTH, ignore_na=True).mean().where(losses.notna()).to_numpy()
 
     def frame(self) -> pd.DataFrame:
@@ -147,9 +145,9 @@ class LiveTraining:
         shares, metrics = dict(self.shares), dict(self.metrics)
         nan = dict.fromkeys(self.names, math.nan)
         rows = [
-            (at, epoch, name, used[name], losses[i], shares.get(at, nan)[name], metrics.get(at, nan)[name])
-            for at, epoch, used, losses in zip(itertools.count(1), self.seen, self.used, self.losses)
-            for i, name in enumerate(self.names)
+            (at, epoch, name, used[name], loss, shares.get(at, nan)[name], metrics.get(at, nan)[name])
+            for at, (epoch, used, losses) in enumerate(self.steps, start=1)
+            for name, loss in losses.items()
         ]
         return pd.DataFrame(rows, columns=["step", "epoch", "task", "weight", "loss", "share", "metric"])
 
@@ -159,28 +157,29 @@ class LiveTraining:
     def _begin(self) -> None:
         """A run from the untrained model, with nothing recorded yet."""
         self.model.load_state_dict(self._untrained)
-        self.seen, self.used, self.losses = [], [], []  # a step each: epoch, weights by task, list of losses
+        self.steps = []  # of each: its epoch, the weights and the losses by task
         self.shares, self.metrics = [], []  # (step, {task: value}) where they were measured
         self.status = "ready"
         optimizer = torch.optim.AdamW(self.model.parameters(), lr=self.lr)
-        how = {"weights": self.weights, "batch_size": self.batch_size, "epochs": self.epochs}
-        generator = torch.Generator().manual_seed(0)
-        self._steps = training_steps(self.model, self.train, optimizer, generator=generator, **how)
+        how = {
+            "batch_size": self.batch_size,
+            "epochs": self.epochs,
+            "generator": torch.Generator().manual_seed(0),
+        }
+        self._loop = training_steps(self.model, self.train, optimizer, weights=self.weights, **how)
 
     def _advance(self) -> None:
         """One optimiser step and its records, or the end."""
         used = dict(self.weights)
         try:
-            step = next(self._steps, None)
+            step = next(self._loop, None)
         except Exception:
             self.status = "failed"
             raise
         if step is None:
             self.status = "finished"
             return
-        self.used.append(used)
-        self.seen.append(step.epoch)
-        self.losses.append(torch.stack([step.losses[name] for name in self.names]).tolist())
+        self.steps.append((step.epoch, used, {name: float(step.losses[name]) for name in self.names}))
         if self.step % SHARES_EVERY == 1:
             self.shares.append((self.step, gradient_shares(self.model, self.probe, used)))
         if self.step % METRICS_EVERY == 0 or self.step == 1:
@@ -221,7 +220,7 @@ class LiveTraining:
             self._loop_task.cancel()
         self._loop_task = None
         _running.discard(self)
-        if self.status in ("running", "paused") or (self.status == "ready" and status == "stopped"):
+        if self.status in ("running", "paused") or (self.status, status) == ("ready", "stopped"):
             self.status = status
             self._draw()
 
@@ -231,7 +230,7 @@ class LiveTraining:
         self.explorer.refresh()
 
     def _update(self, state: Mapping[str, float]) -> str:
-        self.weights.update({name: float(value) for name, value in state.items()})
+        self.weights.update(state)
         self._figure.show(self)
         text = f"Step {self.step}, {self.status}. Weights: {_listed(self.weights)}."
         if not any(self.weights.values()):
@@ -275,27 +274,33 @@ class _Curves:
         kinds = {MAIN_METRIC[task.kind].upper() for task in live.model.tasks}
         titles = ("Losses (smoothed)", "Who moves the shared layers", "Validation")
         labels = ("loss", "share of the gradient", kinds.pop() if len(kinds) == 1 else "metric")
+        looks = {name: {**task_style(name), "marker": "", "lw": 1.6} for name in live.names}
         self.lines = []
         for ax, title, label in zip(self.axes, titles, labels, strict=True):
             ax.set(title=title, xlabel="step", ylabel=label, xlim=(0, 200))
-            self.lines.append({})
-            for name in live.names:
-                look = {**task_style(name), "marker": "", "lw": 1.6}
-                self.lines[-1][name] = ax.plot([], [], animated=True, **look)[0]
+            self.lines.append(
+                {name: ax.plot([], [], animated=True, **look)[0] for name, look in looks.items()}
+            )
+            for name, look in looks.items():
                 ax.plot([], [], label=name, **look)
         self.axes[0].legend(loc="upper right")
         shares = self.axes[1]
         shares.set_ylim(-0.02, 1.2)
-        moving = {name: {"color": task_style(name)["color"], "animated": True} for name in live.names}
-        self.asked = {name: shares.plot([], [], lw=3, alpha=0.3, **look)[0] for name, look in moving.items()}
-        self.sliders = {name: shares.plot([], [], "<", ms=9, **look)[0] for name, look in moving.items()}
-        weight = shares.plot([], [], color=GREY, lw=3, alpha=0.3, label="share of the weights")
+        wide, arrow = {"lw": 3, "alpha": 0.3}, {"marker": "<", "ms": 9, "lw": 0}
+        self.asked, self.sliders = (
+            {
+                name: shares.plot([], [], color=task_style(name)["color"], animated=True, **look)[0]
+                for name in looks
+            }
+            for look in (wide, arrow)
+        )
+        weight = shares.plot([], [], color=GREY, **wide, label="share of the weights")
         shares.legend(handles=weight, loc="upper right")
         self.fit(live)
 
     def show(self, live: LiveTraining) -> None:
         steps, smooth = np.arange(1, live.step + 1), live.smooth()
-        used = pd.DataFrame(live.used, columns=live.names).to_numpy(float)
+        used = pd.DataFrame([used for _, used, _ in live.steps], columns=live.names).to_numpy(float)
         with np.errstate(invalid="ignore", divide="ignore"):
             asked = used / used.sum(axis=1, keepdims=True)
         for i, name in enumerate(live.names):

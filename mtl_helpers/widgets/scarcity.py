@@ -33,10 +33,9 @@ def scarcity_explorer(table: pd.DataFrame, *, task: str = "purchase", split: str
     if missing or not set(MODELS) <= set(table["model"]):
         there = list(table) if missing else sorted(set(table["model"]))
         raise ValueError(f"the table lacks {missing or 'runs of a model of ' + str(MODELS)}; it has {there}")
-    wide = table.pivot_table("auc", ["label_budget", "seed"], "model", dropna=False)[
+    wide = table.pivot(index=["label_budget", "seed"], columns="model", values="auc")[
         list(MODELS)
     ].sort_index()
-    wide = wide.dropna(how="all") if wide.notna().any(axis=None) else wide
     budgets = wide.index.unique("label_budget").tolist()
     found = {budget: _compare(wide.loc[budget]) for budget in budgets}
 

@@ -59,13 +59,12 @@ class TrainedWeights:
     def sliders(self, tasks: Sequence[str], row: int, label: str = "{}", unit: str = "") -> list[Widget]:
         """One slider for each of the tasks, on that row; ``label`` holds the task's name as {}."""
         made = []
-        for at in map(self.names.index, tasks):
-            stops = np.unique(self.shares[:, at])
-            fmt = ".2f" if len(np.unique(stops.round(2))) == len(stops) else ".3f"
-            name, start = self.names[at], self.shares[row, at]
-            made.append(
-                choice_slider(name + self.suffix, label.format(name), stops, start, unit=unit, fmt=fmt)
-            )
+        for task in tasks:
+            shares = self.shares[:, self.names.index(task)]
+            stops, look = np.unique(shares), {"unit": unit, "fmt": ".2f"}
+            if len(np.unique(stops.round(2))) < len(stops):
+                look["fmt"] = ".3f"
+            made.append(choice_slider(task + self.suffix, label.format(task), stops, shares[row], **look))
         return made
 
     def link(self, state: Mapping[str, Any], moved: str) -> dict[str, Any]:
@@ -106,7 +105,7 @@ def weight_explorer(
         of its seeds (then differences are paired). Without it gains are against the weighting nearest to equal.
     start : ``{task: weight}``; the first state is the trained weighting nearest to it, or to equal weights.
 
-    Raises ValueError for other than two or three tasks, or records that lack the metric.
+    Raises ValueError for other than two or three tasks, or records that lack the metric; KeyError without a baseline.
     """
     names = [task.name for task in sweep.tasks]
     if len(names) not in (2, 3):
@@ -119,7 +118,9 @@ def weight_explorer(
     equal = trained.nearest(dict.fromkeys(names, 1.0))
     base, versus = runs[:, equal], "equal weights"
     if baselines is not None:
-        base, versus = _baseline(baselines, names, len(runs)), "single-task"
+        given = (np.atleast_1d(np.asarray(baselines[name], float)) for name in names)
+        paired = [each if len(each) == len(runs) else np.full(len(runs), each.mean()) for each in given]
+        base, versus = np.stack(paired, axis=1), "single-task"
     gains = (runs - base[:, None, :]) * signs
     centre = runs.mean(axis=0)
     front = pareto_mask(centre * signs, maximise=True)
@@ -131,7 +132,7 @@ def weight_explorer(
     kinds = {metric.upper() for metric in chosen.values()}
     unit = kinds.pop() if len(kinds) == 1 else "own metric"
     move_bars = _draw_gains(middle, gains, names, f"gain over {versus} ({unit})")
-    move_curves = _draw_curves(right, _loss_curves(sweep.records, names, len(front)), names)
+    move_curves = _draw_curves(right, sweep.records, names, len(front))
     fmt = ".2f" if np.allclose(trained.shares * 100, (trained.shares * 100).round()) else ".3f"
 
     def update(state: dict) -> str:
@@ -157,34 +158,15 @@ def weight_explorer(
 
 def _final_metrics(final: pd.DataFrame, count: int, chosen: Mapping[str, str]) -> np.ndarray:
     """(seeds, weightings, tasks) on the validation rows; NaN where a run has no such number."""
-    seeds = sorted(final["seed"].unique())
-    out = np.full((len(seeds), count, len(chosen)), np.nan)
-    for column, (name, metric) in enumerate(chosen.items()):
+    found = []
+    for name, metric in chosen.items():
         rows = final[(final["task"] == name) & (final["metric"] == metric) & (final["split"] == "valid")]
         if not len(rows):
             raise ValueError(f"the sweep has no valid {metric!r} of {name!r}")
-        at = np.searchsorted(seeds, rows["seed"]), rows["weighting"].to_numpy(int)
-        out[at[0], at[1], column] = rows["value"].to_numpy(float)
-    return out
-
-
-def _baseline(baselines: Mapping[str, Any], names: list[str], seeds: int) -> np.ndarray:
-    """(seeds, tasks) to compare with."""
-    if not set(names) <= set(baselines):
-        raise ValueError(
-            f"baselines need a number for each of {', '.join(names)}; got {', '.join(baselines)}"
+        found.append(
+            rows.pivot(index="seed", columns="weighting", values="value").reindex(columns=range(count))
         )
-    columns = [np.atleast_1d(np.asarray(baselines[name], float)) for name in names]
-    return np.stack([c if len(c) == seeds else np.full(seeds, c.mean()) for c in columns], axis=1)
-
-
-def _loss_curves(records: pd.DataFrame, names: list[str], count: int) -> pd.DataFrame:
-    """Losses as multiples of the first epoch's, means over seeds: a row for each task, split and weighting."""
-    losses = records[(records["metric"] == "loss") & records["task"].isin(names)]
-    table = losses.pivot_table(index=["task", "split", "weighting"], columns="epoch", values="value")
-    splits = [split for split in ("valid", "train") if split in set(losses["split"])]
-    table = table.reindex(pd.MultiIndex.from_product([names, splits, range(count)], names=table.index.names))
-    return table.div(table.iloc[:, 0].groupby(["task", "split"]).transform("mean"), axis=0).sort_index()
+    return np.stack(found, axis=2)
 
 
 def _draw_front(
@@ -247,9 +229,14 @@ def _draw_gains(ax: Axes, gains: np.ndarray, names: list[str], label: str) -> An
     return move
 
 
-def _draw_curves(ax: Axes, curves: pd.DataFrame, names: list[str]) -> Any:
-    """A line for each task and split, on limits that hold every weighting; returns what moves them to one."""
-    splits, lines = curves.index.unique("split"), {}
+def _draw_curves(ax: Axes, records: pd.DataFrame, names: list[str], count: int) -> Any:
+    """Losses as multiples of the first epoch's, means over seeds: a line for each task and split, on limits that hold
+    every weighting; returns what moves them to one."""
+    losses = records[(records["metric"] == "loss") & records["task"].isin(names)]
+    table = losses.pivot_table(index=["task", "split", "weighting"], columns="epoch", values="value")
+    splits, lines = sorted({"train", "valid"} & set(losses["split"])), {}
+    curves = table.reindex(pd.MultiIndex.from_product([names, splits, range(count)], names=table.index.names))
+    curves = curves.div(curves.iloc[:, 0].groupby(["task", "split"]).transform("mean"), axis=0).sort_index()
     for name in names:
         style = task_style(name)
         looks = {"valid": {"ls": style["linestyle"], "lw": 1.8}, "train": {"ls": "-", "lw": 1, "alpha": 0.45}}
@@ -262,10 +249,9 @@ def _draw_curves(ax: Axes, curves: pd.DataFrame, names: list[str]) -> Any:
     finite = curves.to_numpy()[np.isfinite(curves.to_numpy())]
     low, high = (finite.min(), np.quantile(finite, 0.999)) if len(finite) else (0, 1)
     pad, epochs = 0.06 * (high - low) or 0.1, curves.columns
-    ax.set(ylim=(low - pad, high + pad), xlabel="epoch", ylabel="loss (first epoch = 1)")
-    ax.set_title("Learning curves")
     room = 0.05 * (epochs[-1] - epochs[0]) or 0.05
-    ax.set_xlim(epochs[0] - room, epochs[-1] + room)
+    ax.set(xlim=(epochs[0] - room, epochs[-1] + room), ylim=(low - pad, high + pad), title="Learning curves")
+    ax.set(xlabel="epoch", ylabel="loss (first epoch = 1)")
     ax.legend(fontsize=8, loc="upper right")
 
     def move(row: int) -> None:
