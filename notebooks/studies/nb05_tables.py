@@ -11,20 +11,20 @@ test rows are scored once. About two minutes a shop on two busy cores.
 
 from __future__ import annotations
 
-import argparse
-import sys
+import copy
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from study import command_line, store
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from mtl_helpers.data import MultiTaskDataset, ShopConfig, Task, make_world, simulate
+from mtl_helpers.data import Batch, MultiTaskDataset, ShopConfig, Task, make_world, simulate
 from mtl_helpers.losses import task_losses
 from mtl_helpers.metrics import auc, calibration_error, correct_downsampling, log_loss
 from mtl_helpers.models.case import (
@@ -42,16 +42,11 @@ from mtl_helpers.training import evaluate, fit, predict
 
 # Chosen on validation rows of the shipped shop (seed 0), which is not among the shops compared.
 WEIGHTS = {"click": 1.0, "purchase": 1.0, "next_category": 0.1, "next_item": 0.05}
-MONITOR = {
-    "click": 4.5,
-    "purchase": 14.0,
-    "next_category": 0.5,
-    "next_item": 0.15,
-}  # about 1 / loss of a constant
+# about 1 / loss of a constant
+MONITOR = {"click": 4.5, "purchase": 14.0, "next_category": 0.5, "next_item": 0.15}
 TRAINING = {"epochs": 20, "lr": 3e-3, "weight_decay": 0.1, "patience": 3, "progress": False}
 SWEEP = {"epochs": 4, "lr": 5e-3, "weight_decay": 0.1, "keep": "best", "progress": False}
-K = 10
-USERS = 200
+K, USERS = 10, 200
 Row = tuple[str, str, float]
 
 
@@ -104,60 +99,69 @@ def recall(logits: np.ndarray, data: MultiTaskDataset) -> float:
     return float(recall_at_k(wanted, top_k(logits[known], K)).mean())
 
 
+def by_hand(
+    model: nn.Module,
+    batches: Callable[[], Iterable[Batch]],
+    loss_of: Callable[[Batch], Tensor],
+    score: Callable[[], float],
+) -> float:
+    """Train by a loss that ``fit`` does not have, keep the epoch of the best score; the seconds of an epoch."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.1)
+    best, state, seconds, epochs = -1.0, None, 0.0, 12
+    for _ in range(epochs):
+        start = time.perf_counter()
+        for batch in batches():
+            loss = loss_of(batch)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        seconds += time.perf_counter() - start
+        if (now := score()) > best:
+            best, state = now, copy.deepcopy(model.state_dict())
+    model.load_state_dict(state)
+    return seconds / epochs
+
+
 # ------------------------------------------------------------------------------------------------- next items
 
 
-class SampledSoftmax(nn.Module):
-    """next_item alone, its loss over the true item and ``n`` items drawn by popularity q.
+def sampled_softmax(
+    model: nn.Module, batch: Batch, share: Tensor, correct: bool, generator: torch.Generator
+) -> Tensor:
+    """Loss of next_item over the true item and 50 items drawn by their share q of the clicks.
 
     With ``correct`` each logit loses log q (Yi et al., RecSys 2019): without it popular items, which are drawn as
     negatives most often, are pushed down.
     """
-
-    def __init__(self, model: nn.Module, clicks: np.ndarray, n: int, correct: bool) -> None:
-        super().__init__()
-        self.model, self.n, self.correct = model, n, correct
-        share = torch.tensor((clicks + 0.5) / (clicks + 0.5).sum(), dtype=torch.float32)
-        self.register_buffer("share", share)
-
-    def loss(self, numeric: Tensor, codes: Tensor, wanted: Tensor, generator: torch.Generator) -> Tensor:
-        u, v = self.model.user_vectors(numeric, codes), self.model.item_vectors()
-        drawn = torch.multinomial(self.share, self.n, replacement=True, generator=generator)
-        bias = self.model.bias - (self.share.log() if self.correct else 0.0)
-        true = (u * v[wanted]).sum(-1) + bias[wanted]
-        others = u @ v[drawn].T + bias[drawn]
-        others = others.masked_fill(drawn[None, :] == wanted[:, None], -1e9)  # a hit is no negative
-        return F.cross_entropy(
-            torch.cat([true[:, None], others], 1), torch.zeros(len(wanted), dtype=torch.long)
-        )
+    wanted = batch.labels["next_item"]
+    u, v = model.user_vectors(batch.numeric, batch.categorical), model.item_vectors()
+    drawn = torch.multinomial(share, 50, replacement=True, generator=generator)
+    bias = model.bias - (share.log() if correct else 0.0)
+    true = (u * v[wanted]).sum(-1) + bias[wanted]
+    others = u @ v[drawn].T + bias[drawn]
+    others = others.masked_fill(drawn[None, :] == wanted[:, None], -1e9)  # a hit is no negative
+    return F.cross_entropy(torch.cat([true[:, None], others], 1), torch.zeros(len(wanted), dtype=torch.long))
 
 
-def train_next(case: Case, kind: str, epochs: int = 12) -> tuple[nn.Module, float]:
+def train_next(case: Case, kind: str) -> tuple[nn.Module, float]:
     """Train next_item on its labelled rows by one kind of softmax; the best validation recall's model, seconds."""
     task = [task for task in case.data.tasks if task.name == "next_item"]
     model = case.model(tasks=task)
     train = case.data.train.take(case.data.train.masks["next_item"].nonzero().squeeze(-1))
     valid = case.data.valid.select(["next_item"])
-    sampler = SampledSoftmax(model, case.items["clicks"].to_numpy(float), 50, kind == "sampled, corrected")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.1)
+    clicks = case.items["clicks"].to_numpy(float) + 0.5
+    share = torch.tensor(clicks / clicks.sum(), dtype=torch.float32)
     generator = torch.Generator().manual_seed(case.seed)
-    best, state, seconds = -1.0, None, 0.0
-    for _ in range(epochs):
-        start = time.perf_counter()
-        for batch in train.batches(256, generator=generator):
-            if kind == "full":
-                loss = task_losses(task, model(batch.numeric, batch.categorical), batch)["next_item"]
-            else:
-                loss = sampler.loss(batch.numeric, batch.categorical, batch.labels["next_item"], generator)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        seconds += time.perf_counter() - start
-        now = recall(predict(model, valid)["next_item"].numpy(), valid)
-        if now > best:
-            best, state = now, {name: value.clone() for name, value in model.state_dict().items()}
-    model.load_state_dict(state)
-    return model, seconds / epochs
+
+    def loss_of(batch: Batch) -> Tensor:
+        if kind != "full":
+            return sampled_softmax(model, batch, share, kind == "sampled, corrected", generator)
+        return task_losses(task, model(batch.numeric, batch.categorical), batch)["next_item"]
+
+    def score() -> float:
+        return recall(predict(model, valid)["next_item"].numpy(), valid)
+
+    return model, by_hand(model, partial(train.batches, 256, generator=generator), loss_of, score)
 
 
 def tasks(case: Case) -> Iterator[Row]:
@@ -173,8 +177,7 @@ def tasks(case: Case) -> Iterator[Row]:
     known = case.data.train.masks["next_category"]
     common = torch.bincount(case.data.train.labels["next_category"][known]).argmax()
     known = test.masks["next_category"]
-    hits = (test.labels["next_category"][known] == common).float().mean().item()
-    yield "most frequent", "category_accuracy", hits
+    yield "most frequent", "category_accuracy", (test.labels["next_category"][known] == common).float().mean()
     clicks = np.tile(case.items["clicks"].to_numpy(float), (len(test), 1))
     yield "popularity", "recall", recall(clicks, test)
     yield "chance", "recall", K / len(case.items)
@@ -258,22 +261,16 @@ def rare(case: Case) -> Iterator[Row]:
         "over-sampled": (plain, torch.cat([positive.repeat(10), negative])),
     }
     labels = test.labels["purchase"].numpy()
-    steps = -(-len(train) // 1024)
+    steps = -(-len(train) // 1024)  # an epoch, for all
     for name, (loss_of, rows) in plans.items():
         model, used = case.model(tasks=task), train if rows is None else train.take(rows)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.1)
-        order, best, state = torch.Generator().manual_seed(case.seed), -1.0, None
-        for _ in range(12):
-            size = max(len(used) // steps, 1)  # as many steps an epoch for all
-            for batch in used.batches(size, generator=order):
-                loss = loss_of(model(batch.numeric, batch.categorical)["purchase"], batch.labels["purchase"])
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-            now = evaluate(model, valid)["purchase"]["auc"]
-            if now > best:
-                best, state = now, {key: value.clone() for key, value in model.state_dict().items()}
-        model.load_state_dict(state)
+        order, size = torch.Generator().manual_seed(case.seed), max(len(used) // steps, 1)
+        by_hand(
+            model,
+            partial(used.batches, size, generator=order),
+            lambda b: loss_of(model(b.numeric, b.categorical)["purchase"], b.labels["purchase"]),  # noqa: B023
+            lambda: evaluate(model, valid)["purchase"]["auc"],  # noqa: B023
+        )
         p = predict(model, test)["purchase"].numpy().astype(float)
         found = {name: p}
         if name == "down-sampled":
@@ -290,7 +287,7 @@ def rare(case: Case) -> Iterator[Row]:
 def fixed_position(data: MultiTaskDataset, place: int, code: int) -> MultiTaskDataset:
     codes = data.categorical.clone()
     codes[:, place] = code
-    return MultiTaskDataset(data.numeric, codes, data.labels, data.masks, data.tasks)
+    return replace(data, categorical=codes)
 
 
 def position(case: Case) -> Iterator[Row]:
@@ -308,42 +305,33 @@ def position(case: Case) -> Iterator[Row]:
     top = fixed_position(data.test, place, codes[1])
     task = [Task("click")]
     for name in ("position known", "position ignored"):
-        use = data
+        parts = [data.train, data.valid]
         if name == "position ignored":
-            parts = {
-                part: fixed_position(getattr(data, part), place, codes[1]) for part in ("train", "valid")
-            }
-            use = type("Parts", (), parts)
+            parts = [fixed_position(part, place, codes[1]) for part in parts]
         model = case.model(tasks=task)
-        fit(model, use.train, use.valid, seed=case.seed, **TRAINING)
+        fit(model, *parts, seed=case.seed, **TRAINING)
         p = predict(model, top)["click"].numpy().astype(float)
-        yield (
-            name,
-            "excess_loss",
-            float(np.mean(truth * np.log(truth / p) + (1 - truth) * np.log((1 - truth) / (1 - p)))),
-        )
-        yield name, "correlation", float(pd.Series(p).corr(pd.Series(truth), method="spearman"))
+        excess = truth * np.log(truth / p) + (1 - truth) * np.log((1 - truth) / (1 - p))
+        yield name, "excess_loss", excess.mean()
+        yield name, "correlation", pd.Series(p).corr(pd.Series(truth), method="spearman")
         yield name, "ratio", p.mean() / truth.mean()
         if name == "position known":
             last = predict(model, fixed_position(data.test, place, codes[5]))["click"].numpy().astype(float)
-            yield "learned", "effect", float(np.mean(np.log(last / (1 - last)) - np.log(p / (1 - p))))
+            yield "learned", "effect", np.mean(np.log(last / (1 - last)) - np.log(p / (1 - p)))
 
 
 # ------------------------------------------------------------------------------------------------- business
 
 
-def weightings() -> list[dict[str, float]]:
-    """15 weightings of the three tasks; click, the first half of the funnel, goes with purchase."""
-    grid = simplex_grid(["purchase", "next_category", "next_item"], 5, lowest=0.02)
-    return [{"click": w["purchase"], **w} for w in grid]
+# 15 weightings of the three tasks; click, the first half of the funnel, goes with purchase.
+GRID = simplex_grid(["purchase", "next_category", "next_item"], 5, lowest=0.02)
+WEIGHTINGS = [{"click": w["purchase"], **w} for w in GRID]
 
 
 def business(case: Case) -> Iterator[Row]:
     """Each weighting's validation metrics and the true worth of its lists; then fusions; then baselines."""
     data = case.data
-    family = sweep(
-        lambda: case.model(), data.train, data.valid, weightings=weightings(), seeds=[case.seed], **SWEEP
-    )
+    family = sweep(case.model, data.train, data.valid, weightings=WEIGHTINGS, seeds=[case.seed], **SWEEP)
     price = case.items["price"].to_numpy()
     for row in family.weightings.index:
         model = family.model(row)
@@ -370,20 +358,16 @@ def business(case: Case) -> Iterator[Row]:
         "favourite category": s["category"] + 1e-6 * s["next"],
         "next items": s["next"],
     }
-    valid, bought = predict(model, data.valid), data.valid.labels["purchase"]
-    for label, inputs, weight in (
-        ("learned", {"click": "log_odds", "purchase": "log_odds"}, None),
-        ("learned, by price", {"click": "log_odds", "purchase": "log_odds", "price": "log"}, True),
-    ):
-        columns = {name: valid[name] for name in ("click", "purchase")}
-        cost = torch.tensor(case.frames["valid"]["price"].to_numpy())
-        columns["price"] = cost
-        weights = None if weight is None else torch.where(bought == 1, cost / cost.mean(), 1.0)
-        fusion = LearnedFusion(inputs).fit(columns, bought, weights)
-        everything = {name: torch.tensor(s[name]) for name in ("click", "purchase")}
-        everything["price"] = torch.tensor(price).expand(s["click"].shape)
-        with torch.no_grad():
-            lists[label] = fusion(everything).numpy()
+    bought, cost = data.valid.labels["purchase"], torch.tensor(case.frames["valid"]["price"].to_numpy())
+    seen = {**predict(model, data.valid), "price": cost}
+    everything = {name: torch.tensor(s[name]) for name in ("click", "purchase")}
+    everything["price"] = torch.tensor(price).expand(s["click"].shape)
+    inputs = {"click": "log_odds", "purchase": "log_odds"}
+    learned = LearnedFusion(inputs).fit(seen, bought, None)
+    worth = torch.where(bought == 1, cost / cost.mean(), 1.0)
+    by_price = LearnedFusion({**inputs, "price": "log"}).fit(seen, bought, worth)
+    with torch.no_grad():
+        lists |= {"learned": learned(everything).numpy(), "learned, by price": by_price(everything).numpy()}
     users = len(case.rows)
     lists["popularity"] = np.tile(case.items["clicks"].to_numpy(float), (users, 1))
     lists["chance"] = np.random.default_rng(case.seed).random((users, len(price)))
@@ -393,31 +377,22 @@ def business(case: Case) -> Iterator[Row]:
             yield name, measure, value
 
 
-COMMAND = "python notebooks/studies/nb05_tables.py"
 PARTS = {"tasks": tasks, "funnel": funnel, "rare": rare, "position": position, "business": business}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--shops", type=int, default=8)
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--out", type=Path, default=Path("notebooks/results"))
-    options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
-    rows: dict[str, list[dict]] = {part: [] for part in options.only}
+    options = command_line(__doc__, shops=8)
+    options.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    options = options.parse_args()
+    rows: dict[str, list[tuple]] = {part: [] for part in options.only}
     for seed in range(1, options.shops + 1):
         case = Case(seed)
         for part in options.only:
             start = time.perf_counter()
-            for name, measure, value in PARTS[part](case):
-                rows[part].append(
-                    {"shop": seed, "name": name, "measure": measure, "value": round(float(value), 6)}
-                )
+            rows[part] += [(seed, *names, round(float(value), 6)) for *names, value in PARTS[part](case)]
             print(f"shop {seed}: {part} {time.perf_counter() - start:.0f} s", flush=True)
-            text = pd.DataFrame(rows[part]).to_csv(index=False, lineterminator="\n")
-            (options.out / f"05_{part}.csv").write_text(f"# {COMMAND}\n{text}", encoding="utf-8")
+            table = pd.DataFrame(rows[part], columns=["shop", "name", "measure", "value"])
+            store(options.out / f"05_{part}.csv", "nb05_tables.py", table)
 
 
 if __name__ == "__main__":
