@@ -370,6 +370,9 @@ def test_what_is_returned_is_used_and_a_failure_there_is_said_so():
         assert f"expected a SharedBottom, got {said}" in answer and "raised" not in answer
     answer = check("02.add_task", narrow)
     assert answer.state == "not yet" and "fails when it is used: RuntimeError" in str(answer)
+    lines = dict(check("02.add_task", find("02.add_task").mistakes[1].answer).lines)
+    assert "model.tasks: expected 'a tuple of click" in lines["problem"]
+    assert lines.keys() == {"input", "problem", "hint"}, "the facts, cut short, would look alike"
 
 
 @pytest.mark.parametrize(
@@ -395,6 +398,7 @@ def test_an_unusual_right_answer_passes():
         ("01.stable_log_loss", lambda z, y: F.softplus(torch.where(y > 0.5, -z, z).double()).mean()),
         ("03.log_sum_exp", lambda z: np.logaddexp.reduce(z.numpy(), 1)),
         ("03.log_sum_exp", lambda z: torch.tensor(np.logaddexp.reduce(z.numpy().astype(float), 1))),
+        ("06.logit_of_product", lambda a, b: (p := F.logsigmoid(a) + F.logsigmoid(b)) - (-p.expm1()).log()),
         ("06.load_term", lambda gates: gates.shape[1] * (gates.mean(0) ** 2).sum() - 1),
         ("06.load_term", lambda gates: gates.shape[1] ** 2 * gates.mean(0).var(unbiased=False)),
         ("06.load_term", lambda gates: (u := gates.numpy().mean(0)).var() / u.mean() ** 2),
@@ -431,6 +435,12 @@ def test_the_mistake_that_explains_everything_wins():
         return F.binary_cross_entropy_with_logits(logits[mask], labels[mask])
 
     assert find("02.masked_loss").mistakes[2].hint in str(check("02.masked_loss", selected))
+
+    def more_digits(a, b):
+        """Goes further before a sigmoid rounds to 1, and not far enough."""
+        return torch.logit(a.double().sigmoid() * b.double().sigmoid())
+
+    assert find("06.logit_of_product").mistakes[-1].hint in str(check("06.logit_of_product", more_digits))
 
 
 FOUR = {"not attempted": lambda log: ..., "correct": right}

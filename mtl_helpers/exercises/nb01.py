@@ -48,7 +48,7 @@ def leaking(make_features, log, rows):
 def feature_makers(rng):
     """Functions that make features of a log: honest ones, and ones that know a label too early."""
     always = ["past", "own", "future"]
-    for n, count, tried in ((8, 3, None), (14, 4, 0), (14, 5, 1), (20, 7, None)):
+    for n, count, tried, step in ((8, 3, None, 1), (14, 4, 0, 1), (14, 5, 1, -1), (20, 7, None, -1)):
         kinds = rng.permutation([name for name in FEATURES if name not in always])[: count - 3]
         chosen = dict(zip(rng.permutation(list("abcdefg"))[:count].tolist(), [*always, *kinds], strict=True))
         click = rng.permutation(np.arange(n) % 2)
@@ -59,7 +59,7 @@ def feature_makers(rng):
             return pd.DataFrame({name: FEATURES[kind](item, click) for name, kind in chosen.items()})
 
         rows = np.arange(n) if tried is None else np.flatnonzero(click == tried)
-        yield make_features, log, rows.tolist()
+        yield make_features, log, rows[::step].tolist()
 
 
 def _same_item(item):
@@ -77,13 +77,13 @@ FEATURES = {  # each a matrix (rows, rows) that says which clicks a row sees, ti
 }
 
 
-def _compare_rows(upto=lambda row: (0, row + 1), other=lambda click: 1 - click, in_place=False):
-    """``leaking`` that compares other rows than it should, tries another click, or spoils the log."""
+def _compare_rows(upto=lambda row: (0, row + 1), other=lambda click: 1 - click, stays=None):
+    """``leaking`` that compares other rows than it should, tries another click, or flips in ``stays(log)`` for good."""
 
     def answer(make_features, log, rows):
-        before, found = make_features(log), set()
+        before, found, spoiled = make_features(log), set(), stays and stays(log)
         for row in rows:
-            changed = log if in_place else log.copy()
+            changed = spoiled if stays else log.copy()
             changed.loc[row, "click"] = other(changed.loc[row, "click"])
             after = make_features(changed)
             found |= set(before.columns[(before != after).iloc[slice(*upto(row))].any()])
@@ -157,7 +157,13 @@ EXERCISES = (
             "You set the click to 0. Where it is 0 already nothing changes: flip it, 1 − click.",
             lambda make, log, rows: set(make(log).columns) - leaking(make, log, rows),
             "You return the honest features. Asked for are the ones that leak.",
-            _compare_rows(in_place=True),
+            lambda make, log, rows: leaking(make, log, rows[:1]),
+            "You try the first row alone. Is the `return` inside of the loop?",
+            lambda make, log, rows: leaking(make, log, rows[-1:]),
+            "You keep what the last row shows, and forget the others. Gather: `found |= …`.",
+            _compare_rows(stays=pd.DataFrame.copy),
+            "A flipped click stays flipped while you try the next row. Take a new copy for each.",
+            _compare_rows(stays=lambda log: log),
             "You flip labels in the log itself, and they stay flipped. Flip them in a copy.",
         ),
         hints=(

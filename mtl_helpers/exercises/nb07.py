@@ -132,7 +132,7 @@ EXERCISES = (
             lambda sd, gap: int((2.8 * sd / gap) ** 2),
             "One seed too few: round up.",
             lambda sd, gap: int((2.8 * sd / gap) ** 2) + 1,
-            "`int(x) + 1` is one seed too many where x is whole already. Round up with `np.ceil`.",
+            "One seed too many where n comes out whole, as with `int(x) + 1` or <. Round up with `np.ceil`, or take ≤.",
             lambda sd, gap: max(2, int(np.ceil((2.8 * sd / gap) ** 2))),
             "You never answer 1. An interval needs two seeds, but asked for is the smallest n of the formula.",
             lambda sd, gap: int(np.ceil((1.96 * sd / gap) ** 2)),
