@@ -18,23 +18,14 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
 
+# fmt: off
 __all__ = [
-    "Interval",
-    "accuracy",
-    "auc",
-    "batched_auc",
-    "calibration_error",
-    "confusion",
-    "correct_downsampling",
-    "expected_auc",
-    "expected_log_loss",
-    "grouped_auc",
-    "log_loss",
-    "mean_interval",
-    "paired_difference",
-    "precision_recall",
-    "reliability_curve",
+    "Interval", "accuracy", "auc", "batched_auc", "calibration_error", "confusion", "correct_downsampling",
+    "expected_auc", "expected_log_loss", "grouped_auc", "log_loss", "mean_interval", "paired_difference",
+    "precision_recall", "reliability_curve",
 ]
+# fmt: on
+EPS = 1e-7  # a log-loss takes probabilities no nearer to 0 and 1
 
 
 def _pair(labels: ArrayLike, scores: ArrayLike, probabilities: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -42,15 +33,13 @@ def _pair(labels: ArrayLike, scores: ArrayLike, probabilities: bool = False) -> 
     if y.shape != s.shape or y.ndim != 1:
         raise ValueError(f"Labels {y.shape}, scores {s.shape}: expected two 1-D arrays of one length.")
     if np.isnan(s).any():
-        raise ValueError(
-            f"{int(np.isnan(s).sum())} of {len(s)} scores are NaN: the model's output is broken."
-        )
+        raise ValueError(f"{np.isnan(s).sum()} of {len(s)} scores are NaN: the model's output is broken.")
     if len(bad := y[~np.isin(y, (0, 1))]):
         raise ValueError(f"Binary labels must be 0 or 1; found {bad[0]:g}. Drop rows without a label first.")
-    return y, _probabilities(s) if probabilities else s
+    return y, check_probabilities(s) if probabilities else s
 
 
-def _probabilities(values: ArrayLike) -> np.ndarray:
+def check_probabilities(values: ArrayLike) -> np.ndarray:
     p = np.asarray(values, dtype=float)
     if not ((p >= 0) & (p <= 1)).all():
         raise ValueError("Probabilities must lie in [0, 1], without NaN. Logits? Use sigmoid first.")
@@ -60,12 +49,11 @@ def _probabilities(values: ArrayLike) -> np.ndarray:
 def auc(labels: ArrayLike, scores: ArrayLike) -> float:
     """Probability that a random positive scores above a random negative, ties counting one half; NaN for one class."""
     y, s = _pair(labels, scores)
-    positives = y == 1
-    n_pos, n_neg = int(positives.sum()), int((~positives).sum())
+    n_pos, n_neg = int((y == 1).sum()), int((y == 0).sum())
     if not n_pos or not n_neg:
         return float("nan")
-    ordered = np.sort(s)
-    below = np.searchsorted(ordered, s[positives], "left") + np.searchsorted(ordered, s[positives], "right")
+    ordered, wanted = np.sort(s), s[y == 1]
+    below = np.searchsorted(ordered, wanted, "left") + np.searchsorted(ordered, wanted, "right")
     return float((below.sum() / 2 - n_pos**2 / 2) / (n_pos * n_neg))
 
 
@@ -74,20 +62,14 @@ def batched_auc(scores: Tensor, labels: Tensor) -> Tensor:
     import torch
 
     rows, y = scores.cpu().numpy(), labels.cpu().numpy()
-    return torch.tensor(
-        [float("nan") if np.isnan(row).any() else auc(y, row) for row in rows], dtype=torch.float64
-    )
+    values = [np.nan if np.isnan(row).any() else auc(y, row) for row in rows]
+    return torch.tensor(values, dtype=torch.float64)
 
 
 def expected_auc(probabilities: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None) -> float:
     """AUC against labels that are known as probabilities: each row is a positive of weight p and a negative of 1 − p.
-
-    The same expectation as :func:`auc` of drawn labels, without their noise; for a simulator, which knows p.
-
-    Parameters
-    ----------
-    probabilities, scores : (n,). weights : (n,) of the rows, such as p_click where only clicked rows count.
-    """
+    The same expectation as :func:`auc` of drawn labels, without their noise; for a simulator, which knows p. All are
+    (n,); ``weights`` are those of the rows, such as p_click where only clicked rows count."""
     p, s = np.asarray(probabilities, dtype=float), np.asarray(scores, dtype=float)
     w = np.ones_like(p) if weights is None else np.asarray(weights, dtype=float)
     _, tied = np.unique(s, return_inverse=True)
@@ -97,10 +79,16 @@ def expected_auc(probabilities: ArrayLike, scores: ArrayLike, weights: ArrayLike
     return float((yes * below).sum() / total) if total > 0 else float("nan")
 
 
-def expected_log_loss(truth: ArrayLike, probabilities: ArrayLike, eps: float = 1e-7) -> float:
+def expected_log_loss(truth: ArrayLike, probabilities: ArrayLike) -> float:
     """Mean log-loss that labels drawn with probability ``truth`` would have in expectation."""
-    y, p = np.asarray(truth, dtype=float), np.clip(np.asarray(probabilities, dtype=float), eps, 1 - eps)
+    y, p = np.asarray(truth, dtype=float), np.clip(np.asarray(probabilities, dtype=float), EPS, 1 - EPS)
     return float(-np.mean(y * np.log(p) + (1 - y) * np.log1p(-p)))
+
+
+def log_loss(labels: ArrayLike, probabilities: ArrayLike) -> float:
+    """Mean of −log(probability of what happened); probabilities are clipped to [1e-7, 1 − 1e-7]."""
+    y, p = _pair(labels, probabilities, True)
+    return expected_log_loss(y, p) if len(y) else float("nan")
 
 
 def grouped_auc(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike) -> float:
@@ -113,20 +101,10 @@ def grouped_auc(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike) -> floa
     codes = np.unique(np.asarray(groups), return_inverse=True)[1]
     if codes.shape != y.shape:
         raise ValueError(f"Groups have shape {codes.shape}, labels {y.shape}: expected one group per row.")
-    order = np.argsort(codes, kind="stable")
-    parts = np.split(order, np.flatnonzero(np.diff(codes[order])) + 1)
+    parts = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
     pairs = [(auc(y[rows], s[rows]), len(rows)) for rows in parts if 0 < y[rows].sum() < len(rows)]
-    if not pairs:
-        return float("nan")
-    values, sizes = zip(*pairs, strict=True)
-    return float(np.average(values, weights=sizes))
-
-
-def log_loss(labels: ArrayLike, probabilities: ArrayLike, eps: float = 1e-7) -> float:
-    """Mean of −log(probability of what happened); probabilities are clipped to [eps, 1 − eps]."""
-    y, p = _pair(labels, probabilities, True)
-    p = np.clip(p, eps, 1 - eps)
-    return float(-np.mean(np.where(y == 1, np.log(p), np.log1p(-p)))) if len(y) else float("nan")
+    values, sizes = np.array(pairs).reshape(-1, 2).T
+    return float(np.average(values, weights=sizes)) if pairs else float("nan")
 
 
 def accuracy(labels: ArrayLike, probabilities: ArrayLike, threshold: float = 0.5) -> float:
@@ -144,7 +122,7 @@ def confusion(labels: ArrayLike, probabilities: ArrayLike, threshold: float = 0.
 
 def precision_recall(
     labels: ArrayLike, probabilities: ArrayLike, threshold: float = 0.5
-) -> tuple[float, float]:
+) -> tuple[float, ...]:
     """Precision and recall of the decisions p ≥ threshold; NaN where there is nothing to divide by."""
     count = confusion(labels, probabilities, threshold)
     said_yes, are_yes = count["tp"] + count["fp"], count["tp"] + count["fn"]
@@ -152,46 +130,36 @@ def precision_recall(
 
 
 def calibration_error(labels: ArrayLike, probabilities: ArrayLike, bins: int = 10) -> float:
-    """Expected calibration error over bins of equal count: Σ (share of rows)·|mean label − mean probability|.
-
-    Equal counts, because with rare positives nearly all rows would share the first bin of equal width.
-    """
+    """Expected calibration error over bins of equal count: Σ (share of rows)·|mean label − mean probability|. With rare
+    positives nearly all rows would share the first bin of equal width."""
     y, p = _pair(labels, probabilities, True)
-    if not len(y):
-        return float("nan")
-    parts = _equal_parts(p, bins)
-    return float(sum(len(rows) * abs(y[rows].mean() - p[rows].mean()) for rows in parts) / len(y))
+    gaps = [len(rows) * abs(y[rows].mean() - p[rows].mean()) for rows in _equal_parts(p, bins)]
+    return float(sum(gaps) / len(y)) if gaps else float("nan")
 
 
 def _equal_parts(p: np.ndarray, bins: int) -> list[np.ndarray]:
-    """Rows of each bin of equal count, bins in the order of the probabilities."""
-    if bins < 1:
-        raise ValueError(f"bins is {bins}, expected 1 or more.")
-    return np.array_split(np.argsort(p, kind="stable"), min(bins, len(p)))
+    """Rows of each bin of equal count, bins in the order of the probabilities; no bin without rows."""
+    return np.array_split(np.argsort(p, kind="stable"), min(bins, len(p))) if len(p) else []
 
 
-def reliability_curve(
-    labels: ArrayLike, probabilities: ArrayLike, bins: int = 10, level: float = 0.95
-) -> pd.DataFrame:
+def reliability_curve(labels: ArrayLike, probabilities: ArrayLike, bins: int = 10) -> pd.DataFrame:
     """Predicted against observed share of positives, in the bins of equal count of :func:`calibration_error`.
 
-    Observed shares come with Wilson's score interval (Wilson, JASA 1927), which stays in [0, 1] and keeps its coverage
-    where positives are few. Bins are fewer where rows are; without rows there is none.
-    Returns a frame with a row for each bin: ``predicted`` (mean probability), ``observed`` (share of positives),
-    ``low``, ``high`` and ``count`` (rows).
+    Observed shares come with Wilson's 95 % score interval (Wilson, JASA 1927), which stays in [0, 1] and keeps its
+    coverage where positives are few. Returns a frame with a row for each bin: ``predicted`` (mean probability),
+    ``observed`` (share of positives), ``low``, ``high`` and ``count`` (rows).
     """
     import pandas as pd
     from scipy.stats import binomtest
 
     y, p = _pair(labels, probabilities, True)
     found = []
-    for rows in _equal_parts(p, bins) if len(y) else []:
+    for rows in _equal_parts(p, bins):
         own, n = y[rows], len(rows)
-        low, high = binomtest(int(own.sum()), n).proportion_ci(level, method="wilson")
+        low, high = binomtest(int(own.sum()), n).proportion_ci(0.95, method="wilson")
         # rounding must not leave the share outside its interval
         found.append((p[rows].mean(), own.mean(), min(low, own.mean()), max(high, own.mean()), n))
-    names = ["predicted", "observed", "low", "high", "count"]
-    return pd.DataFrame(found, columns=names).astype(dict.fromkeys(names[:4], float) | {"count": int})
+    return pd.DataFrame(found, columns=["predicted", "observed", "low", "high", "count"])
 
 
 def correct_downsampling(probabilities: ArrayLike, rate: float) -> np.ndarray:
@@ -199,29 +167,17 @@ def correct_downsampling(probabilities: ArrayLike, rate: float) -> np.ndarray:
 
     Dropping negatives multiplies the odds by 1/rate. So p = q / (q + (1 − q)/rate), where q is what the model says
     (He et al., *Practical Lessons from Predicting Clicks on Ads at Facebook*, ADKDD 2014, section 6.3). The order of
-    rows, and with it the AUC, stays.
-
-    Parameters
-    ----------
-    probabilities : any shape, in [0, 1]. rate : share of negatives that was kept, above 0, at most 1; 1/r
-        where instead every positive stood r times in the training rows.
-
-    Returns
-    -------
-    float64 of the same shape.
+    rows stays. ``rate`` is 1/r where instead every positive stood r times in the training rows.
     """
     if not 0 < rate <= 1:
         raise ValueError(f"rate is {rate}, expected the share of negatives kept, above 0, at most 1.")
-    q = _probabilities(probabilities)
+    q = check_probabilities(probabilities)
     return q / (q + (1 - q) / rate)
-
-
-# ------------------------------------------------------------------------------------------------- intervals
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over runs with its confidence interval ``[low, high]``; ``n`` runs."""
+    """A mean over ``n`` runs with its confidence interval ``[low, high]``."""
 
     mean: float
     low: float
@@ -244,16 +200,14 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     x = np.asarray(values, dtype=float)
     if x.ndim != 1 or len(x) < 2 or not np.isfinite(x).all():
         raise ValueError(f"An interval needs two or more finite values; got {x.tolist()}.")
+    mean = float(x.mean())
     half = float(t.ppf(0.5 + level / 2, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x)))
-    return Interval(float(x.mean()), float(x.mean()) - half, float(x.mean()) + half, len(x))
+    return Interval(mean, mean - half, mean + half, len(x))
 
 
-def paired_difference(a: Sequence[float], b: Sequence[float], level: float = 0.95) -> Interval:
-    """Interval of the mean of a − b, where a[i] and b[i] share a seed and data.
-
-    Pairing removes what both have in common (the seed's luck), so it sees differences that two separate intervals
-    would hide.
-    """
+def paired_difference(a: Sequence[float], b: Sequence[float]) -> Interval:
+    """95 % interval of the mean of a − b, where a[i] and b[i] share a seed and data. Pairing removes what both have in
+    common (the seed's luck), so it sees differences that two separate intervals would hide."""
     if len(a) != len(b):
         raise ValueError(f"Pairs are needed: got {len(a)} and {len(b)} runs.")
-    return mean_interval(np.asarray(a, dtype=float) - np.asarray(b, dtype=float), level)
+    return mean_interval(np.asarray(a, dtype=float) - np.asarray(b, dtype=float))

@@ -3,8 +3,8 @@
 Taught in notebook 05. Scores are an array (U, I), a row for each user and a column for each item; a ranking is an array
 (U, k) of item positions in 0 … I − 1, best first, as :func:`top_k` and :func:`mmr` return it. Metrics of a list give
 one value per user, (U,): NaN where a user has no relevant item, for then no list is right or wrong. Average them with
-:func:`user_mean`, which leaves those users out. NaN, repeated or unknown items, negative prices and
-lists shorter than k are ValueErrors.
+:func:`user_mean`, which leaves those users out. NaN, repeated or unknown items, negative prices and lists shorter than
+k are ValueErrors.
 """
 
 from __future__ import annotations
@@ -13,45 +13,25 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from mtl_helpers.metrics import check_probabilities
+
+# fmt: off
 __all__ = [
-    "average_precision_at_k",
-    "catalogue_coverage",
-    "category_coverage",
-    "expected_revenue",
-    "exposure",
-    "gini",
-    "mmr",
-    "ndcg_at_k",
-    "novelty",
-    "precision_at_k",
-    "recall_at_k",
-    "top_k",
-    "user_mean",
+    "average_precision_at_k", "catalogue_coverage", "category_coverage", "expected_ndcg", "expected_revenue",
+    "exposure", "gini", "mmr", "ndcg_at_k", "novelty", "precision_at_k", "recall_at_k", "top_k", "user_mean",
 ]
-
-
-# ------------------------------------------------------------------------------------------------- lists
+# fmt: on
 
 
 def top_k(scores: ArrayLike, k: int) -> np.ndarray:
-    """The k best items of each user, best first; equal scores go by position in the catalogue, the lower first.
-
-    Parameters
-    ----------
-    scores : (U, I); −inf puts an item behind all others (say, one that is sold out).
-    k : 1 to I.
-
-    Returns
-    -------
-    (U, k) int64, positions of items.
-    """
+    """The k best items of each user, best first, (U, k) int64; equal scores go by position, the lower first. ``scores``
+    (U, I) may be −inf, which puts an item behind all others (say, one that is sold out); ``k`` is 1 to I."""
     s = _scores(scores)
     k = _length(k, s.shape[1])
     # exactly k of each row: everything above the k-th score, then as many of its equals as there is room for
     limit = np.partition(s, s.shape[1] - k, axis=1)[:, s.shape[1] - k, None]
     chosen, equal = s > limit, s == limit
-    room = k - chosen.sum(1, keepdims=True)
-    chosen |= equal & (equal.cumsum(1) <= room)
+    chosen |= equal & (equal.cumsum(1) <= k - chosen.sum(1, keepdims=True))
     items = np.nonzero(chosen)[1].reshape(len(s), k)
     order = np.argsort(-np.take_along_axis(s, items, 1), axis=1, kind="stable")
     return np.take_along_axis(items, order, 1)
@@ -65,14 +45,8 @@ def mmr(scores: ArrayLike, categories: ArrayLike, k: int, diversity: float) -> n
     means the same for every user and every scale of scores, but depends on the best and the worst of them. Equal
     values go to the higher score, then to the lower position.
 
-    Parameters
-    ----------
-    scores : (U, I), finite. categories : (I,), text or numbers. k : 1 to I.
-    diversity : 0 gives :func:`top_k`; 1 takes the best item of every category before a second one of any.
-
-    Returns
-    -------
-    (U, k) int64, positions of items.
+    ``scores`` (U, I) are finite, ``categories`` (I,) text or numbers. A ``diversity`` of 0 gives :func:`top_k`; 1 takes
+    the best item of every category before a second one of any. Returns (U, k) int64.
     """
     s = _scores(scores)
     if not np.isfinite(s).all() or not 0 <= diversity <= 1:
@@ -82,8 +56,7 @@ def mmr(scores: ArrayLike, categories: ArrayLike, k: int, diversity: float) -> n
     s, category = np.take_along_axis(s, order, 1), codes[order]
     spread = s[:, :1] - s[:, -1:]
     value = (1 - diversity) * (s - s[:, -1:]) / np.where(spread > 0, spread, 1)
-    seen = np.zeros((len(s), codes.max() + 1))
-    out = np.empty((len(s), k), np.int64)
+    seen, out = np.zeros((len(s), codes.max() + 1)), np.empty((len(s), k), np.int64)
     for place in range(k):
         best = (value - diversity * np.take_along_axis(seen, category, 1)).argmax(1)
         out[:, place] = order[rows, best]
@@ -92,64 +65,50 @@ def mmr(scores: ArrayLike, categories: ArrayLike, k: int, diversity: float) -> n
     return out
 
 
-# ------------------------------------------------------------------------------------------------- accuracy of a list
-
-
 def precision_at_k(relevance: ArrayLike, ranking: ArrayLike, k: int | None = None) -> np.ndarray:
-    """Share of the first k items that are relevant.
-
-    Parameters
-    ----------
-    relevance : (U, I), 0 or 1. ranking : (U, n) positions of items, best first.
-    k : 1 to n; the whole list unless told.
-
-    Returns
-    -------
-    (U,), in [0, 1]; NaN for a user without a relevant item.
-    """
-    hits, relevant, _ = _hits(relevance, ranking, k)
-    return np.where(relevant > 0, hits.mean(1), np.nan)
+    """Share of the first k items that are relevant, (U,). ``relevance`` (U, I) is 0 or 1, ``ranking`` (U, n) positions
+    of items, best first, and ``k`` 1 to n, the whole list unless told."""
+    hits, relevance = _gains(relevance, ranking, k)
+    return np.where(relevance.sum(1) > 0, hits.mean(1), np.nan)
 
 
 def recall_at_k(relevance: ArrayLike, ranking: ArrayLike, k: int | None = None) -> np.ndarray:
-    """Share of a user's relevant items that stand among the first k; below 1 where these are more than k.
-
-    Parameters and result as for :func:`precision_at_k`.
-    """
-    hits, relevant, _ = _hits(relevance, ranking, k)
-    return _ratio(hits.sum(1), relevant)
+    """Share of a user's relevant items that stand among the first k, (U,); below 1 where these are more than k."""
+    hits, relevance = _gains(relevance, ranking, k)
+    return _ratio(hits.sum(1), relevance.sum(1))
 
 
 def average_precision_at_k(relevance: ArrayLike, ranking: ArrayLike, k: int | None = None) -> np.ndarray:
-    """Precision at the place of each relevant item among the first k, averaged; its mean over users is MAP@k.
+    """Precision at the place of each relevant item among the first k, averaged, (U,); its mean over users is MAP@k.
 
-    AP@k = Σ_j rel_j · P@j / min(k, number of relevant items), so that a perfect list has 1 at every k. With k = I it is
-    the usual average precision. Parameters and result as for :func:`precision_at_k`.
+    AP@k = Σ_j rel_j · P@j / min(k, number of relevant items), so that a perfect list has 1 at every k.
     """
-    hits, relevant, k = _hits(relevance, ranking, k)
-    precision = hits.cumsum(1) / np.arange(1, k + 1)
-    return _ratio((precision * hits).sum(1), np.minimum(relevant, k))
+    hits, relevance = _gains(relevance, ranking, k)
+    precision = hits.cumsum(1) / np.arange(1, hits.shape[1] + 1)
+    return _ratio((precision * hits).sum(1), np.minimum(relevance.sum(1), hits.shape[1]))
 
 
 def ndcg_at_k(relevance: ArrayLike, ranking: ArrayLike, k: int | None = None) -> np.ndarray:
-    """Normalised discounted cumulative gain (Järvelin and Kekäläinen, ACM TOIS 2002), with linear gains.
+    """Normalised discounted cumulative gain (Järvelin and Kekäläinen, ACM TOIS 2002), with linear gains, (U,).
 
-    DCG@k = Σ_j rel_j / log2(j + 1) over places j = 1 … k, divided by that of the best list of k items.
-
-    Parameters
-    ----------
-    relevance : (U, I), 0 or more (grades are allowed). ranking, k : as for :func:`precision_at_k`.
-
-    Returns
-    -------
-    (U,), in [0, 1]; NaN for a user whose relevances are all 0.
+    DCG@k = Σ_j rel_j / log2(j + 1) over places j = 1 … k, divided by that of the best list of k items. ``relevance``
+    is 0 or more: here, grades are allowed.
     """
-    rel, lists, k = _relevance_and_ranking(relevance, ranking, k)
+    gains, rel = _gains(relevance, ranking, k, graded=True)
+    n, k = rel.shape[1], gains.shape[1]
     discount = 1 / np.log2(np.arange(2, k + 2))
-    gain = np.take_along_axis(rel, lists, 1) @ discount
-    best = np.sort(np.partition(rel, rel.shape[1] - k, axis=1)[:, rel.shape[1] - k :], axis=1)[:, ::-1]
-    ideal = best @ discount
-    return _ratio(np.minimum(gain, ideal), ideal)
+    ideal = np.sort(np.partition(rel, n - k, axis=1)[:, n - k :], axis=1)[:, ::-1] @ discount
+    return _ratio(np.minimum(gains @ discount, ideal), ideal)
+
+
+def expected_ndcg(probabilities: ArrayLike, scores: ArrayLike, k: int) -> np.ndarray:
+    """NDCG@k against labels that are known as probabilities, for a simulator, which knows them: (U, I) both → (U,).
+
+    The expectation of DCG@k of the list :func:`top_k` over labels drawn with them, Σ_j p_j / log2(j + 1), divided by
+    the largest expectation of any list, that of the list sorted by p. It is *not* the expectation of :func:`ndcg_at_k`
+    of drawn labels, a mean of ratios whose best list is another one in each draw.
+    """
+    return ndcg_at_k(check_probabilities(probabilities), top_k(scores, k))
 
 
 def user_mean(values: ArrayLike) -> float:
@@ -159,19 +118,14 @@ def user_mean(values: ArrayLike) -> float:
     return float(known.mean()) if known.size else float("nan")
 
 
-# ------------------------------------------------------------------------------------------------- what a shop reads
-
-
 def catalogue_coverage(ranking: ArrayLike, n_items: int) -> float:
     """Share of the catalogue that stands in at least one list, in (0, 1]."""
     return len(np.unique(_ranking(ranking, n_items))) / n_items
 
 
 def category_coverage(ranking: ArrayLike, categories: ArrayLike) -> np.ndarray:
-    """Share of the catalogue's categories that each user's list shows, (U,), in (0, 1].
-
-    A list of k items cannot show more than k categories. ``categories`` is (I,), text or numbers.
-    """
+    """Share of the catalogue's categories that each user's list shows, (U,), in (0, 1]; a list of k items cannot show
+    more than k. ``categories`` is (I,), text or numbers."""
     codes = _category_codes(categories, len(categories))
     lists = _ranking(ranking, len(codes))
     seen = np.zeros((len(lists), codes.max() + 1), bool)
@@ -179,31 +133,22 @@ def category_coverage(ranking: ArrayLike, categories: ArrayLike) -> np.ndarray:
     return seen.mean(1)
 
 
-def novelty(ranking: ArrayLike, counts: ArrayLike, smoothing: float = 1.0) -> np.ndarray:
-    """Mean self-information of each user's list, bits: −log2 of an item's share of all interactions.
+def novelty(ranking: ArrayLike, counts: ArrayLike) -> np.ndarray:
+    """Mean self-information of each user's list, (U,) in bits: −log2 of an item's share of all interactions.
 
     Rare items surprise: novelty(u) = mean over the list of −log2 p_i (Zhou et al., PNAS 2010), where
-    p_i = (n_i + a) / (Σ n + a·I). The a imagined interactions with every item keep unseen items finite.
-
-    Parameters
-    ----------
-    ranking : (U, k). counts : (I,) interactions with each item in the past, 0 or more. smoothing : a, 0 or more.
-
-    Returns
-    -------
-    (U,), bits. Raises ValueError when a = 0 and a list holds an item without interactions.
+    p_i = (n_i + 1) / (Σ n + I) and ``counts`` (I,) holds n_i, the interactions with each item in the past. The imagined
+    interaction with every item keeps unseen ones finite.
     """
     n = _not_negative(counts, "counts")
-    lists, n = _ranking(ranking, len(n)), n + smoothing
-    if smoothing < 0 or (n[lists] <= 0).any():
-        raise ValueError("An item without interactions is infinitely surprising: use smoothing > 0.")
+    lists, n = _ranking(ranking, len(n)), n + 1.0
     return -np.log2(n[lists] / n.sum()).mean(1)
 
 
 def exposure(ranking: ArrayLike, n_items: int, position_factors: ArrayLike | None = None) -> np.ndarray:
     """How often each item is shown, (I,); each place counts its factor (k,), 1 unless told."""
     lists = _ranking(ranking, n_items)
-    factors = _factors(position_factors, lists.shape[1])
+    factors = _factors(position_factors, lists)
     return np.bincount(lists.ravel(), np.tile(factors, len(lists)), minlength=n_items)
 
 
@@ -224,29 +169,18 @@ def gini(exposures: ArrayLike) -> float:
 def expected_revenue(
     ranking: ArrayLike, purchase: ArrayLike, prices: ArrayLike, position_factors: ArrayLike | None = None
 ) -> np.ndarray:
-    """Expected revenue per 1,000 impressions of each user's list, in the unit of the prices.
+    """Expected revenue per 1,000 impressions of each user's list, (U,) in the unit of the prices.
 
     R(u) = 1000/k · Σ_j f_j · P(u buys item_j | shown first) · price_j. A buyer's choice of one product does not change
-    the chance of another, as in the simulated shop.
-
-    Parameters
-    ----------
-    ranking : (U, k). purchase : (U, I) true purchase probability of an impression, in [0, 1].
-    prices : (I,), 0 or more. position_factors : (k,) what place j leaves of that probability; 1 unless told.
-
-    Returns
-    -------
-    (U,). The shop's figure is the mean: all lists are equally long.
+    the chance of another, as in the simulated shop. ``purchase`` (U, I) are true purchase probabilities of an
+    impression, ``prices`` (I,) 0 or more, and ``position_factors`` (k,) what place j leaves of that probability, 1
+    unless told. The shop's figure is the mean: all lists are equally long.
     """
-    p, price = np.asarray(purchase, dtype=float), _not_negative(prices, "prices")
-    if p.ndim != 2 or price.shape != p.shape[1:] or not ((p >= 0) & (p <= 1)).all():
-        raise ValueError("purchase must hold probabilities in [0, 1], (users, items), and prices (items,).")
+    p, price = check_probabilities(purchase), _not_negative(prices, "prices")
+    if p.ndim != 2 or price.shape != p.shape[1:]:
+        raise ValueError(f"purchase {p.shape} must be (users, items), and prices {price.shape} (items,).")
     lists = _ranking(ranking, p.shape[1], len(p))
-    factors = _factors(position_factors, lists.shape[1])
-    return 1000 * (np.take_along_axis(p, lists, 1) * price[lists] * factors).mean(1)
-
-
-# ------------------------------------------------------------------------------------------------- checks
+    return 1000 * (np.take_along_axis(p, lists, 1) * price[lists] * _factors(position_factors, lists)).mean(1)
 
 
 def _scores(scores: ArrayLike) -> np.ndarray:
@@ -267,28 +201,23 @@ def _ranking(ranking: ArrayLike, n_items: int, n_users: int | None = None) -> np
     lists = np.asarray(ranking)
     if lists.ndim != 2 or lists.dtype.kind not in "iu" or n_users not in (None, len(lists)):
         raise ValueError(f"A ranking is (users, k) positions of items; got {lists.dtype}, {lists.shape}.")
-    ordered = np.sort(lists, axis=1)
-    if lists.min() < 0 or lists.max() >= n_items or (ordered[:, 1:] == ordered[:, :-1]).any():
+    if lists.min() < 0 or lists.max() >= n_items or not np.diff(np.sort(lists, axis=1), axis=1).all():
         raise ValueError(f"A ranking holds positions from 0 to {n_items - 1}, none twice in a list.")
     return lists
 
 
-def _relevance_and_ranking(
-    relevance: ArrayLike, ranking: ArrayLike, k: int | None
-) -> tuple[np.ndarray, np.ndarray, int]:
+def _gains(
+    relevance: ArrayLike, ranking: ArrayLike, k: int | None, graded: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Relevance at the first k places, (U, k), and of all items, (U, I)."""
     rel = np.asarray(relevance, dtype=float)
     if rel.ndim != 2 or not (np.isfinite(rel) & (rel >= 0)).all():
         raise ValueError(f"Relevance is (users, items), finite and 0 or more; got shape {rel.shape}.")
+    if not graded and ((rel != 0) & (rel != 1)).any():
+        raise ValueError("Relevance must be 0 or 1 here; only ndcg_at_k knows grades.")
     lists = _ranking(ranking, rel.shape[1], len(rel))
     k = _length(lists.shape[1] if k is None else k, lists.shape[1])
-    return rel, lists[:, :k], k
-
-
-def _hits(relevance: ArrayLike, ranking: ArrayLike, k: int | None) -> tuple[np.ndarray, np.ndarray, int]:
-    rel, lists, k = _relevance_and_ranking(relevance, ranking, k)
-    if ((rel != 0) & (rel != 1)).any():
-        raise ValueError("Relevance must be 0 or 1 here; only ndcg_at_k knows grades.")
-    return np.take_along_axis(rel, lists, 1), rel.sum(1), k
+    return np.take_along_axis(rel, lists[:, :k], 1), rel
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
@@ -309,8 +238,9 @@ def _not_negative(values: ArrayLike, what: str) -> np.ndarray:
     return x
 
 
-def _factors(position_factors: ArrayLike | None, k: int) -> np.ndarray:
-    factors = np.ones(k) if position_factors is None else _not_negative(position_factors, "position_factors")
+def _factors(position_factors: ArrayLike | None, lists: np.ndarray) -> np.ndarray:
+    k = lists.shape[1]
+    factors = _not_negative(np.ones(k) if position_factors is None else position_factors, "position_factors")
     if factors.shape != (k,):
         raise ValueError(f"position_factors have shape {factors.shape}: expected {k} numbers, one a place.")
     return factors
