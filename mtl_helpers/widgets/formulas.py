@@ -237,15 +237,8 @@ def two_gradients_explorer(
     arrows = _arrows(left, colors, 0.008)
     tips = []
     for name, (color, marker, size, full) in zip(methods, styles, strict=True):
-        look = {
-            "color": color,
-            "ms": size,
-            "mew": 1.8,
-            "mfc": color if full else "none",
-            "lw": 0,
-            "animated": True,
-        }
-        tips += left.plot([], [], marker, label=name, **look)
+        look = {"color": color, "ms": size, "mfc": color if full else "none", "animated": True}
+        tips += left.plot([], [], marker, mew=1.8, lw=0, label=name, **look)
     look = {"fontsize": 12, "ha": "center", "animated": True}
     names = [left.text(0, 0, name, color=color, **look) for name, color in (("g₁", FIRST), ("g₂", SECOND))]
     left.legend(fontsize=8, loc="upper right", frameon=True, framealpha=0.9, markerscale=0.75)
@@ -256,10 +249,9 @@ def two_gradients_explorer(
     right.set(xlim=(-1.05, 1.05), ylim=(len(methods) - 0.4, -0.6), yticks=at, yticklabels=methods)
     right.set(xlabel="cosine with the task's gradient", title="Positive: a step helps the task")
     right.grid(axis="y", visible=False)
-    swatches = [
-        right.barh([-9], [0], color=color, label=f"task {i}") for i, (_, color) in enumerate(sides, 1)
-    ]
-    right.legend(handles=swatches, fontsize=8, loc="lower left", frameon=True)
+    for i, (_, color) in enumerate(sides, 1):
+        right.barh([-9], [0], color=color, label=f"task {i}")
+    right.legend(fontsize=8, loc="lower left", frameon=True)
 
     def update(state: dict) -> str:
         rows = two_gradients(state["angle"], state["length"])
@@ -274,9 +266,8 @@ def two_gradients_explorer(
         with np.errstate(invalid="ignore", divide="ignore"):
             cosines = made @ rows.T / (sizes[:, None] * np.linalg.norm(rows, axis=1))
         cosines[sizes < 1e-9] = np.nan
-        for i in (0, 1):
-            for bar, value in zip(bars[i], cosines[:, i], strict=True):
-                bar.set_width(0.0 if np.isnan(value) else value)
+        for bar, value in zip([*bars[0], *bars[1]], np.nan_to_num(cosines.T).flat, strict=True):
+            bar.set_width(value)
         return _read_two(state, methods, cosines)
 
     knobs = [

@@ -161,12 +161,9 @@ class LiveTraining:
         self.shares, self.metrics = [], []  # (step, {task: value}) where they were measured
         self.status = "ready"
         optimizer = torch.optim.AdamW(self.model.parameters(), lr=self.lr)
-        how = {
-            "batch_size": self.batch_size,
-            "epochs": self.epochs,
-            "generator": torch.Generator().manual_seed(0),
-        }
-        self._loop = training_steps(self.model, self.train, optimizer, weights=self.weights, **how)
+        how = {"weights": self.weights, "batch_size": self.batch_size, "epochs": self.epochs}
+        how["generator"] = torch.Generator().manual_seed(0)
+        self._loop = training_steps(self.model, self.train, optimizer, **how)
 
     def _advance(self) -> None:
         """One optimiser step and its records, or the end."""
@@ -275,25 +272,20 @@ class _Curves:
         titles = ("Losses (smoothed)", "Who moves the shared layers", "Validation")
         labels = ("loss", "share of the gradient", kinds.pop() if len(kinds) == 1 else "metric")
         looks = {name: {**task_style(name), "marker": "", "lw": 1.6} for name in live.names}
-        self.lines = []
-        for ax, title, label in zip(self.axes, titles, labels, strict=True):
+        self.lines = [{}, {}, {}]
+        for ax, title, label, lines in zip(self.axes, titles, labels, self.lines, strict=True):
             ax.set(title=title, xlabel="step", ylabel=label, xlim=(0, 200))
-            self.lines.append(
-                {name: ax.plot([], [], animated=True, **look)[0] for name, look in looks.items()}
-            )
             for name, look in looks.items():
+                lines[name] = ax.plot([], [], animated=True, **look)[0]
                 ax.plot([], [], label=name, **look)
         self.axes[0].legend(loc="upper right")
         shares = self.axes[1]
         shares.set_ylim(-0.02, 1.2)
-        wide, arrow = {"lw": 3, "alpha": 0.3}, {"marker": "<", "ms": 9, "lw": 0}
-        self.asked, self.sliders = (
-            {
-                name: shares.plot([], [], color=task_style(name)["color"], animated=True, **look)[0]
-                for name in looks
-            }
-            for look in (wide, arrow)
-        )
+        self.asked, self.sliders, wide = {}, {}, {"lw": 3, "alpha": 0.3}
+        for name in live.names:
+            look = {"color": task_style(name)["color"], "animated": True}
+            self.asked[name] = shares.plot([], [], **wide, **look)[0]
+            self.sliders[name] = shares.plot([], [], "<", ms=9, zorder=2.1, **look)[0]
         weight = shares.plot([], [], color=GREY, **wide, label="share of the weights")
         shares.legend(handles=weight, loc="upper right")
         self.fit(live)
