@@ -14,18 +14,14 @@ the order of batches, while the test day stays. Test rows are scored once a run.
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
+from study import command_line, store
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mtl_helpers.data import (
     KUAIRAND_CATEGORICAL,
     KUAIRAND_NUMERIC,
@@ -72,20 +68,15 @@ Make = Callable[[MultiTaskDataset], Weighting]
 
 def strategies(tuned: dict[str, float]) -> dict[str, Make]:
     """Every strategy by name, made from the training data."""
+    own = {"UW": UncertaintyWeighting, "DWA": DWA, "GradNorm": GradNorm, "RLW": RandomWeighting}
+    own |= {"IMTL-L": IMTLL, "GLS": GLS, "FAMO": FAMO, "STCH": STCH}
     return {
         "equal weights": lambda data: Fixed(data.tasks),
         "tuned fixed": lambda data: Fixed(data.tasks, tuned),
         "rarity": lambda data: Fixed(data.tasks, rarity_weights(data)),
         "entropy": lambda data: Fixed(data.tasks, entropy_weights(data)),
         "validation gap": lambda data: ValidationGap(data.tasks, constant_losses(data)),
-        "UW": lambda data: UncertaintyWeighting(data.tasks),
-        "DWA": lambda data: DWA(data.tasks),
-        "GradNorm": lambda data: GradNorm(data.tasks),
-        "RLW": lambda data: RandomWeighting(data.tasks),
-        "IMTL-L": lambda data: IMTLL(data.tasks),
-        "GLS": lambda data: GLS(data.tasks),
-        "FAMO": lambda data: FAMO(data.tasks),
-        "STCH": lambda data: STCH(data.tasks),
+        **{name: lambda data, kind=kind: kind(data.tasks) for name, kind in own.items()},
         **{name: lambda data, name=name: CombinedGradients(data.tasks, name) for name in METHODS},
     }
 
@@ -95,21 +86,16 @@ def shop(seed: int) -> Splits:
     return prepare(frames, SHOP_TASKS, SHOP_NUMERIC, SHOP_CATEGORICAL)
 
 
-class KuaiRand:
-    """Keeps the log, and draws training rows by seed."""
+def kuairand() -> Callable[[int], Splits]:
+    """Draws training rows by seed."""
+    frames = split_by_date(load_kuairand(progress=False))
 
-    def __init__(self) -> None:
-        self.frames = split_by_date(load_kuairand(progress=False))
+    def draw(seed: int) -> Splits:
+        train = frames["train"].sample(KUAIRAND_ROWS, random_state=seed)
+        columns = (KUAIRAND_TASKS, KUAIRAND_NUMERIC, KUAIRAND_CATEGORICAL)
+        return prepare(frames | {"train": train}, *columns, min_count=2)
 
-    def __call__(self, seed: int) -> Splits:
-        train = self.frames["train"].sample(KUAIRAND_ROWS, random_state=seed)
-        return prepare(
-            self.frames | {"train": train},
-            KUAIRAND_TASKS,
-            KUAIRAND_NUMERIC,
-            KUAIRAND_CATEGORICAL,
-            min_count=2,
-        )
+    return draw
 
 
 def build(splits: Splits) -> SharedBottom:
@@ -119,16 +105,9 @@ def build(splits: Splits) -> SharedBottom:
 def tune(splits: Splits) -> dict[str, float]:
     """The weighting with the lowest normalised validation loss, mean of three starts."""
     grid = simplex_grid(splits.tasks, 8, lowest=0.02)
+    settings = {"epochs": 12, "progress": False} | {key: TRAINING[key] for key in ("lr", "weight_decay")}
     swept = sweep(
-        lambda: build(splits),
-        splits.train,
-        splits.valid,
-        weightings=grid,
-        seeds=(0, 1, 2),
-        epochs=12,
-        lr=TRAINING["lr"],
-        weight_decay=TRAINING["weight_decay"],
-        progress=False,
+        lambda: build(splits), splits.train, splits.valid, weightings=grid, seeds=(0, 1, 2), **settings
     )
     constants = constant_losses(splits.train)
     losses = swept.records.query("split == 'valid' and metric == 'loss'")
@@ -144,45 +123,27 @@ def compare(name: str, source: Callable[[int], Splits], seeds: int) -> tuple[pd.
     rows = []
     for seed in range(seeds):
         splits = source(seed)
-        constants = constant_losses(splits.train)
-        monitor = {task: 1 / loss for task, loss in constants.items()}
         for strategy, make in strategies(tuned).items():
-            rows += run(name, strategy, make, splits, monitor, seed)
+            found, epoch = run(make, splits, seed)
+            rows += [
+                (name, strategy, seed, task, metric, round(value, 6), epoch)
+                for task, metrics in found.items()
+                for metric, value in metrics.items()
+                if metric in ("loss", "auc" if "auc" in metrics else "accuracy")
+            ]
         print(f"{name}: seed {seed} done", flush=True)
-    return pd.DataFrame(rows), tuned
+    columns = ["data", "strategy", "seed", "task", "metric", "value", "epoch"]
+    return pd.DataFrame(rows, columns=columns), tuned
 
 
-def run(
-    name: str, strategy: str, make: Make, splits: Splits, monitor: dict[str, float], seed: int
-) -> list[dict]:
-    """Train once and score the test rows."""
+def run(make: Make, splits: Splits, seed: int) -> tuple[dict[str, dict[str, float]], int]:
+    """Train once; what the test rows say, and the epoch kept."""
     torch.manual_seed(seed)
     model = build(splits)
-    history = fit(
-        model,
-        splits.train,
-        splits.valid,
-        weights=make(splits.train),
-        monitor=monitor,
-        seed=seed,
-        progress=False,
-        **TRAINING,
-    )
-    found = evaluate(model, splits.test)
-    return [
-        {
-            "data": name,
-            "strategy": strategy,
-            "seed": seed,
-            "task": task,
-            "metric": metric,
-            "value": round(value, 6),
-            "epoch": history.best_epoch,
-        }
-        for task, metrics in found.items()
-        for metric, value in metrics.items()
-        if metric == "loss" or metric == ("auc" if "auc" in metrics else "accuracy")
-    ]
+    monitor = {task: 1 / loss for task, loss in constant_losses(splits.train).items()}
+    own = {"weights": make(splits.train), "monitor": monitor, "seed": seed, "progress": False}
+    history = fit(model, splits.train, splits.valid, **own, **TRAINING)
+    return evaluate(model, splits.test), history.best_epoch
 
 
 def cost(splits: Splits, rounds: int = 25) -> pd.DataFrame:
@@ -201,29 +162,23 @@ def cost(splits: Splits, rounds: int = 25) -> pd.DataFrame:
             next(steps)
             if number >= 3:
                 seconds[name].append(time.perf_counter() - start)
-    base = seconds["equal weights"]
     ratios = {
-        name: statistics.median(s / b for s, b in zip(v, base, strict=True)) for name, v in seconds.items()
+        name: round(statistics.median(s / b for s, b in zip(own, seconds["equal weights"], strict=True)), 3)
+        for name, own in seconds.items()
     }
-    return pd.DataFrame({"strategy": list(ratios), "ratio": np.round(list(ratios.values()), 3)})
+    return pd.DataFrame(list(ratios.items()), columns=["strategy", "ratio"])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", nargs="*", choices=("shop", "kuairand"), default=["shop", "kuairand"])
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--out", type=Path, default=Path("notebooks/results"))
-    options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
+    options = command_line(__doc__, seeds=10)
+    options.add_argument("--data", nargs="*", choices=("shop", "kuairand"), default=["shop", "kuairand"])
+    options = options.parse_args()
 
     def write(name: str, table: pd.DataFrame) -> None:
-        command = "# python notebooks/studies/nb04_strategies.py\n"
-        (options.out / f"04_{name}.csv").write_text(command + table.to_csv(index=False), encoding="utf-8")
+        store(options.out / f"04_{name}.csv", "nb04_strategies.py", table)
 
     for name in options.data:
-        table, tuned = compare(name, shop if name == "shop" else KuaiRand(), options.seeds)
+        table, tuned = compare(name, shop if name == "shop" else kuairand(), options.seeds)
         write(f"strategies_{name}", table)
         weights = pd.DataFrame({"data": name, "task": list(tuned), "weight": list(tuned.values())})
         write(f"tuned_{name}", weights)

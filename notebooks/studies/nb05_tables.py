@@ -193,9 +193,9 @@ def tasks(case: Case) -> Iterator[Row]:
 class EntireSpace(nn.Module):
     """ESMM (Ma et al., SIGIR 2018): click and conversion towers; the purchase logit is that of their product."""
 
-    def __init__(self, model: nn.Module, schema) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model, self.schema, self.tasks = model, schema, (Task("click"), Task("purchase"))
+        self.model, self.tasks = model, (Task("click"), Task("purchase"))
 
     def forward(self, numeric: Tensor, categorical: Tensor) -> dict[str, Tensor]:
         logits = self.model(numeric, categorical)
@@ -213,7 +213,7 @@ def funnel(case: Case) -> Iterator[Row]:
     settings = TRAINING | {"epochs": 40}
     fit(alone, *clicked, seed=case.seed, batch_size=128, **settings)
     click = case.fit(case.model(tasks=[Task("click")]))
-    whole = EntireSpace(case.model(tasks=[Task("click"), Task("conversion")]), data.schema)
+    whole = EntireSpace(case.model(tasks=[Task("click"), Task("conversion")]))
     case.fit(whole, monitor={"click": 1.0, "purchase": 1.0})
     with torch.no_grad():
         inner = whole.model(data.test.numeric, data.test.categorical)

@@ -14,17 +14,15 @@ them when the correlation changes. Test rows are scored once a run.
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from study import SideBySide, command_line, store
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from mtl_helpers.data import Task
 from mtl_helpers.data.correlated import CorrelatedTasks, correlated_tasks
 from mtl_helpers.models import PLE, MMoE, SharedBottom, SingleTask, count_parameters, match_parameters
 from mtl_helpers.training import evaluate, fit
@@ -35,10 +33,9 @@ TRAINING = {"epochs": 80, "patience": 5, "batch_size": 256, "progress": False}
 SIZE = {"embedding_dim": 1, "tower": (8,)}
 TUNING_SEEDS, TUNING_CORRELATION = (1000, 1001), 0.5
 SEGMENTS = 4
-Builds = Mapping[str, Callable[[], nn.Module]]
 
 
-def builds(data: CorrelatedTasks) -> Builds:
+def builds(data: CorrelatedTasks) -> Mapping[str, Callable[[], nn.Module]]:
     """Models by name, all with about as many parameters as MMoE with 8 experts of 16 units.
 
     "separate" stands for two single-task networks, which share nothing.
@@ -51,32 +48,23 @@ def builds(data: CorrelatedTasks) -> Builds:
         "MMoE, 4 experts": (MMoE, {"n_experts": 4, "hidden": (32,)}),
         "MMoE, 2 experts": (MMoE, {"n_experts": 2, "hidden": (64,)}),
     }
-    return match_parameters(like, kinds, **SIZE)
+
+    def separate() -> nn.Module:
+        def alone(task: Task, width: int) -> nn.Module:
+            return SingleTask(data.schema, task, hidden=(width,), **SIZE)
+
+        target = count_parameters(like)
+        sizes = {w: 2 * count_parameters(alone(data.tasks[0], w)) for w in range(1, 300)}
+        width = min(sizes, key=lambda w: abs(sizes[w] - target))
+        return SideBySide(alone(task, width) for task in data.tasks)
+
+    return {**match_parameters(like, kinds, **SIZE), "separate": separate}
 
 
-class Separate(nn.Module):
-    """Two single-task networks in one model, so that they train side by side; together as large as the others."""
-
-    def __init__(self, data: CorrelatedTasks, target: int) -> None:
-        super().__init__()
-        self.tasks = data.tasks
-        make = lambda task, width: SingleTask(data.schema, task, hidden=(width,), **SIZE)  # noqa: E731
-        width = min(range(1, 300), key=lambda w: abs(2 * count_parameters(make(data.tasks[0], w)) - target))
-        self.nets = nn.ModuleList(make(task, width) for task in data.tasks)
-
-    def forward(self, numeric: torch.Tensor, categorical: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {name: out for net in self.nets for name, out in net(numeric, categorical).items()}
+Build = Callable[[], nn.Module]
 
 
-def models(data: CorrelatedTasks) -> Builds:
-    found = dict(builds(data))
-    size = count_parameters(found["MMoE"]())
-    return found | {"separate": lambda: Separate(data, size)}
-
-
-def train(
-    build: Callable[[], nn.Module], data: CorrelatedTasks, lr: float, seed: int
-) -> tuple[nn.Module, float]:
+def train(build: Build, data: CorrelatedTasks, lr: float, seed: int) -> tuple[nn.Module, float]:
     """A trained model, and its best validation loss."""
     torch.manual_seed(seed)
     model = build()
@@ -90,7 +78,7 @@ def tune() -> dict[str, float]:
     losses: dict[tuple[str, float], list[float]] = {}
     for seed in TUNING_SEEDS:
         data = correlated_tasks(TUNING_CORRELATION, seed)
-        for name, build in models(data).items():
+        for name, build in builds(data).items():
             for lr in RATES:
                 losses.setdefault((name, lr), []).append(train(build, data, lr, seed)[1])
     table = pd.Series({key: np.mean(values) for key, values in losses.items()}).unstack()
@@ -130,7 +118,7 @@ def study(seeds: int, rates: Mapping[str, float]) -> Iterator[tuple[pd.DataFrame
         for correlation in CORRELATIONS:
             data = correlated_tasks(correlation, seed)
             labels = torch.stack(list(data.train.labels.values())).double()
-            for name, build in models(data).items():
+            for name, build in builds(data).items():
                 if "experts" in name and seed >= 3:  # only their gates are shown
                     continue
                 model, _ = train(build, data, rates[name], seed)
@@ -143,32 +131,19 @@ def study(seeds: int, rates: Mapping[str, float]) -> Iterator[tuple[pd.DataFrame
                     table, found["gate_distance"] = read_gates(model, data)
                     key = {"correlation": correlation, "n_experts": model.settings["n_experts"], "seed": seed}
                     gates.append(table.assign(**key))
+                key = {"correlation": correlation, "model": name, "seed": seed}
                 records += [
-                    {
-                        "correlation": correlation,
-                        "model": name,
-                        "seed": seed,
-                        "metric": metric,
-                        "value": round(value, 5),
-                    }
-                    for metric, value in found.items()
+                    {**key, "metric": metric, "value": round(value, 5)} for metric, value in found.items()
                 ]
         print(f"seed {seed} done", flush=True)
         yield pd.DataFrame(records), pd.concat(gates)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--out", type=Path, default=Path("notebooks/results"))
-    options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
+    options = command_line(__doc__, seeds=10).parse_args()
 
     def write(name: str, table: pd.DataFrame) -> None:
-        command = f"# python notebooks/studies/nb06_correlation.py --seeds {options.seeds}\n"
-        (options.out / f"06_{name}.csv").write_text(command + table.to_csv(index=False), encoding="utf-8")
+        store(options.out / f"06_{name}.csv", f"nb06_correlation.py --seeds {options.seeds}", table)
 
     rates = tune()
     write("correlation_tuned", pd.DataFrame({"model": list(rates), "lr": list(rates.values())}))

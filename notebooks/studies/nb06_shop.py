@@ -13,16 +13,13 @@ table of its own, and has more.
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import pandas as pd
 import torch
+from study import SideBySide, command_line, store
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mtl_helpers.data import (
     SHOP_CATEGORICAL,
     SHOP_NUMERIC,
@@ -62,18 +59,6 @@ KINDS = {
 }
 
 
-class SingleTasks(nn.Module):
-    """One network for each task, side by side in one model."""
-
-    def __init__(self, splits: Splits) -> None:
-        super().__init__()
-        self.tasks = splits.tasks
-        self.nets = nn.ModuleList(SingleTask(splits.schema, task, embedding_dim=4) for task in self.tasks)
-
-    def forward(self, numeric: torch.Tensor, categorical: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {name: out for net in self.nets for name, out in net(numeric, categorical).items()}
-
-
 def shop(seed: int) -> Splits:
     frames = shop_splits(shop_frame(simulate(ShopConfig(seed=seed))))
     return prepare(frames, SHOP_TASKS, SHOP_NUMERIC, SHOP_CATEGORICAL)
@@ -81,7 +66,8 @@ def shop(seed: int) -> Splits:
 
 def builds(splits: Splits) -> Mapping[str, Callable[[], nn.Module]]:
     like = SharedBottom(splits.schema, splits.tasks, embedding_dim=4, hidden=(128, 64))
-    return {"single-task": lambda: SingleTasks(splits), **match_parameters(like, KINDS, embedding_dim=4)}
+    alone = lambda: SideBySide(SingleTask(splits.schema, task, embedding_dim=4) for task in splits.tasks)  # noqa: E731
+    return {"single-task": alone, **match_parameters(like, KINDS, embedding_dim=4)}
 
 
 def best_of(build: Callable[[], nn.Module], splits: Splits, seed: int) -> tuple[nn.Module, float]:
@@ -100,13 +86,7 @@ def best_of(build: Callable[[], nn.Module], splits: Splits, seed: int) -> tuple[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path("notebooks/results"))
-    options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
+    options = command_line(__doc__, seeds=5).parse_args()
     rows = []
     for seed in range(options.seeds):
         splits = shop(seed)
@@ -119,9 +99,8 @@ def main() -> None:
                 for metric in ("loss", "auc" if "auc" in values else "accuracy")
             ]
         print(f"seed {seed} done", flush=True)
-        command = f"# python notebooks/studies/nb06_shop.py --seeds {options.seeds}\n"
-        table = pd.DataFrame(rows).to_csv(index=False)
-        (options.out / "06_shop.csv").write_text(command + table, encoding="utf-8")
+        command = f"nb06_shop.py --seeds {options.seeds}"
+        store(options.out / "06_shop.csv", command, pd.DataFrame(rows))
 
 
 if __name__ == "__main__":
