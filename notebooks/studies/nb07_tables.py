@@ -21,18 +21,16 @@ of batches; contestants of a seed share them. The test day stays: no interval he
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from study import command_line, store
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mtl_helpers.data import MultiTaskDataset, Splits, Task, hide_labels, prepare
 from mtl_helpers.data.public import (
     CENSUS_CATEGORICAL,
@@ -65,9 +63,10 @@ from mtl_helpers.weighting import (
 TUNING_SEED = 1000
 SHARE = 0.8  # of the training rows, drawn by seed
 EPOCHS, PATIENCE, BATCH = 20, 3, 1024
-KUAIRAND_GRID = [(lr, decay, 1.0) for lr in (1e-3, 3e-3) for decay in (0.1, 1.0, 3.0)]
-LIKE_GRID = [(lr, 3e-4, like) for lr in (1e-3, 3e-3) for like in (0.3, 3.0, 10.0)]
-CENSUS_GRID = [(lr, decay, 1.0) for lr in (1e-3, 3e-3) for decay in (0.0, 0.01, 0.1)]
+RATES = (1e-3, 3e-3)
+KUAIRAND_GRID = tuple((lr, decay, 1.0) for lr in RATES for decay in (0.1, 1.0, 3.0))
+LIKE_GRID = tuple((lr, 3e-4, like) for lr in RATES for like in (0.3, 3.0, 10.0))
+CENSUS_GRID = tuple((lr, decay, 1.0) for lr in RATES for decay in (0.0, 0.01, 0.1))
 BUDGETS = (1_000, 2_500, 5_000, 10_000, 20_000, 40_000)
 
 Setting = tuple[float, float, float]  # learning rate, weight decay, weight of like
@@ -88,9 +87,9 @@ class Contestant:
     name: str
     tasks: tuple[Task, ...]
     build: Callable = SharedBottom
-    weigh: Callable[[MultiTaskDataset, Setting], Weighting] | None = None
+    weigh: Callable[[Sequence[Task], Setting, MultiTaskDataset], Weighting] = lambda tasks, *_: Fixed(tasks)
     aim: str | None = None
-    grid: Sequence[Setting] = tuple(KUAIRAND_GRID)
+    grid: Sequence[Setting] = KUAIRAND_GRID
 
     def fit(self, data: Splits, setting: Setting, seed: int) -> tuple[torch.nn.Module, float]:
         """The trained model, and its validation number: the lower, the better."""
@@ -104,11 +103,9 @@ class Contestant:
             model = self.build(data.schema, self.tasks)
         constants = constant_losses(data.train.select(names))
         monitor = {name: 1 / constants[name] if self.aim in (None, name) else 0.0 for name in names}
-        fit(
-            model, train, data.valid, epochs=EPOCHS, patience=PATIENCE, batch_size=batch, lr=setting[0],
-            weight_decay=setting[1], weights=self.weigh(train, setting) if self.weigh else None, monitor=monitor,
-            seed=seed, progress=False,
-        )  # fmt: skip
+        settings = dict(zip(("lr", "weight_decay"), setting, strict=False), monitor=monitor, seed=seed)
+        settings |= {"epochs": EPOCHS, "patience": PATIENCE, "batch_size": batch, "progress": False}
+        fit(model, train, data.valid, weights=self.weigh(train.tasks, setting, train), **settings)
         found = evaluate(model, data.valid)
         return model, sum(monitor[name] * found[name]["loss"] for name in names)
 
@@ -116,8 +113,13 @@ class Contestant:
         return min(self.grid, key=lambda setting: self.fit(data, setting, TUNING_SEED)[1])
 
 
-def alone(tasks: Sequence[Task], grid: Sequence[Setting] = tuple(KUAIRAND_GRID)) -> tuple[Contestant, ...]:
+def alone(tasks: Sequence[Task], grid: Sequence[Setting] = KUAIRAND_GRID) -> tuple[Contestant, ...]:
     return tuple(Contestant(f"single {task.name}", (task,), grid=grid) for task in tasks)
+
+
+def architectures(tasks: Sequence[Task], grid: Sequence[Setting] = KUAIRAND_GRID) -> tuple[Contestant, ...]:
+    kinds = {"shared bottom": SharedBottom, "MMoE": MMoE, "PLE": PLE}
+    return tuple(Contestant(name, tasks, kind, grid=grid) for name, kind in kinds.items())
 
 
 def run(
@@ -135,18 +137,11 @@ def run(
         for one in contestants:
             setting = settings[one.name]
             model, _ = one.fit(data, setting, seed)
-            shown = {"lr": setting[0], "weight_decay": setting[1], "like_weight": setting[2]}
+            before = {**columns, "model": one.name}
+            after = dict(zip(("lr", "weight_decay", "like_weight"), setting, strict=True))
+            after["parameters"] = count_parameters(model)
             records += [
-                {
-                    **columns,
-                    "model": one.name,
-                    "task": task,
-                    "seed": seed,
-                    "metric": metric,
-                    "value": value,
-                    **shown,
-                }
-                | {"parameters": count_parameters(model)}
+                {**before, "task": task, "seed": seed, "metric": metric, "value": value, **after}
                 for task, metric, value in score(model, data)
             ]
     return records
@@ -183,12 +178,11 @@ def kuairand_draw(
     tasks: Sequence[Task], like_labels: int | None = None, **days: object
 ) -> Callable[[int], Splits]:
     frames = split_by_date(load_kuairand(progress=False), **days)
+    columns = (tasks, KUAIRAND_WIDE_NUMERIC, KUAIRAND_WIDE_CATEGORICAL)
 
     def draw(seed: int) -> Splits:
         train = frames["train"].sample(frac=SHARE, random_state=seed)
-        made = prepare(
-            frames | {"train": train}, tasks, KUAIRAND_WIDE_NUMERIC, KUAIRAND_WIDE_CATEGORICAL, min_count=2
-        )
+        made = prepare(frames | {"train": train}, *columns, min_count=2)
         if like_labels is not None and like_labels < len(train):
             made.train = hide_labels(made.train, "like", like_labels, seed=seed)
         return made
@@ -201,28 +195,32 @@ def kuairand_draw(
 
 def seesaw(seeds: Sequence[int]) -> list[dict]:
     three = KUAIRAND_TASKS
+    strategies = {
+        "UW": lambda tasks, *_: UncertaintyWeighting(tasks),
+        "DWA": lambda tasks, *_: DWA(tasks),
+        "RLW": lambda tasks, *_: RandomWeighting(tasks),
+        "FAMO": lambda tasks, *_: FAMO(tasks),
+        "PCGrad": lambda tasks, *_: CombinedGradients(tasks, "PCGrad"),
+        "Aligned-MTL": lambda tasks, *_: CombinedGradients(tasks, "Aligned-MTL"),
+    }
+
+    def tuned(tasks: Sequence[Task], setting: Setting, *_: object) -> Fixed:
+        return Fixed(tasks, {"click": 1.0, "long_view": 1.0, "like": setting[2]})
+
+    detailed = (*alone(three), *architectures(three))
     contestants = (
-        *alone(three),
-        Contestant("shared bottom", three),
-        Contestant("MMoE", three, MMoE),
-        Contestant("PLE", three, PLE),
-        Contestant(
-            "tuned fixed weights",
-            three,
-            weigh=lambda data, s: Fixed(data.tasks, {"click": 1.0, "long_view": 1.0, "like": s[2]}),
-            grid=tuple(LIKE_GRID),
-        ),
-        Contestant("UW", three, weigh=lambda data, _: UncertaintyWeighting(data.tasks)),
-        Contestant("DWA", three, weigh=lambda data, _: DWA(data.tasks)),
-        Contestant("RLW", three, weigh=lambda data, _: RandomWeighting(data.tasks)),
-        Contestant("FAMO", three, weigh=lambda data, _: FAMO(data.tasks)),
-        Contestant("PCGrad", three, weigh=lambda data, _: CombinedGradients(data.tasks, "PCGrad")),
-        Contestant("Aligned-MTL", three, weigh=lambda data, _: CombinedGradients(data.tasks, "Aligned-MTL")),
+        *detailed,
+        Contestant("tuned fixed weights", three, weigh=tuned, grid=LIKE_GRID),
+        *(Contestant(name, three, weigh=weigh) for name, weigh in strategies.items()),
         Contestant("shared bottom, for like", three, aim="like"),
     )
-    records = run(contestants, kuairand_draw(three), seeds, detailed_scores)
-    detailed = (*(one.name for one in alone(three)), "shared bottom", "MMoE", "PLE")  # the table stays small
-    return [row for row in records if row["metric"] == "auc" or row["model"] in detailed]
+    records, names = (
+        run(contestants, kuairand_draw(three), seeds, detailed_scores),
+        [c.name for c in detailed],
+    )
+    return [
+        row for row in records if row["metric"] == "auc" or row["model"] in names
+    ]  # the table stays small
 
 
 def budget(seeds: Sequence[int]) -> list[dict]:
@@ -246,7 +244,7 @@ def play(seeds: Sequence[int]) -> list[dict]:
         *alone(four),
         Contestant("shared, equal weights", four),
         Contestant(
-            "shared, entropy weights", four, weigh=lambda data, _: Fixed(data.tasks, entropy_weights(data))
+            "shared, entropy weights", four, weigh=lambda tasks, _, data: Fixed(tasks, entropy_weights(data))
         ),
     )
     return run(contestants, kuairand_draw(four), seeds, plain_scores)
@@ -285,66 +283,51 @@ def split_census(frame: pd.DataFrame, seed: int) -> dict[str, pd.DataFrame]:
 
 
 def census(seeds: Sequence[int]) -> list[dict]:
-    frame, grid = load_census(progress=False), tuple(CENSUS_GRID)
+    frame = load_census(progress=False)
 
     def draw(seed: int) -> Splits:
         return prepare(split_census(frame, seed), CENSUS_TASKS, CENSUS_NUMERIC, CENSUS_CATEGORICAL)
 
-    contestants = (
-        *alone(CENSUS_TASKS, grid),
-        Contestant("shared bottom", CENSUS_TASKS, grid=grid),
-        Contestant("MMoE", CENSUS_TASKS, MMoE, grid=grid),
-        Contestant("PLE", CENSUS_TASKS, PLE, grid=grid),
-    )
+    contestants = alone(CENSUS_TASKS, CENSUS_GRID) + architectures(CENSUS_TASKS, CENSUS_GRID)
     return run(contestants, draw, seeds, plain_scores)
 
 
 TABLES = {"seesaw": seesaw, "budget": budget, "play": play, "drift": drift, "census": census}
 
 
-def summary(records: pd.DataFrame, metric: str) -> str:
-    """Markdown: each model's mean with its interval, and the paired difference to the single-task model."""
-    rows = records[records["metric"] == metric]
-    keys = [name for name in ("like_labels",) if name in rows]
+def summary(records: pd.DataFrame) -> str:
+    """Markdown: each model's mean AUC with its interval, and the paired difference to the single-task model."""
+    rows = records[records["metric"] == "auc"]
+    before = ["like_labels"] if "like_labels" in rows else []
+    found = {
+        key: part["value"].to_numpy() for key, part in rows.groupby([*before, "task", "model"], sort=False)
+    }
     lines = [
-        f"| {' | '.join([*keys, 'model', 'task', metric, 'minus single-task'])} |",
-        "|---" * (4 + len(keys)) + "|",
+        f"| {' | '.join([*before, 'model', 'task', 'auc', 'minus single-task'])} |",
+        "|---" * (4 + len(before)) + "|",
     ]
-    for key, part in rows.groupby([*keys, "task", "model"], sort=False):
-        *before, task, model = key
-        at = np.logical_and.reduce(
-            [rows[k] == v for k, v in zip(keys, before, strict=True)] or [rows["seed"] >= 0]
-        )
-        base = rows[at & (rows["task"] == task) & (rows["model"] == f"single {task}")]["value"].to_numpy()
-        values = part["value"].to_numpy()
-        gap = ""
+    for (*labels, task, model), values in found.items():
+        gap, base = "", found.get((*labels, task, f"single {task}"), ())
         if not model.startswith("single") and len(base) == len(values):
-            found = paired_difference(values, base)
-            gap = f"{found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
-        shown = [*(f"{value:,}" for value in before), model, task, str(mean_interval(values)), gap]
+            difference = paired_difference(values, base)
+            gap = f"{difference.mean:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]"
+        shown = [*(f"{value:,}" for value in labels), model, task, str(mean_interval(values)), gap]
         lines.append(f"| {' | '.join(shown)} |")
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("tables", nargs="+", choices=TABLES)
-    parser.add_argument("--seeds", type=int, default=6)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("notebooks/results"))
-    options = parser.parse_args()
+    options = command_line(__doc__, seeds=6, threads=1)
+    options.add_argument("tables", nargs="+", choices=TABLES)
+    options = options.parse_args()
     torch.set_num_threads(options.threads)
-    options.out.mkdir(parents=True, exist_ok=True)
     for name in options.tables:
         start = time.perf_counter()
         records = pd.DataFrame(TABLES[name](range(options.seeds)))
-        with (options.out / f"07_{name}.csv").open("w") as file:
-            file.write(f"# python notebooks/studies/nb07_tables.py {name} --seeds {options.seeds}\n")
-            records.to_csv(file, index=False, float_format="%.6g")
+        command = f"nb07_tables.py {name} --seeds {options.seeds}"
+        store(options.out / f"07_{name}.csv", command, records, float_format="%.6g")
         if name != "drift":
-            print(summary(records, "auc"))
+            print(summary(records))
         print(f"{name}: {options.seeds} seeds, {time.perf_counter() - start:.0f} s\n", flush=True)
 
 
