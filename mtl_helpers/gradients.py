@@ -17,17 +17,9 @@ from mtl_helpers.losses import task_losses
 from mtl_helpers.weighting import Weighting
 
 __all__ = [
-    "METHODS",
-    "CombinedGradients",
-    "aligned_mtl",
-    "cagrad",
-    "combine",
-    "imtl_g",
-    "mgda",
-    "nash_mtl",
-    "pcgrad",
-    "upgrad",
-]
+    "METHODS", "CombinedGradients",
+    "aligned_mtl", "cagrad", "combine", "imtl_g", "mgda", "nash_mtl", "pcgrad", "upgrad",
+]  # fmt: skip
 
 Method = Callable[..., np.ndarray]  # Gramian (T, T) → weights (T,)
 

@@ -1,9 +1,8 @@
 """Many task weightings trained at once: from a list of weights to a Pareto front in seconds.
 
-Taught in notebook 04 (weighting strategies); its result drives the weight slider of notebook 00. Instead of training
-one model after another, :func:`sweep` stacks the parameters of several, (K, …) instead of (…), and takes one step for
-all: the same start, the same batches and the same AdamW as :func:`mtl_helpers.training.fit`, so each of the K models
-ends where a run of its own would have ended.
+Taught in notebook 04; its result drives the weight slider of notebook 00. :func:`sweep` stacks the parameters of
+several models, (K, …) instead of (…), and takes one step for all: the same start, batches and AdamW as
+:func:`mtl_helpers.training.fit`, so each of the K models ends where a run of its own would have ended.
 """
 
 from __future__ import annotations
@@ -37,13 +36,10 @@ BLOCK = 8  # models that step together: their activations fit the processor's ca
 class Sweep:
     """What a sweep has trained and measured.
 
-    Attributes
-    ----------
-    weightings : one row per weighting, one column per task; its index numbers the weightings from 0.
-    records : tidy table with columns ``weighting``, ``seed``, ``epoch`` (from 1), ``split`` (``"train"`` or
-        ``"valid"``), ``task``, ``metric`` and ``value``. ``loss`` for every task (on ``"train"`` the mean over the
-        epoch's labelled rows, before each step); on ``"valid"`` also ``auc`` (binary), ``accuracy`` (multiclass) or
-        ``rmse`` (regression). A run whose loss became NaN or infinite has NaN from there on.
+    weightings : one row per weighting, numbered from 0, one column per task.
+    records : columns ``weighting``, ``seed``, ``epoch`` (from 1), ``split`` (``"train"`` or ``"valid"``), ``task``,
+        ``metric`` and ``value``: each task's ``loss`` (on ``"train"`` the mean over the epoch's labelled rows, before
+        each step), on ``"valid"`` also its main metric. NaN from where a loss became NaN or infinite.
     runs : one row per trained model: ``weighting``, ``seed``, and the ``epoch`` whose parameters are kept.
     parameters : ``{name: tensor (runs, …)}`` on the CPU, row r being the model of row r of ``runs``.
     stopped : ``"finished"``, or ``"interrupted"`` when the reader stopped it: then only finished epochs are kept.
@@ -59,9 +55,9 @@ class Sweep:
     build: Build = field(compare=False)
 
     def __repr__(self) -> str:
-        names, seeds = ", ".join(self.weightings), self.runs["seed"].nunique()
-        models = f"{len(self.weightings)} weightings × {seeds} seeds, {len(self.runs)} models"
-        return f"Sweep of {names}: {models}, {self.stopped}"
+        names, models, seeds = ", ".join(self.weightings), len(self.runs), self.runs["seed"].nunique()
+        many = f"{len(self.weightings)} weightings × {seeds} seeds, {models} models"
+        return f"Sweep of {names}: {many}, {self.stopped}"
 
     def final(self, split: str | None = None) -> pd.DataFrame:
         """The records of the epoch whose parameters are kept, ``runs.epoch``: what :meth:`model` would measure."""
@@ -100,11 +96,9 @@ def simplex_grid(
 ) -> list[dict[str, float]]:
     """Evenly spaced weights of two or more tasks that sum to 1, as a list for :func:`sweep`.
 
-    Parameters
-    ----------
-    n : points along each edge of the simplex: n weightings for two tasks, n·(n+1)/2 for three. 33 for two tasks and 8
-        (36 weightings) for more, unless given.
-    lowest : no weight falls below it; above 0 it leaves out the corners, where a task is not trained at all.
+    ``n`` points lie along each edge of the simplex: n weightings for two tasks (33 unless given), n·(n+1)/2 for three
+    (36 unless given: n = 8). No weight falls below ``lowest``; above 0 it leaves out the corners, where a task is not
+    trained at all.
     """
     names = [task.name if isinstance(task, Task) else task for task in tasks]
     n, free = (33 if len(names) == 2 else 8) if n is None else n, 1 - lowest * len(names)
@@ -156,7 +150,7 @@ def sweep(
 
     Parameters
     ----------
-    build : function without arguments that returns a fresh model, e.g. ``lambda: SharedBottom(schema, tasks)``.
+    build : returns a fresh model, such as ``lambda: SharedBottom(schema, tasks)``.
     train, valid : data on the device to train on, with labels for the model's tasks; an epoch ends by measuring valid.
     weightings : ``[{task: weight}, …]``, or a table with a column per task; see :func:`simplex_grid`.
     seeds : each gives its own initial parameters and order of batches.
@@ -165,7 +159,7 @@ def sweep(
         validation loss (as ``fit`` with patience ≥ epochs would keep).
 
     Returns a Sweep; after KeyboardInterrupt too, if an epoch was finished. Raises ValueError or TypeError when data,
-    weightings or settings do not fit, or the model cannot be stacked (BatchNorm).
+    weightings or settings do not fit, RuntimeError when ``torch.func.vmap`` cannot call the model (BatchNorm).
     """
     from tqdm.auto import tqdm
 
@@ -333,22 +327,14 @@ class _Together(nn.Module):
 
 def _together(model: nn.Module, batch: Batch) -> _Together:
     """Stacked layers where the model is made of them and they give its own logits on a few rows; vmap elsewhere."""
-    for name, layer in model.named_modules():
-        if isinstance(layer, nn.modules.batchnorm._NormBase) and layer.track_running_stats:
-            what = f"its layer {name} ({type(layer).__name__}) keeps running averages"
-            raise ValueError(f"This model cannot be stacked: {what}.")
     stacked, mapped = (_Together(model, stacked).eval() for stacked in (True, False))
     parameters = {name: value.detach() for name, value in model.named_parameters()}
     trial = {name: torch.stack([value, -value, value / 2]) for name, value in parameters.items()}
     with torch.no_grad():
-        try:
-            wanted = mapped(trial, batch)
-        except RuntimeError as error:
-            refused = "This model cannot be stacked: torch.func.vmap refuses it; use fit."
-            raise ValueError(f"{refused} {error}") from error
+        wanted = mapped(trial, batch)
         try:
             found = stacked(trial, batch)
-            same = all(torch.allclose(found[name], wanted[name], rtol=1e-4, atol=1e-5) for name in wanted)
         except (RuntimeError, ValueError, IndexError):  # its own forward pass has no place for one axis more
-            same = False
+            return mapped
+    same = all(torch.allclose(found[name], wanted[name], rtol=1e-4, atol=1e-5) for name in wanted)
     return stacked if same else mapped

@@ -1,7 +1,6 @@
 """Training, early stopping and prediction for every model of the course.
 
-Taught in notebook 02. :func:`fit` is a thin shell around :func:`training_steps`, the loop itself, so that a widget can
-drive the same loop step by step.
+Taught in notebook 02. :func:`fit` is a thin shell around :func:`training_steps`, the loop that a widget drives too.
 """
 
 from __future__ import annotations
@@ -57,8 +56,6 @@ class Step:
 class History:
     """What happened in a training run.
 
-    Attributes
-    ----------
     records : one ``{"epoch", "split", "task", "metric", "value"}`` for each number that was measured. A training loss
         is the mean over the epoch's labelled rows, each measured before its step.
     best_epoch : the epoch whose weights the model has now (from 1; 0 when not one epoch was finished).
@@ -145,13 +142,12 @@ def fit(
 
     Parameters
     ----------
-    model : any model of :mod:`mtl_helpers.models`; it is moved to the data's device and changed in place.
+    model : moved to the data's device and changed in place.
     train, valid : data whose labels cover the model's tasks. Without ``valid`` all epochs are run.
     epochs : at most; ``patience`` of them without a better validation end the run. batch_size : rows a step.
-    weights : ``{task: weight}`` of the sum L = Σ wᵢ Lᵢ, read at every step; 1 each when None. Or a strategy of
-        :mod:`mtl_helpers.weighting` or :mod:`mtl_helpers.gradients`.
-    monitor : ``"loss"`` (sum of the validation losses, weighted if the weights are fixed) or ``"task.metric"``, e.g.
-        ``"purchase.auc"``; or ``{task: weight}`` for a weighted sum of the validation losses of your own.
+    weights : ``{task: weight}`` of L = Σ wᵢ Lᵢ, read at every step; 1 each when None. Or a :class:`Weighting`.
+    monitor : ``"loss"`` (sum of the validation losses, weighted if the weights are fixed), ``"task.metric"``, such as
+        ``"purchase.auc"``, or ``{task: weight}`` of another sum of the validation losses.
     seed : of the order of the batches; initial weights and dropout follow the global one.
 
     Returns a History, after KeyboardInterrupt too: the run ends there, and the model keeps its best weights. Raises
@@ -179,8 +175,8 @@ def fit(
             if step.number < per_epoch:
                 continue
             epoch, means = step.epoch, sums / counts
-            sums, counts = torch.zeros_like(sums), torch.zeros_like(counts)
             history.add(epoch, "train", {n: {"loss": v} for n, v in zip(names, means.tolist(), strict=True)})
+            sums, counts = torch.zeros_like(sums), torch.zeros_like(counts)
             if valid is None:
                 history.best_epoch = epoch
                 strategy.after_epoch(means, None)
@@ -191,9 +187,7 @@ def fit(
                     raise TrainingDiverged(name, epoch, step.number, found["loss"])
             history.add(epoch, "valid", values)
             if math.isnan(now := score(values)):
-                raise ValueError(
-                    f"{monitor!r} is undefined on the validation data: no label, or one class only."
-                )
+                raise ValueError(f"{monitor!r} is undefined on the validation data: no label, or one class.")
             if now < lowest:
                 lowest, history.best_epoch, best = now, epoch, copy.deepcopy(model.state_dict())
             strategy.after_epoch(means, means.new_tensor([values[name]["loss"] for name in names]))
@@ -281,10 +275,9 @@ def predict(model: nn.Module, data: MultiTaskDataset) -> dict[str, Tensor]:
 
 
 def task_metrics(task: Task, predictions: object, labels: object, mask: object = None) -> dict[str, float]:
-    """The metrics the course reports for one task, over labelled rows.
+    """One task's :data:`METRICS` over labelled rows: ``auc``, ``accuracy`` (threshold 0.5) or ``rmse``.
 
-    Binary: ``auc``, ``accuracy`` (threshold 0.5). Multiclass: ``accuracy``. Regression: ``rmse``. ``predictions`` are
-    probabilities (n,) or (n, n_classes), or values (n,); ``mask`` is True where the label is known.
+    ``predictions`` are probabilities (n,) or (n, n_classes), or values (n,); ``mask`` is True where the label is known.
     """
     values, y = np.asarray(predictions), np.asarray(labels)
     if mask is not None:

@@ -20,29 +20,17 @@ from mtl_helpers.data.tables import Batch, MultiTaskDataset, Task, check_tasks
 from mtl_helpers.losses import check_weights, task_losses
 
 __all__ = [
-    "DWA",
-    "FAMO",
-    "GLS",
-    "STCH",
-    "Fixed",
-    "GradNorm",
-    "IMTLL",
-    "RandomWeighting",
-    "UncertaintyWeighting",
-    "ValidationGap",
-    "Weighting",
-    "constant_losses",
-    "entropy_weights",
-    "rarity_weights",
-]
+    "DWA", "FAMO", "GLS", "STCH", "Fixed", "GradNorm", "IMTLL", "RandomWeighting", "UncertaintyWeighting",
+    "ValidationGap", "Weighting", "constant_losses", "entropy_weights", "rarity_weights",
+]  # fmt: skip
 
 
 class Weighting(nn.Module):
     """Base of all strategies, the plain sum; ``tasks`` are the model's, in its order.
 
     Subclasses override :meth:`forward` and, where they need it, the hooks; ``state_dict`` saves what they learn.
-    Attributes: ``effective`` (T,), what multiplied each task's gradient in the last step; ``present``, the positions of
-    the tasks with a label in this batch, written down by the training step.
+    ``effective`` (T,) is what multiplied each task's gradient in the last step; ``present`` are the positions of the
+    tasks with a label in this batch, written down by the training step.
     """
 
     def __init__(self, tasks: Sequence[Task]) -> None:
@@ -111,16 +99,18 @@ class Fixed(Weighting):
             check_weights(weights, [task.name for task in self.tasks])
         self.weights = weights
 
-    def _now(self, losses: Tensor) -> Tensor:
-        given = [1.0 if self.weights is None else self.weights[task.name] for task in self.tasks]
-        return losses.new_tensor([w if i in self.present else 0.0 for i, w in enumerate(given)])
-
     def forward(self, losses: Tensor) -> Tensor:
         return (losses * self.pick(self._now(losses))).sum()
 
     def backward(self, losses: Tensor, model: nn.Module) -> None:
         self.effective = self._now(losses)  # known, so the total need not be differentiated to find them
         losses.backward(self.effective)
+
+    def _now(self, losses: Tensor) -> Tensor:
+        given = self.weights or {task.name: 1.0 for task in self.tasks}
+        return losses.new_tensor(
+            [given[t.name] if i in self.present else 0.0 for i, t in enumerate(self.tasks)]
+        )
 
 
 def constant_losses(data: MultiTaskDataset) -> dict[str, float]:
@@ -147,11 +137,10 @@ def entropy_weights(data: MultiTaskDataset) -> dict[str, float]:
 
 def rarity_weights(data: MultiTaskDataset) -> dict[str, float]:
     """Fixed weights 1 / √(base rate), scaled to sum to T; a task that is not binary counts as base rate 1."""
-    rates = {}
-    for task in data.tasks:
-        labels = _known(data, task.name) if task.kind == "binary" else ()
-        rates[task.name] = labels.double().mean().item() if len(labels) else 1.0
-        if rates[task.name] <= 0:
+    rates = {task.name: 1.0 for task in data.tasks}
+    for task in (task for task in data.tasks if task.kind == "binary"):
+        rates[task.name] = _known(data, task.name).double().mean().item()
+        if not rates[task.name] > 0:
             raise ValueError(f"Task {task.name!r} has no positive label: its rarity is not defined.")
     return _normalised({name: rate**-0.5 for name, rate in rates.items()})
 
@@ -253,9 +242,9 @@ class DWA(_Moving):
 class RandomWeighting(Weighting):
     """RLW (Lin et al., TMLR 2022): softmax of new standard normals at every step; what does not beat it is no gain."""
 
-    def __init__(self, tasks: Sequence[Task], seed: int = 0) -> None:
+    def __init__(self, tasks: Sequence[Task]) -> None:
         super().__init__(tasks)
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(0)
 
     def forward(self, losses: Tensor) -> Tensor:
         drawn = self.pick(torch.randn(self.n_tasks, generator=self.generator)).softmax(0)
@@ -269,7 +258,7 @@ class RandomWeighting(Weighting):
 
 
 class GLS(Weighting):
-    """Geometric mean of the losses (Chennupati et al., CVPR workshops 2019): weights L / (T Lᵢ), free of units."""
+    """Geometric mean L of the losses (Chennupati et al., CVPR workshops 2019): weights L / (T Lᵢ), free of units."""
 
     def forward(self, losses: Tensor) -> Tensor:
         return losses.clamp(min=1e-12).log().mean().exp()
@@ -302,7 +291,6 @@ class FAMO(Weighting):
         super().__init__(tasks)
         self.w = nn.Parameter(torch.zeros(self.n_tasks), requires_grad=False)
         self.optimizer = torch.optim.Adam([self.w], lr=0.025, weight_decay=1e-3)
-        self._before: Tensor | None = None
 
     def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer.param_groups[0]["params"] = [self.w]  # another object now, if it was moved to a device

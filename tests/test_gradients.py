@@ -133,15 +133,11 @@ class TestAgainstTorchjd:
             theirs = self.jd.NashMTL(n_tasks=n, max_norm=0.0, optim_niter=200)(j)
             assert torch.cosine_similarity(combine(nash_mtl, j), theirs, dim=0).item() > 1 - 1e-3
 
-    def test_imtl_g(self):
+    def test_imtl_g_aligned_mtl_and_upgrad(self):
+        projector = import_module("torchjd.linalg").QuadprogProjector(reg_eps=1e-12)
         self.compare(imtl_g, self.jd.IMTLG())
-
-    def test_aligned_mtl(self):
         self.compare(METHODS["Aligned-MTL"], self.jd.AlignedMTL())
-
-    def test_upgrad(self):
-        tight = self.jd.UPGrad(projector=import_module("torchjd.linalg").QuadprogProjector(reg_eps=1e-12))
-        self.compare(upgrad, tight)
+        self.compare(upgrad, self.jd.UPGrad(projector=projector))
 
     def test_pcgrad_is_one_of_torchjds_orders(self):
         j = jacobian(3, seed=1) - 0.3
@@ -163,14 +159,10 @@ class TestDefiningEquations:
         agree = torch.tensor([[1.0, 0.0], [1.0, 1.0]], dtype=torch.float64)
         assert torch.allclose(combine(pcgrad, agree), agree.sum(0))
 
-    def test_mgda_against_a_fine_grid(self):
+    def test_mgda_is_shorter_than_any_other_of_the_hull(self):
         j = jacobian(3, seed=4, p=4) - 0.2
-        best = min(
-            (torch.tensor([a, b, 1 - a - b], dtype=torch.float64) @ j).norm().item()
-            for a, b in itertools.product(np.linspace(0, 1, 201), repeat=2)
-            if a + b <= 1
-        )
-        assert combine(mgda, j).norm().item() <= best + 1e-9
+        others = torch.tensor(np.random.default_rng(0).dirichlet(np.ones(3), 20_000))
+        assert combine(mgda, j).norm() <= (others @ j).norm(dim=1).min() + 1e-9
         assert mgda(gram(j)).min() >= 0 and mgda(gram(j)).sum() == pytest.approx(1)
 
     @pytest.mark.parametrize("seed", range(5))
@@ -315,12 +307,6 @@ class TestInTraining:
         assert np.allclose(seen[0], gram(rows.double()), rtol=1e-4)
         got = torch.cat([grad.flatten() for name, grad in ours.items() if not name.startswith("towers")])
         assert torch.allclose(got, combine(mgda, rows), atol=1e-5)
-
-    def test_the_model_is_as_before_afterwards(self):
-        splits = toy_splits()
-        model = SharedBottom(splits.schema, MIXED_TASKS)
-        fit(model, splits.train, epochs=1, weights=CombinedGradients(MIXED_TASKS, "UPGrad"), progress=False)
-        fit(model, splits.train, epochs=1, progress=False)
 
     def test_names_that_do_not_exist(self):
         with pytest.raises(ValueError, match="'Adam'"):
