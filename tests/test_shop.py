@@ -1,427 +1,442 @@
-"""The simulated shop: its files, its truth, its dirt, and features that never look ahead."""
+"""The simulated shop: realism, exact truth, same bytes, dirt, and features that never look ahead."""
 
 from __future__ import annotations
 
-import gzip
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.compose import make_column_transformer
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from mtl_helpers.data import (
     CATEGORIES,
-    CHANNELS,
-    PRIOR_CTR,
-    PRIOR_VIEWS,
     SHOP_CATEGORICAL,
-    SHOP_FOLDER,
+    SHOP_COUNTS,
     SHOP_NUMERIC,
     SHOP_TASKS,
-    Shop,
+    SURFACES,
     ShopConfig,
-    Task,
     bayes_auc,
     check_leaks,
     clean_impressions,
     clean_items,
     clean_users,
+    history_sequences,
     load_shop,
     make_world,
-    mask_future_labels,
-    prepare,
+    pictures,
     shop_frame,
     shop_splits,
     simulate,
     write_shop,
 )
-from mtl_helpers.data import shop as shop_module
+from mtl_helpers.data.shop_content import NOISE, WORDS, describe
+from mtl_helpers.data.shop_run import Run
+from mtl_helpers.data.shop_world import DIRT, PICTURES, SUBS, generator, sigmoid
+from mtl_helpers.metrics import auc, expected_auc, expected_log_loss, log_loss
 
-TABLES = ("users", "items", "impressions", "truth")
-SMALL = ShopConfig(
-    n_users=60, n_items=40, n_impressions=2_000, click_rate=0.2, purchase_rate=0.06, days=5, seed=3
-)
-HISTORY = ["user_past_clicks", "user_past_ctr", "item_past_ctr", "user_category_past_clicks"]
-
-
-@pytest.fixture(scope="module")
-def shop() -> Shop:
-    return load_shop()
+SMALL = ShopConfig(n_users=150, n_items=240, n_impressions=12_000, days=14, click_rate=0.15, seed=3)
 
 
 @pytest.fixture(scope="module")
-def frame(shop) -> pd.DataFrame:
-    return shop_frame(shop)
-
-
-@pytest.fixture(scope="module")
-def small() -> Shop:
+def shop():
     return simulate(SMALL)
 
 
-def same(left: Shop, right: Shop) -> None:
-    for name in TABLES:
-        pd.testing.assert_frame_equal(getattr(left, name), getattr(right, name))
+@pytest.fixture(scope="module")
+def world():
+    return make_world(SMALL)
 
 
-# ------------------------------------------------------------------------------------------------- files
+@pytest.fixture(scope="module")
+def frame(shop):
+    return shop_frame(shop)
 
 
-def test_shipped_files_regenerate_to_the_same_bytes(tmp_path):
-    paths = write_shop(ShopConfig(), tmp_path / "new" / "folder")
-    assert {path.name for path in paths} == {"config.json", *(f"{name}.csv.gz" for name in TABLES)}
-    for path in paths:
-        new, old = path.read_bytes(), (SHOP_FOLDER / path.name).read_bytes()
-        if path.suffix == ".gz":
-            assert new[3:8] == old[3:8] == b"\0" * 5, "the header names no file and no time"
-            new_text, old_text = gzip.decompress(new), gzip.decompress(old)
-            assert new_text == old_text
-            assert b"\r" not in new_text
-            same_zlib = shop_module._gzip(old_text) == old
-            assert new == old or not same_zlib
-        else:
-            assert new == old
-    assert sorted(path.name for path in paths[0].parent.iterdir()) == sorted(path.name for path in paths)
+# ------------------------------------------------------------------------------------------------- the files
 
 
-def test_shipped_files_are_small():
-    assert sum(path.stat().st_size for path in SHOP_FOLDER.iterdir()) <= 4e6
+@pytest.mark.slow
+def test_the_same_config_gives_the_same_bytes_and_a_small_folder(tmp_path):
+    first, again = (write_shop(folder=tmp_path / name) for name in ("first", "again"))
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in again]
+    assert sum(path.stat().st_size for path in first) <= 7e6
+    assert (tmp_path / "first" / "pictures.png").stat().st_size <= 1.5e6
 
 
-def test_reading_back_gives_what_was_simulated(shop):
-    same(shop, simulate(ShopConfig()))
-    assert shop.config == ShopConfig()
-    assert "raw rows" in repr(shop)
-
-
-def test_without_files_the_default_shop_is_simulated(monkeypatch, tmp_path, shop):
-    monkeypatch.setattr(shop_module, "SHOP_FOLDER", tmp_path / "nowhere")
-    same(shop, load_shop())
-
-
-def test_custom_shop_survives_the_files(tmp_path, small):
+def test_a_shop_comes_back_from_its_files(tmp_path, shop):
     write_shop(SMALL, tmp_path)
-    read = load_shop(tmp_path)
-    same(read, small)
-    assert read.config == SMALL
-    (tmp_path / "config.json").unlink()
-    assert load_shop(tmp_path).config is None
-
-
-def test_damaged_files_do_not_pass(tmp_path):
-    with pytest.raises(FileNotFoundError, match="users.csv.gz"):
-        load_shop(tmp_path / "nowhere")
-    write_shop(SMALL, tmp_path)
-    for file, old, new, says in (
-        ("users", "age,", "years,", "age"),
-        ("items", "\n0,", "\nzero,", "zero"),
-        ("items", ".", "?", r"\?"),
-    ):
-        path = tmp_path / f"{file}.csv.gz"
-        whole = path.read_bytes()
-        path.write_bytes(gzip.compress(gzip.decompress(whole).replace(old.encode(), new.encode(), 1)))
-        with pytest.raises(ValueError, match=says):
-            load_shop(tmp_path)
-        path.write_bytes(whole)
-    path = tmp_path / "truth.csv.gz"
-    path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises((EOFError, ValueError)):
+    back = load_shop(tmp_path)
+    assert back.config == SMALL
+    for name in ("users", "items", "impressions", "truth", "hidden"):
+        pd.testing.assert_frame_equal(getattr(back, name), getattr(shop, name), check_dtype=False)
+    (tmp_path / "truth.csv.gz").unlink()
+    with pytest.raises(FileNotFoundError, match="truth"):
         load_shop(tmp_path)
 
 
-# ------------------------------------------------------------------------------------------------- simulation
-
-
-def test_rates_dirt_and_shape(shop):
-    log = shop.impressions
-    clean = clean_impressions(log)
-    assert len(clean) == len(shop.truth) == 80_000
-    assert 0.005 < log.duplicated().mean() < 0.015
-    assert clean["click"].mean() == pytest.approx(0.06, rel=0.05)
-    assert clean["purchase"].mean() == pytest.approx(0.015, rel=0.1)
-    assert not (clean["purchase"] > clean["click"]).any()
-    assert (clean["dwell_seconds"].notna() == (clean["click"] == 1)).all()
-    dwell = clean[clean["click"] == 1].groupby("purchase")["dwell_seconds"].median()
-    assert dwell[1] > dwell[0]
-    assert clean["timestamp"].is_monotonic_increasing
-    sessions = clean.groupby("session_id")
-    assert (sessions["position"].agg(list).map(tuple) == (1, 2, 3, 4, 5)).all()
-    assert (sessions["item_id"].nunique() == 5).all()
-    assert (sessions[["user_id", "channel", "timestamp"]].nunique() == 1).all(axis=None)
-    assert 0.06 < shop.users["age"].isna().mean() < 0.10
-    assert (shop.users["age"] == 999).any()
-    assert set(shop.items["price_unit"]) == {"EUR", "cent"}
-    assert shop.items["category"].nunique() > 8
-    assert shop.items["rating"].isna().any()
+def test_another_seed_is_another_shop(shop):
+    other = simulate(replace(SMALL, seed=4))
+    assert not shop.impressions["item_id"].head(500).equals(other.impressions["item_id"].head(500))
 
 
 @pytest.mark.parametrize(
-    ("click_rate", "purchase_rate", "seed"), [(0.06, 0.015, 1), (0.3, 0.2, 2), (0.02, 0.001, 5)]
+    "change", [{"n_impressions": 100}, {"relatedness": 1.5}, {"click_rate": 0}, {"n_items": 20}]
 )
-def test_intercepts_hold_the_rates(click_rate, purchase_rate, seed):
-    config = ShopConfig(click_rate=click_rate, purchase_rate=purchase_rate, seed=seed)
-    truth = simulate(config).truth
-    assert truth["p_click"].mean() == pytest.approx(click_rate, rel=0.05)
-    assert truth["p_purchase"].mean() == pytest.approx(purchase_rate, rel=0.08)
+def test_knobs_outside_their_range(change):
+    with pytest.raises(ValueError, match="ShopConfig"):
+        replace(SMALL, **change)
 
 
-@pytest.mark.parametrize("rho", [-1, -0.5, 0, 0.8, 1])
-def test_relatedness_is_the_correlation_of_tastes(rho):
-    world = make_world(ShopConfig(n_impressions=5, relatedness=rho))
-    found = np.corrcoef(world.click_taste.ravel(), world.purchase_taste.ravel())[0, 1]
-    assert found == pytest.approx(rho, abs=1e-9)
-    assert world.purchase_taste.std() == pytest.approx(1)
+def test_dirt_as_promised(shop):
+    log, items, users = shop.impressions, shop.items, shop.users
+    assert 0.004 < log.duplicated().mean() < 0.02
+    assert 0.03 < users["age"].isna().mean() < 0.15 and (users["age"].isin([0, 999])).any()
+    assert set(items["price_unit"]) == {"EUR", "cent"} and items["category"].nunique() > len(CATEGORIES)
+    prices = clean_items(items)["price"]
+    assert prices.max() < 1000 and set(clean_items(items)["category"]) == set(CATEGORIES)
+    assert clean_users(users)["age"].dropna().between(14, 100).all()
+    assert not clean_impressions(log)["impression_id"].duplicated().any()
 
 
-def test_truth_is_calibrated(shop):
-    log = clean_impressions(shop.impressions).merge(shop.truth, on="impression_id", validate="1:1")
-    clicked = log[log["click"] == 1]
-    for rows, label, p in (
-        (log, "click", "p_click"),
-        (log, "purchase", "p_purchase"),
-        (clicked, "purchase", "p_purchase_given_click"),
+# ------------------------------------------------------------------------------------------------- the truth
+
+
+def test_the_truth_of_a_logged_row_is_the_worlds(world, shop):
+    rows = np.random.default_rng(0).integers(0, SMALL.n_impressions, 2000)
+    log = world.log
+    surface = np.array(SURFACES)[log["surface"][rows]]
+    found = world.probabilities(*(log[n][rows] for n in ("user", "item", "moment", "position")), surface)
+    for p, name in zip(found, ("p_click", "p_purchase_given_click"), strict=True):
+        np.testing.assert_allclose(p, log[name][rows], atol=1e-6)
+        np.testing.assert_allclose(p, shop.truth[name].to_numpy()[rows], atol=2e-6)
+
+
+def test_position_is_a_factor_of_examination(world):
+    first, fifth = (world.probabilities(3, 7, 500_000, position)[0] for position in (1, 5))
+    assert fifth / first == pytest.approx(5**-0.45)
+
+
+def test_the_truth_is_calibrated(world):
+    log = world.log
+    for chance, happened in (
+        (log["p_click"], log["click"]),
+        (log["p_purchase_given_click"][log["click"]], log["purchase"][log["click"]]),
     ):
-        for part in [rows, *(rows[pd.qcut(rows[p], 10, labels=False) == k] for k in range(10))]:
-            deviation = np.sqrt((part[p] * (1 - part[p])).sum())
-            assert abs(part[label].sum() - part[p].sum()) < 4 * deviation
-    product = shop.truth["p_click"] * shop.truth["p_purchase_given_click"]
-    assert np.abs(product - shop.truth["p_purchase"]).max() < 2e-6
+        for part in np.array_split(np.argsort(chance), 5):
+            p = chance[part]
+            assert abs(happened[part].mean() - p.mean()) < 4 * np.sqrt((p * (1 - p)).sum()) / len(p)
 
 
-def test_bayes_auc_is_a_ceiling(shop, frame):
-    ceiling = bayes_auc(shop)
-    assert 0.75 < ceiling["click"] < 0.9
-    assert 0.8 < ceiling["purchase"] < 0.95
-    assert 0.7 < ceiling["purchase_given_click"] < 0.9
-    from sklearn.metrics import roc_auc_score
+def test_relatedness_is_monotone():
+    def agreement(rho: float) -> float:
+        log = make_world(replace(SMALL, relatedness=rho)).log
+        return expected_auc(log["p_purchase_given_click"], log["p_click"], log["p_click"])
 
-    truth = frame.merge(shop.truth, on="impression_id")
-    assert ceiling["purchase"] == pytest.approx(roc_auc_score(truth["purchase"], truth["p_purchase"]))
-    for name in HISTORY:
-        assert roc_auc_score(frame["click"], frame[name]) < ceiling["click"]
+    low, middle, high = (agreement(rho) for rho in (-1, 0, 1))
+    assert low < middle - 0.04 < high - 0.08
 
 
-def test_world_answers_for_any_impression(shop):
-    world = make_world(shop.config)
-    log = clean_impressions(shop.impressions).merge(shop.truth, on="impression_id")
-    hour = log["timestamp"].dt.hour.to_numpy()
-    columns = [log[name].to_numpy() for name in ("user_id", "item_id", "position")]
-    p_click, p_purchase = world.probabilities(*columns, hour, log["channel"].to_numpy())
-    np.testing.assert_allclose(p_click, log["p_click"], atol=6e-7)
-    np.testing.assert_allclose(p_purchase, log["p_purchase_given_click"], atol=6e-7)
-    users, items = np.arange(7)[:, None], np.arange(9)
-    p_click, p_purchase = world.probabilities(users, items, position=np.arange(1, 10), channel="web")
-    assert p_click.shape == p_purchase.shape == (7, 9)
-    assert world.probabilities(0, 0, 1)[0] > world.probabilities(0, 0, 10)[0]
-    assert world.probabilities(3, 4, 2, 20, "web") == world.probabilities(3, 4, 2, 20, CHANNELS.index("web"))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        ({"user": 60}, ValueError, "user runs from 60 to 60, expected 0 to 59"),
-        ({"item": -1}, ValueError, "item runs from -1"),
-        ({"position": 0}, ValueError, "expected 1 or more"),
-        ({"hour": 24}, ValueError, "expected 0 to 23"),
-        ({"channel": "fax"}, ValueError, "Unknown channel 'fax'"),
-        ({"channel": 3}, ValueError, "expected 0 to 2"),
-        ({"user": 1.5}, TypeError, "whole numbers"),
-    ],
-)
-def test_world_refuses_what_does_not_exist(arguments, error, message):
-    with pytest.raises(error, match=message):
-        make_world(SMALL).probabilities(**{"user": 0, "item": 0, **arguments})
-
-
-@pytest.mark.parametrize(
-    ("knobs", "message"),
-    [
-        ({"n_users": 3}, "n_users is 3, expected 10 or more"),
-        ({"n_impressions": 1_001}, "multiple of 5"),
-        ({"n_impressions": 0}, "multiple of 5"),
-        ({"n_categories": 13}, "n_categories is 13"),
-        ({"days": 0}, "days is 0"),
-        ({"relatedness": 1.2}, "relatedness is 1.2"),
-        ({"relatedness": float("nan")}, "relatedness is nan"),
-        ({"click_rate": 0.01}, "below click_rate"),
-    ],
-)
-def test_config_refuses_bad_knobs(knobs, message):
-    with pytest.raises(ValueError, match=message):
-        ShopConfig(**knobs)
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        ShopConfig(n_users=10, n_items=20, n_impressions=5, n_categories=2, days=1, seed=np.int64(4)),
-        ShopConfig(n_users=12, n_items=20, n_impressions=500, n_categories=12, relatedness=-1),
-    ],
-)
-def test_smallest_shops_work(config, tmp_path):
-    write_shop(config, tmp_path)
-    shop = load_shop(tmp_path)
-    assert shop.config == config
-    assert len(shop_frame(shop)) == config.n_impressions
-    assert (
-        set(clean_items(shop.items)["category"])
-        == set(config.categories)
-        == set(CATEGORIES[: config.n_categories])
+def test_expected_metrics_are_those_of_drawn_labels():
+    rng = np.random.default_rng(0)
+    p = rng.beta(0.4, 4, 1500)
+    score = p + 0.1 * rng.standard_normal(1500)
+    guess = np.clip(score, 0.01, 0.99)
+    drawn = [(rng.random(1500) < p).astype(float) for _ in range(200)]
+    aucs, losses = [auc(y, score) for y in drawn], [log_loss(y, guess) for y in drawn]
+    assert np.mean(aucs) == pytest.approx(expected_auc(p, score), abs=4 * np.std(aucs) / np.sqrt(200))
+    assert np.mean(losses) == pytest.approx(
+        expected_log_loss(p, guess), abs=4 * np.std(losses) / np.sqrt(200)
     )
-
-
-# ------------------------------------------------------------------------------------------------- cleaning
-
-
-def test_cleaning_undoes_the_dirt(shop):
-    world = make_world(shop.config)
-    items, users = clean_items(shop.items), clean_users(shop.users)
-    assert (items["category"] == world.items["category"]).all()
-    off = (items["price"] / world.items["price"] - 1).abs() > 1e-3
-    assert off.sum() == 1, "all prices but the outlier come back"
-    dirty = shop.items["price"] * shop.items["price_unit"].map({"EUR": 1, "cent": 0.01})
-    assert (dirty / items["price"]).max() > 20
-    known = users["age"].notna()
-    assert (users.loc[known, "age"] == world.users.loc[known, "age"]).all()
-    assert 0 < (shop.users["age"].notna() & ~known).sum() < 60
-    assert "price_unit" not in items
-
-
-def change(table: pd.DataFrame, row: int, column: str, value) -> pd.DataFrame:
-    table = table.copy()
-    table.loc[row, column] = value
-    return table
-
-
-@pytest.mark.parametrize(
-    ("table", "row", "column", "value", "message"),
-    [
-        ("items", 3, "price_unit", "USD", "No factor for unit USD"),
-        ("items", 3, "category", "boats", "category boats is unknown"),
-        ("items", 3, "category", None, "category .* is unknown"),
-        ("items", 3, "item_id", 4, "item_id 4 stands for two different rows"),
-        ("users", 3, "user_id", 4, "user_id 4 stands for two different rows"),
-        ("users", 3, "user_id", 4_000, "user_id 3 is in the log"),
-        ("items", 3, "item_id", 4_000, "item_id 3 is in the log"),
-        ("impressions", 3, "timestamp", "yesterday", "yesterday"),
-        ("impressions", 3, "timestamp", "2025-03-09T00:00:00", "has two timestamps"),
-        ("impressions", 3, "impression_id", 4, "impression_id 4 stands for two different rows"),
-        ("impressions", 3, "click", 2, "click 2 is not 0 or 1"),
-        ("impressions", 0, "purchase", 1, "bought without a click"),
-    ],
-)
-def test_contradictions_get_a_clear_error(small, table, row, column, value, message):
-    if (table, column) == ("impressions", "purchase"):
-        row = int(small.impressions.index[small.impressions["click"] == 0][0])
-    with pytest.raises(ValueError, match=message):
-        shop_frame(replace(small, **{table: change(getattr(small, table), row, column, value)}))
-
-
-def test_cleaning_leaves_its_input_alone(small):
-    before = {name: getattr(small, name).copy() for name in TABLES}
-    shop_frame(small)
-    for name in TABLES:
-        pd.testing.assert_frame_equal(getattr(small, name), before[name])
+    assert expected_auc(drawn[0], score) == pytest.approx(aucs[0])
 
 
 # ------------------------------------------------------------------------------------------------- features
 
 
-def test_history_and_next_click_equal_brute_force(small):
-    frame = shop_frame(small)
-    moment, click = frame["timestamp"], frame["click"]
-    for _, row in frame.iterrows():
-        earlier, later = moment < row["timestamp"], moment > row["timestamp"]
-        mine, this = frame["user_id"] == row["user_id"], frame["item_id"] == row["item_id"]
-        assert row["user_past_clicks"] == click[earlier & mine].sum()
-        for name, rows in (("user_past_ctr", earlier & mine), ("item_past_ctr", earlier & this)):
-            smooth = (click[rows].sum() + PRIOR_VIEWS * PRIOR_CTR) / (rows.sum() + PRIOR_VIEWS)
-            assert row[name] == pytest.approx(smooth)
-        same_category = mine & (frame["category"] == row["category"])
-        assert row["user_category_past_clicks"] == click[earlier & same_category].sum()
-        following = frame[later & mine & (click == 1)].sort_values(["timestamp", "session_id", "position"])
-        if len(following):
-            assert CATEGORIES[int(row["next_category"])] == following["category"].iloc[0]
-            assert row["next_click_time"] == following["timestamp"].iloc[0]
-        else:
-            assert np.isnan(row["next_category"]) and pd.isna(row["next_click_time"])
+def test_features_look_at_earlier_sessions_only(frame):
+    click, moment = frame["click"] == 1, frame["timestamp"]
+    for _, row in frame.sample(500, random_state=0).iterrows():
+        past = moment < row["session_start"]
+        mine = past & (frame["user_id"] == row["user_id"])
+        sub = mine & (frame["sub_category"] == row["sub_category"])
+        assert row["user_past_clicks"] == (mine & click).sum()
+        assert (
+            row["user_category_past_clicks"] == (mine & click & (frame["category"] == row["category"])).sum()
+        )
+        same = past & (frame["item_id"] == row["item_id"])
+        assert row["item_past_ctr"] == pytest.approx(((same & click).sum() + 1.4) / (same.sum() + 20))
+        assert row["item_seen"] == pytest.approx(np.log1p((same & mine).sum()))
+        age = (row["session_start"] - moment[sub & click]).dt.total_seconds() / 86_400
+        assert row["sub_clicks_day"] == pytest.approx((0.5**age).sum(), abs=1e-6)
+        paid = frame.loc[
+            (frame["user_id"] == row["user_id"]) & (frame["sub_category"] == row["sub_category"]),
+            "purchase_time",
+        ]
+        age = (row["session_start"] - paid[paid < row["session_start"]]).dt.total_seconds() / 86_400
+        assert row["sub_bought"] == pytest.approx((0.5 ** (age / 15)).sum(), abs=1e-6)
+        last = frame.loc[mine & click, "sub_category"]
+        assert row["last_sub_category"] == (last.iloc[-1] if len(last) else "none")
 
 
-def test_later_rows_do_not_change_earlier_features(small):
-    before = shop_frame(small)
-    cut = before["timestamp"].iloc[1_000]
-    log = small.impressions.copy()
+@pytest.mark.parametrize("name", ["user_id", "item_id"])
+def test_a_row_of_nobody_is_refused(shop, name):
+    log = shop.impressions.assign(**{name: shop.impressions[name].replace(5, 99_999)})
+    with pytest.raises(ValueError, match=f"{name} 99999"):
+        shop_frame(replace(shop, impressions=log))
+
+
+def test_changing_the_future_changes_no_feature(shop, frame):
+    cut = frame["session_start"].sort_values().iloc[len(frame) // 2]
+    log = shop.impressions.copy()
     later = pd.to_datetime(log["timestamp"]) >= cut
-    log.loc[later, ["click", "purchase"]] = 1 - log.loc[later, ["click", "click"]].to_numpy()
-    after = shop_frame(replace(small, impressions=log))
-    # the rows at the cut itself see neither their own outcome nor that of their session
-    features = list(dict.fromkeys([*SHOP_NUMERIC, *SHOP_CATEGORICAL]))
-    rows = before["timestamp"] <= cut
-    assert rows.sum() > 1_000
-    pd.testing.assert_frame_equal(before.loc[rows, features], after.loc[rows, features])
-    later_rows = before["timestamp"] > cut
-    assert (before.loc[later_rows, HISTORY] != after.loc[later_rows, HISTORY]).any(axis=None)
+    log.loc[later, "click"] = 1 - log.loc[later, "click"]
+    log.loc[later, ["purchase", "purchase_time"]] = [0, None]
+    log.loc[log["click"] == 0, ["purchase", "purchase_time"]] = [0, None]
+    other = shop_frame(replace(shop, impressions=log))
+    columns = [*SHOP_NUMERIC, *SHOP_CATEGORICAL]
+    past = frame["session_start"] < cut
+    pd.testing.assert_frame_equal(frame.loc[past, columns], other.loc[past, columns])
 
 
-def test_sessions_in_the_same_second_do_not_see_each_other(small):
-    log = small.impressions.drop_duplicates().copy()
-    log["user_id"], log["timestamp"], log["click"], log["purchase"] = 0, log["timestamp"].iloc[0], 1, 0
-    frame = shop_frame(replace(small, impressions=log))
-    assert (frame[["user_past_clicks", "user_category_past_clicks"]] == 0).all(axis=None)
-    assert np.allclose(frame[["user_past_ctr", "item_past_ctr"]], PRIOR_CTR)
-    assert frame["next_category"].isna().all()
+def test_history_sequences_hold_the_last_clicks(frame):
+    found = history_sequences(frame, length=5)
+    for i in np.random.default_rng(0).integers(0, len(frame), 300):
+        row = frame.iloc[i]
+        past = frame[
+            (frame["user_id"] == row["user_id"])
+            & (frame["click"] == 1)
+            & (frame["timestamp"] < row["session_start"])
+        ]
+        last = past.sort_values(["timestamp", "impression_id"], kind="stable").tail(5).iloc[::-1]
+        assert found["item"][i].tolist() == [*(last["item_id"] + 1), *[0] * (5 - len(last))]
+        hours = (row["session_start"] - last["timestamp"]).dt.total_seconds() / 3600
+        np.testing.assert_allclose(found["hours"][i, : len(last)], hours, rtol=1e-5)
+        assert (
+            found["bought"][i, : len(last)].tolist()
+            == (last["purchase_time"] < row["session_start"]).tolist()
+        )
 
 
-def test_frame_holds_what_the_constants_name(shop, frame):
-    assert len(frame) == 80_000
-    assert {*SHOP_NUMERIC, *SHOP_CATEGORICAL, *(task.label_column for task in SHOP_TASKS)} <= set(frame)
-    assert not {"dwell_seconds", "next_click_time", "session_id"} & {*SHOP_NUMERIC, *SHOP_CATEGORICAL}
-    assert not {name for name in frame if name.startswith("p_")}, "the truth stays out of the frame"
-    complete = frame[list({*SHOP_NUMERIC, *SHOP_CATEGORICAL} - {"age", "rating"})]
-    assert not complete.isna().any(axis=None)
-    assert np.isfinite(frame["log_price"]).all()
-    by_item = frame.drop_duplicates("item_id").groupby("category")["price_vs_category"].mean()
-    assert by_item.abs().max() < 0.15  # not every item was shown
-    assert frame.loc[frame["age"].isna(), "age_group"].eq("unknown").all()
-    assert frame.groupby("age_group")["age"].min().drop("unknown").tolist() == [18, 25, 35, 45, 55]
-    assert frame["weekday"].iloc[0] == 0 and frame["timestamp"].iloc[0].year == 2025
+def test_labels_that_look_ahead(frame):
+    for _, row in frame.sample(200, random_state=1).iterrows():
+        mine = frame[frame["user_id"] == row["user_id"]]
+        later = mine[(mine["click"] == 1) & (mine["session_start"] > row["session_start"])]
+        if len(later):
+            first = later.sort_values(["session_start", "timestamp", "position"]).iloc[0]
+            assert (
+                CATEGORIES[int(row["next_category"])] == first["category"]
+                and row["next_item"] == first["item_id"]
+            )
+        else:
+            assert np.isnan(row["next_category"])
+        soon = mine["purchase_time"].between(
+            row["session_start"], row["session_start"] + pd.Timedelta("7D"), "left"
+        )
+        assert np.isnan(row["spend_7d"]) or row["spend_7d"] == pytest.approx(mine.loc[soon, "price"].sum())
 
 
-def test_time_split_hides_labels_from_the_future(frame):
+def test_labels_are_cut_at_the_end_of_their_part(frame):
     parts = shop_splits(frame)
-    assert sum(map(len, parts.values())) == len(frame)
-    for name, following in (("train", "valid"), ("valid", "test")):
-        end = parts[following]["timestamp"].min()
-        assert parts[name]["timestamp"].max() < end
-        assert parts[name]["next_click_time"].max() < end
-        whole = frame.loc[parts[name].index]
-        hidden = whole["next_category"].notna() & parts[name]["next_category"].isna()
-        assert hidden.sum() > 100
-        assert (whole.loc[hidden, "next_click_time"] >= end).all()
-    pd.testing.assert_frame_equal(parts["test"], frame.loc[parts["test"].index])
-    assert mask_future_labels(frame, None) is frame
-    masked = mask_future_labels(frame, "2025-03-10")
-    assert masked["next_click_time"].max() < pd.Timestamp("2025-03-10")
-    assert len(masked) == len(frame)
+    end = parts["valid"]["timestamp"].min()
+    train = parts["train"]
+    assert train["timestamp"].max() < end
+    assert (train["next_click_time"].dropna() < end).all() and train["next_category"].notna().any()
+    assert (
+        train["purchase"].notna().all() and (train.loc[train["purchase"] == 1, "purchase_time"] < end).all()
+    )
+    assert (
+        frame.loc[train.index, "purchase"] > train["purchase"]
+    ).any()  # in by the end of the log, not by then
+    pending = train["timestamp"] + pd.Timedelta("4D") > end
+    careful = shop_splits(frame, pending="unknown")["train"]["purchase"]
+    assert careful[pending].isna().all() and careful[~pending].equals(train.loc[~pending, "purchase"])
+    assert parts["valid"]["purchase"].equals(frame.loc[parts["valid"].index, "purchase"])
+    with pytest.raises(ValueError, match="pending"):
+        shop_splits(frame, pending="maybe")
+    by_user = shop_splits(frame, split="user")
+    assert not set(by_user["train"]["user_id"]) & set(by_user["test"]["user_id"])
 
 
-def test_user_split_keeps_users_together(frame):
-    parts = shop_splits(frame, "user", seed=1)
-    users = [set(part["user_id"]) for part in parts.values()]
-    assert not (users[0] & users[1] or users[0] & users[2] or users[1] & users[2])
-    assert sum(map(len, parts.values())) == len(frame)
-    with pytest.raises(ValueError, match="split is 'random'"):
-        shop_splits(frame, "random")
-
-
-def test_frame_goes_through_prepare(frame):
+def test_leaks_are_caught_and_clean_features_are_not(frame):
     parts = shop_splits(frame)
-    features = (*SHOP_NUMERIC, *SHOP_CATEGORICAL)
-    assert check_leaks(parts, features, SHOP_TASKS, time="timestamp")["passed"].all()
-    report = check_leaks(parts, (*features, "dwell_seconds"), SHOP_TASKS, time="timestamp")
-    assert "dwell_seconds alone" in " ".join(report.loc[~report["passed"], "finding"])
-    tasks = (*SHOP_TASKS, Task("dwell_seconds", kind="regression"))
-    data = prepare(parts, tasks, SHOP_NUMERIC, SHOP_CATEGORICAL)
-    assert set(data.train.masks) == {"next_category", "dwell_seconds"}
-    assert data.train.numeric.shape == (len(parts["train"]), len(SHOP_NUMERIC))
-    assert data.train.masks["dwell_seconds"].sum() == data.train.labels["click"].sum()
+    tasks, features = SHOP_TASKS[:2], [*SHOP_NUMERIC, *SHOP_CATEGORICAL]
+    assert check_leaks(parts, features, tasks, time="timestamp")["passed"].all()
+    for name, leak in (
+        ("dwell", lambda part: part["dwell_seconds"]),
+        (
+            "clicks_of_the_session",
+            lambda part: part["click"] + 0.1 * part.groupby("session_id")["click"].transform("sum"),
+        ),
+        ("order_id", lambda part: part["impression_id"].where(part["purchase"] == 1)),
+    ):
+        leaking = {key: part.assign(**{name: leak(part)}) for key, part in parts.items()}
+        found = check_leaks(leaking, [*features, name], tasks, time="timestamp")
+        assert not found["passed"].all() and name in " ".join(found["finding"])
+
+
+# ------------------------------------------------------------------------------------------------- content
+
+
+def test_words_can_be_kept_out():
+    hidden = np.random.default_rng(0).standard_normal((200, 5))
+    seen, unseen = (
+        " ".join(
+            describe(["lamps"] * 200, ["brand-01"] * 200, hidden, np.random.default_rng(1), flag)[
+                "description"
+            ]
+        ).lower()
+        for flag in (False, True)
+    )
+    for levels in WORDS.values():
+        for *known, kept_out in levels:
+            assert kept_out == "" or (kept_out not in seen.split(".") and f" {kept_out} " not in seen)
+            assert all(word == "" or f" {word} " not in unseen for word in known)
+
+
+def test_pictures_lie_in_the_order_of_the_products(shop):
+    sheet = pictures(shop)
+    assert sheet.shape == (-(-SMALL.n_items // 40) * 32, 1280, 3) and sheet.dtype == np.uint8
+    assert np.array_equal(sheet, pictures(shop))
+    assert len(SUBS) == 32 and DIRT != PICTURES
+
+
+# ------------------------------------------------------------------------------------------------- realism
+
+
+def realism(seed: int) -> dict[str, float]:
+    """The figures of the realism table for one shop of full size."""
+    ratios = {"old": 0.0, "truth": 0.0, "random": 0.0}
+
+    class Watched(Run):
+        def rank(self, user, day, surface):
+            pool, score = super().rank(user, day, surface)
+            if day >= 30 and len(user):
+                who, sub, world = user[:, None], self.world.sub[pool], self.world
+                state = (self.excitement[who, sub], self.satiation[who, sub], self.seen[who, pool])
+                click, purchase = world.utilities(
+                    who, pool, day, (surface == 2)[:, None], self.mission[who], *state
+                )
+                value = sigmoid(click) * sigmoid(purchase)
+                by_chance = np.random.default_rng(day).random(value.shape)
+                for name, order in (
+                    ("old", -np.arange(40.0) + 0 * value),
+                    ("truth", value),
+                    ("random", by_chance),
+                ):
+                    best = np.argsort(-order, axis=1)[:, :8]
+                    ratios[name] += (np.take_along_axis(value, best, 1) * np.arange(1, 9) ** -0.45).sum()
+            return pool, score
+
+    config = ShopConfig(seed=seed)
+    world = make_world(config)
+    Watched(world)
+    shop = simulate(config)
+    frame = shop_frame(shop).merge(shop.truth, on="impression_id")
+    log, users = (
+        world.log,
+        frame.groupby("user_id")["click"].agg(["size", "sum"]).reindex(range(config.n_users), fill_value=0),
+    )
+    bought = frame[frame["purchase"] == 1]
+    delay = (bought["purchase_time"] - bought["timestamp"]).dt.total_seconds() / 3600
+    found = {
+        "click rate": frame["click"].mean(),
+        "conversion": log["purchase"].sum() / log["click"].sum(),
+        "median impressions": users["size"].median(),
+        "median clicks": users["sum"].median(),
+        "repeat exposure": frame.duplicated(["user_id", "item_id"]).mean(),
+        "new items": (world.first_day > 0).mean(),
+        "delay, median hours": delay.median(),
+        "delay within a week": (delay <= 168).mean(),
+        "still pending": (log["purchase"].sum() - len(bought)) / len(bought),
+        "truth / old": ratios["truth"] / ratios["old"],
+        "random / old": ratios["random"] / ratios["old"],
+    }
+    found |= {f"Bayes {name}": value for name, value in bayes_auc(shop).items()}
+    parts = shop_splits(frame)
+
+    def fitted(numbers, names, train, label):
+        numeric = make_pipeline(SimpleImputer(), StandardScaler())
+        columns = make_column_transformer(
+            (numeric, list(numbers)), (OneHotEncoder(handle_unknown="ignore"), list(names))
+        )
+        return make_pipeline(columns, LogisticRegression(C=0.03, max_iter=300)).fit(train, train[label])
+
+    plain = [name for name in SHOP_CATEGORICAL if name != "last_sub_category"]
+    by_counts, by_history = (
+        expected_auc(
+            parts["test"]["p_click"], fitted(n, c, parts["train"], "click").predict_proba(parts["test"])[:, 1]
+        )
+        for n, c in ((SHOP_COUNTS, plain), (SHOP_NUMERIC, SHOP_CATEGORICAL))
+    )
+    found["history, AUC of click"] = by_history - by_counts
+    train, test = (
+        parts[name].dropna(subset=["next_category"]).drop_duplicates("session_id")
+        for name in ("train", "test")
+    )
+    lately = [name for name in SHOP_NUMERIC if name.startswith("past_")] + ["days_since_click"]
+    model = fitted(
+        lately, ["region", "loyalty_tier", "age_group", "last_sub_category"], train, "next_category"
+    )
+    found["next_category, majority"] = test["next_category"].value_counts(normalize=True).max()
+    found["next_category, logistic regression"] = model.score(test, test["next_category"])
+    found["next_category, users"] = test["user_id"].nunique()
+    return found | content_shares(shop)
+
+
+def content_shares(shop) -> dict[str, float]:
+    """R² of each hidden quantity on the words and pictures that show it."""
+    hidden = shop.hidden.drop(columns="item_id")
+    drawn = generator(shop.config, PICTURES).standard_normal(hidden.shape)
+    picture = 1 / (1 + np.exp(-1.7 * (hidden.to_numpy() + NOISE * drawn) / np.hypot(1, NOISE)))
+    text = (shop.items["title"] + " " + shop.items["description"]).str.lower()
+    shares = {}
+    for i, (name, levels) in enumerate(WORDS.items()):
+        known = {word: level for level, words in enumerate(levels) for word in words if word}
+        level = [max((n for word, n in known.items() if word in t), default=2) for t in text]
+        both = np.column_stack([pd.get_dummies(pd.Series(level)).astype(float), picture[:, i]])
+        shares[f"content, {name}"] = LinearRegression().fit(both, hidden[name]).score(both, hidden[name])
+    return shares
+
+
+REALISM = {
+    "click rate": (0.06, 0.09),
+    "conversion": (0.06, 0.10),
+    "median impressions": (45, 200),
+    "median clicks": (4, 20),
+    "repeat exposure": (0.30, 0.60),
+    "new items": (0.10, 0.15),
+    "delay, median hours": (1, 24),
+    "delay within a week": (0.90, 1),
+    "still pending": (0.001, 0.1),
+    "Bayes click": (0.83, 0.88),
+    "Bayes purchase": (0.90, 0.95),
+    "Bayes purchase_given_click": (0.74, 0.80),
+    "truth / old": (1.5, 3.0),
+    "random / old": (0.45, 0.65),
+    "history, AUC of click": (0.02, 0.1),
+    "next_category, majority": (0.125, 0.22),
+    "next_category, logistic regression": (0.45, 0.75),
+    "next_category, users": (300, 2000),
+    **{f"content, {name}": (0.40, 0.60) for name in WORDS},
+}
+
+
+@pytest.mark.slow
+def test_realism():
+    """Three shops here; over ten, which take seven minutes, the same holds: ``check_realism(range(10))``."""
+    check_realism(range(3))
+
+
+def check_realism(seeds: Iterable[int]) -> None:
+    table = pd.DataFrame([realism(seed) for seed in seeds])
+    bounds = pd.DataFrame(REALISM, index=["low", "high"])
+    assert list(table) and set(table) == set(bounds)
+    off = {name: table[name].tolist() for name in table if not table[name].between(*bounds[name]).all()}
+    assert off == {}

@@ -1,10 +1,9 @@
-"""A simulated shop whose true click and purchase probabilities are known.
+"""The shop's files: its raw log, dirt included, its products with pictures, and the truth laid apart.
 
-Taught in notebook 00 (the shop in pictures); every later notebook uses it. :func:`simulate` draws the log of a hidden
-:class:`~mtl_helpers.data.shop_world.World` as a shop would store it, with dirt and with the truth laid apart;
-:mod:`mtl_helpers.data.shop_log` prepares that log for learning.
+:mod:`mtl_helpers.data.shop_world` and :mod:`mtl_helpers.data.shop_run` simulate,
+:mod:`mtl_helpers.data.shop_log` prepares the log for learning.
 
-``python -m mtl_helpers.data.shop [folder]`` writes the shipped files anew, to the same bytes.
+``python -m mtl_helpers.data`` writes the shipped files anew, to the same bytes.
 """
 
 from __future__ import annotations
@@ -12,36 +11,23 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from mtl_helpers.data.shop_world import (
-    CHANNELS,
-    DIRT,
-    LOG,
-    SESSION_LENGTH,
-    ShopConfig,
-    World,
-    draw_sessions,
-    generator,
-    make_world,
-    moments,
-    names_of,
-)
+from mtl_helpers.data.shop_content import draw_sheet, encode_rgb
+from mtl_helpers.data.shop_run import make_world
+from mtl_helpers.data.shop_world import DIRT, PICTURES, START, SUBS, SURFACES, ShopConfig, World, generator
 from mtl_helpers.files import write_atomically
 
-__all__ = ["SHOP_FOLDER", "Shop", "load_shop", "simulate", "write_shop"]
+__all__ = ["SHOP_FOLDER", "Shop", "load_shop", "pictures", "simulate", "write_shop"]
 
-START = np.datetime64("2025-03-03T00:00:00", "s")  # a Monday
 SHOP_FOLDER = Path(__file__).resolve().parents[2] / "datasets" / "shop"
 """Where the shipped files lie in a checkout."""
-# The log is drawn in chunks of this many sessions, each from a child seed of its own.
-_CHUNK_SESSIONS = 4096
-_DUPLICATE_SHARE = 0.01
+_TABLES = ("users", "items", "impressions", "truth", "hidden")
+_DECIMALS = {"old_score": 3, "p_click": 6, "p_purchase_given_click": 6, "p_purchase": 6}
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,195 +38,132 @@ class Shop:
     ----------
     users, items, impressions : the raw tables, dirt included (columns in ``datasets/shop/README.md``).
     truth : impression_id, p_click, p_purchase_given_click, p_purchase. For judging, never for training.
-    config : the knobs; None when files were loaded that carry none.
+    hidden : item_id and its quality, appeal, era, ornament, mood, which words and pictures hint at. For judging, too.
+    config : the knobs, with which ``make_world(config)`` brings back the whole :class:`World`.
     """
 
     users: pd.DataFrame
     items: pd.DataFrame
     impressions: pd.DataFrame
     truth: pd.DataFrame
-    config: ShopConfig | None
+    hidden: pd.DataFrame
+    config: ShopConfig
 
     def __repr__(self) -> str:
-        return (
-            f"Shop({len(self.users):,} users, {len(self.items):,} items, {len(self.impressions):,} raw rows, "
-            f"config={self.config})"
-        )
+        sizes = f"{len(self.users):,} users, {len(self.items):,} items, {len(self.impressions):,} raw rows"
+        return f"Shop({sizes}, config={self.config})"
 
 
 def simulate(config: ShopConfig | None = None) -> Shop:
     """Draw a whole shop: its raw tables, with dirt, and the truth apart."""
-    config = config or ShopConfig()
     world = make_world(config)
-    n_sessions = config.n_impressions // SESSION_LENGTH
-    chunks = [_draw_chunk(world, chunk, n_sessions) for chunk in range(-(-n_sessions // _CHUNK_SESSIONS))]
-    log = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
-    return Shop(*_dirty_tables(world), *_log_tables(log), config)
-
-
-def _draw_chunk(world: World, chunk: int, n_sessions: int) -> dict[str, np.ndarray]:
-    """Draw the sessions of one chunk, in order of time."""
-    config = world.config
-    rng = generator(config, LOG, chunk)
-    session = np.arange(chunk * _CHUNK_SESSIONS, min((chunk + 1) * _CHUNK_SESSIONS, n_sessions))
-    # Session s falls into the s-th of n equal slices of the traffic, so the log is sorted without a sort.
-    moment = moments(config, (session + rng.random(len(session))) / n_sessions)
-    user, item, channel = draw_sessions(world, rng, len(session))
-    position = np.tile(np.arange(1, SESSION_LENGTH + 1), len(session))
-    moment, session = np.repeat(moment, SESSION_LENGTH), np.repeat(session, SESSION_LENGTH)
-    p_click, p_purchase = world.probabilities(user, item, position, moment // 3600 % 24, channel)
-    n = len(session)
-    click = rng.random(n) < p_click
-    purchase = click & (rng.random(n) < p_purchase)
-    dwell = np.exp(3.2 + 0.35 * world.quality[item] + 0.9 * purchase + 0.5 * rng.standard_normal(n))
-    return {
-        "impression_id": session * SESSION_LENGTH + position - 1,
-        "session_id": session,
-        "moment": moment,
-        "user_id": user,
-        "item_id": item,
-        "position": position,
-        "channel": channel,
-        "click": click.astype(np.int64),
-        "purchase": purchase.astype(np.int64),
-        "dwell_seconds": np.where(click, np.clip(np.rint(dwell), 1, 1800), np.nan),
-        "p_click": p_click,
-        "p_purchase_given_click": p_purchase,
-        "copies": 1 + (rng.random(n) < _DUPLICATE_SHARE),
-    }
-
-
-def _log_tables(columns: dict[str, np.ndarray]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Turn columns of distinct impressions into the raw log and its truth."""
-    truth = pd.DataFrame(
-        {
-            "impression_id": columns["impression_id"],
-            "p_click": np.round(columns["p_click"], 6),
-            "p_purchase_given_click": np.round(columns["p_purchase_given_click"], 6),
-            "p_purchase": np.round(columns["p_click"] * columns["p_purchase_given_click"], 6),
-        }
-    )
-    rows = np.repeat(np.arange(len(columns["copies"])), columns["copies"])
-    raw = {name: values[rows] for name, values in columns.items()}
-    stamps = np.datetime_as_string(START + raw.pop("moment").astype("timedelta64[s]"))
-    raw["channel"] = names_of(CHANNELS, raw["channel"])
-    raw["timestamp"] = pd.Series(stamps.astype(object))
-    return pd.DataFrame(raw)[list(_COLUMNS["impressions"])], truth
-
-
-def _dirty_tables(world: World) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The shop's users and items with the faults real tables have."""
     rng = generator(world.config, DIRT)
-    users, items = world.users.copy(), world.items.copy()
-    n = len(users)
-    age = users["age"].to_numpy(float)
-    age[rng.random(n) < 0.08] = np.nan
-    odd = rng.random(n) < 0.005
-    odd[rng.integers(0, n)] = True
-    age[odd] = np.where(rng.random(n) < 0.7, 999.0, 0.0)[odd]
-    users["age"] = age
+    users, items = _dirty_users(world.users, rng), _dirty_items(world.items, rng)
+    impressions, truth = _raw_log(world, rng)
+    hidden = np.column_stack([world.quality, world.appeal, world.style]).round(3)
+    hidden = pd.DataFrame(hidden, columns=["quality", "appeal", "era", "ornament", "mood"])
+    hidden.insert(0, "item_id", world.items["item_id"])
+    return Shop(users, items, impressions, truth, hidden, world.config)
 
-    n = len(items)
-    spelling = rng.integers(0, 12, n)
+
+def _dirty_users(users: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
+    """Missing ages, and impossible ones."""
+    age, odd = users["age"].to_numpy(float), rng.random(len(users)) < 0.005
+    age[rng.random(len(users)) < 0.08] = np.nan
+    odd[rng.integers(len(users))] = True
+    return users.assign(age=np.where(odd, rng.choice([999.0, 0.0], len(users), p=(0.7, 0.3)), age))
+
+
+def _dirty_items(items: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
+    """Categories spelled in several ways, prices in cents, and one with a lost decimal point."""
     spell = {0: str.upper, 1: str.title, 2: lambda name: f" {name}", 3: lambda name: f"{name.title()}  "}
-    items["category"] = pd.Series(
-        [spell.get(k, str)(c) for k, c in zip(spelling, items["category"], strict=True)]
-    )
+    how, cents = rng.integers(0, 12, len(items)), rng.random(len(items)) < 0.15
+    category = [spell.get(k, str)(name) for k, name in zip(how, items["category"], strict=True)]
     price = items["price"].to_numpy(float).copy()
-    cents = rng.random(n) < 0.15
-    slip = rng.integers(0, n)
-    price[slip] = np.round(price[slip] * 1000, 2)  # somebody lost a decimal point
-    price = np.where(cents, np.rint(price * 100), price)
-    rating = items["rating"].to_numpy(float).copy()
-    rating[rng.random(n) < 0.03] = np.nan
-    items["price"], items["rating"] = price, rating
-    items["price_unit"] = names_of(("EUR", "cent"), cents.astype(np.int64))
-    return users[list(_COLUMNS["users"])], items[list(_COLUMNS["items"])]
+    price[rng.integers(len(items))] *= 1000
+    items = items.assign(category=category, price=np.where(cents, np.rint(price * 100), price.round(2)))
+    items.insert(items.columns.get_loc("price") + 1, "price_unit", np.where(cents, "cent", "EUR"))
+    return items
+
+
+def _raw_log(world: World, rng: np.random.Generator) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Impressions as a shop stores them, a hundredth of the rows twice; and the truth of each, once."""
+    log, n = world.log, len(world.log["item"])
+    dear, quality = world.relative_price[log["item"]], world.quality[log["item"]]
+    days = 0.28 * np.exp(2.0 * rng.standard_normal(n) + 0.5 * dear)  # from a click to the purchase
+    paid = log["moment"] + np.rint(days * 86_400).astype(np.int64)
+    bought = log["purchase"] & (paid < world.config.days * 86_400)  # the others are still pending
+    dwell = np.exp(3.2 + 0.35 * quality + 0.9 * log["purchase"] + 0.5 * rng.standard_normal(n))
+    impressions = {
+        "impression_id": np.arange(n),
+        "session_id": log["session"],
+        "timestamp": _stamps(log["moment"]),
+        "user_id": log["user"],
+        "item_id": log["item"],
+        "position": log["position"],
+        "surface": np.array(SURFACES, object)[log["surface"]],
+        "old_score": log["score"].round(3),
+        "click": log["click"].astype(np.int64),
+        "dwell_seconds": np.where(log["click"], np.clip(np.rint(dwell), 1, 1800), np.nan),
+        "purchase": bought.astype(np.int64),
+        "purchase_time": pd.Series(_stamps(paid)).where(bought),
+    }
+    truth = {"impression_id": np.arange(n)}
+    truth |= {name: log[name].round(6) for name in ("p_click", "p_purchase_given_click")}
+    truth["p_purchase"] = (log["p_click"] * log["p_purchase_given_click"]).round(6)
+    twice = np.repeat(np.arange(n), 1 + (rng.random(n) < 0.01))
+    return pd.DataFrame(impressions).iloc[twice].reset_index(drop=True), pd.DataFrame(truth)
+
+
+def _stamps(seconds: np.ndarray) -> np.ndarray:
+    return np.datetime_as_string(START + seconds.astype("timedelta64[s]")).astype(object)
 
 
 # ------------------------------------------------------------------------------------------------- files
-
-# Columns of each file and what they hold: whole numbers, text (None), or numbers with so many decimals, maybe missing.
-_WHOLE = "whole"
-# fmt: off
-_COLUMNS = {
-    "users": {"user_id": _WHOLE, "age": 0, "region": None, "loyalty_tier": None, "signup_days": _WHOLE},
-    "items": {
-        "item_id": _WHOLE, "category": None, "brand": None, "price": 2, "price_unit": None, "rating": 1,
-        "launched_days": _WHOLE,
-    },
-    "impressions": {
-        "impression_id": _WHOLE, "session_id": _WHOLE, "timestamp": None, "user_id": _WHOLE, "item_id": _WHOLE,
-        "position": _WHOLE, "channel": None, "click": _WHOLE, "purchase": _WHOLE, "dwell_seconds": 0,
-    },
-    "truth": {"impression_id": _WHOLE, "p_click": 6, "p_purchase_given_click": 6, "p_purchase": 6},
-}
-# fmt: on
 
 
 def write_shop(config: ShopConfig | None = None, folder: str | Path = SHOP_FOLDER) -> list[Path]:
     """Simulate a shop and write its files; the same config gives the same bytes.
 
-    Writes ``users``, ``items``, ``impressions`` and ``truth`` as ``.csv.gz`` and the knobs as ``config.json``.
-    Returns the paths.
+    Writes ``users``, ``items``, ``impressions``, ``truth`` and ``hidden`` as ``.csv.gz``, the pictures of the
+    products as ``pictures.png`` (see :func:`pictures`), and the knobs as ``config.json``. Returns the paths.
     """
-    config = config or ShopConfig()
-    shop = simulate(config)
-    folder = Path(folder)
+    shop, folder = simulate(config), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    knobs = json.dumps(asdict(config), indent=2, default=int)
-    contents = {"config.json": (knobs + "\n").encode()}
-    for name in _COLUMNS:
-        contents[f"{name}.csv.gz"] = _gzip(_csv(getattr(shop, name), _COLUMNS[name]))
+    contents = {f"{name}.csv.gz": _gzip(getattr(shop, name)) for name in _TABLES}
+    contents["config.json"] = (json.dumps(asdict(shop.config), indent=2) + "\n").encode()
+    contents["pictures.png"] = encode_rgb(pictures(shop))
     for name, content in contents.items():
         with write_atomically(folder / name) as file:
             file.write(content)
     return [folder / name for name in contents]
 
 
-def _csv(frame: pd.DataFrame, columns: dict[str, str | int | None]) -> bytes:
-    text = frame.copy()
-    for name, decimals in columns.items():
-        if isinstance(decimals, int):
-            text[name] = ["" if value != value else f"{value:.{decimals}f}" for value in frame[name].tolist()]
-    return text.to_csv(index=False, lineterminator="\n").encode()
+def pictures(shop: Shop) -> np.ndarray:
+    """Pictures of the products, 32 pixels square, 40 a row in the order of ``item_id``: uint8 (rows·32, 1280, 3)."""
+    sub = pd.Index(SUBS).get_indexer(shop.items["sub_category"])
+    return draw_sheet(sub, shop.hidden.drop(columns="item_id").to_numpy(), generator(shop.config, PICTURES))
 
 
-def _gzip(content: bytes) -> bytes:
+def _gzip(frame: pd.DataFrame) -> bytes:
+    there = {name: k for name, k in _DECIMALS.items() if name in frame}
+    text = frame.assign(**{name: [f"{value:.{k}f}" for value in frame[name]] for name, k in there.items()})
     buffer = io.BytesIO()
-    # No name and no time in the header: the bytes depend on the content (and the zlib) alone.
+    # no name and no time in the header: the bytes depend on the content (and the zlib) alone
     with gzip.GzipFile(filename="", mode="wb", compresslevel=9, fileobj=buffer, mtime=0) as file:
-        file.write(content)
+        file.write(text.to_csv(index=False, lineterminator="\n").encode())
     return buffer.getvalue()
 
 
 def load_shop(folder: str | Path | None = None) -> Shop:
-    """Read a shop's files.
-
-    Parameters
-    ----------
-    folder : where they lie; :data:`SHOP_FOLDER` by default. When that default holds no shop (the package was
-        installed without the data), the same shop is simulated in memory.
-
-    Raises FileNotFoundError when a file is missing, ValueError when one lacks a column or holds text for a number.
+    """Read a shop's files, by default the shipped ones; where those are missing (the package was installed without the
+    data), the same shop is simulated in memory. Raises FileNotFoundError when ``folder`` lacks a file.
     """
     if folder is None and not (SHOP_FOLDER / "users.csv.gz").is_file():
         return simulate()
     folder = Path(folder or SHOP_FOLDER)
-    tables = {}
-    for name, columns in _COLUMNS.items():
-        types = {
-            column: np.int64 if kind == _WHOLE else float
-            for column, kind in columns.items()
-            if kind is not None
-        }
-        path = folder / f"{name}.csv.gz"
-        table = pd.read_csv(path, dtype=types, usecols=list(columns), keep_default_na=False, na_values=[""])
-        tables[name] = table[list(columns)]
-    knobs = folder / "config.json"
-    return Shop(**tables, config=ShopConfig(**json.loads(knobs.read_text())) if knobs.is_file() else None)
-
-
-if __name__ == "__main__":
-    for written in write_shop(ShopConfig(), *sys.argv[1:2]):
-        print(f"{written}  {written.stat().st_size / 1e3:,.1f} kB")
+    read = {"keep_default_na": False, "na_values": [""]}
+    tables = {name: pd.read_csv(folder / f"{name}.csv.gz", **read) for name in _TABLES}
+    return Shop(
+        **tables, config=ShopConfig(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    )

@@ -1,50 +1,59 @@
-"""The hidden world of the simulated shop: who likes what, who would buy what, and the traffic.
+"""A simulated shop, set by realism: its log looks like a shop's, and its true probabilities are known.
 
-Notebook 00 shows it in pictures. :class:`ShopConfig` holds the knobs, :func:`make_world` draws tastes and qualities and
-solves for the intercepts that give the wanted rates; :mod:`mtl_helpers.data.shop` draws the log from it.
+Taught in notebook 00 (the shop in pictures); ``datasets/shop/README.md`` tells how a row comes about.
+:class:`ShopConfig` holds the knobs. A :class:`World` holds what users want and what products are, and knows the true
+probabilities of any user, product, moment and position. :mod:`mtl_helpers.data.shop_run` lets its shop run,
+:mod:`mtl_helpers.data.shop` turns that into files, :mod:`mtl_helpers.data.shop_log` prepares them for learning.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
+from mtl_helpers.data.shop_content import describe
+
 __all__ = [
     "AGE_GROUPS",
     "CATEGORIES",
-    "CHANNELS",
+    "PAGE",
     "REGIONS",
-    "SESSION_LENGTH",
+    "SUB_CATEGORIES",
+    "SURFACES",
     "TIERS",
     "ShopConfig",
     "World",
-    "make_world",
 ]
 
-# fmt: off
-CATEGORIES = (
-    "books", "electronics", "fashion", "home", "beauty", "sports", "toys", "garden", "groceries", "music", "pets",
-    "office",
-)
-# fmt: on
-"""Names of the categories; a shop of n uses the first n. A name's place is its class in ``next_category``."""
-TYPICAL_PRICE = np.array([18.0, 180.0, 45.0, 60.0, 22.0, 50.0, 25.0, 40.0, 8.0, 15.0, 20.0, 30.0])
-CHANNELS = ("app", "web", "email")
+SUB_CATEGORIES = {
+    "books": ("novels", "cookbooks", "travel guides", "comics"),
+    "electronics": ("headphones", "lamps", "cameras", "speakers"),
+    "fashion": ("jackets", "shoes", "bags", "hats"),
+    "home": ("chairs", "cushions", "vases", "clocks"),
+    "beauty": ("soaps", "perfumes", "creams", "brushes"),
+    "sports": ("balls", "mats", "bottles", "bikes"),
+    "toys": ("puzzles", "dolls", "kites", "blocks"),
+    "garden": ("pots", "seeds", "tools", "lanterns"),
+}
+CATEGORIES = tuple(SUB_CATEGORIES)
+"""Names of the categories. A name's place is its class in ``next_category``."""
+SUBS = tuple(sub for subs in SUB_CATEGORIES.values() for sub in subs)
+PARENT = np.arange(len(SUBS)) // 4  # category of a sub-category
+_TYPICAL_PRICE = np.array([18.0, 120.0, 55.0, 60.0, 22.0, 50.0, 25.0, 30.0])
+SURFACES = ("home", "category page", "email")
 REGIONS = ("north", "south", "east", "west", "centre", "islands")
 TIERS = ("bronze", "silver", "gold", "platinum")
 AGE_GROUPS = ("18-24", "25-34", "35-44", "45-54", "55+")
 AGE_EDGES = (18, 25, 35, 45, 55, 81)
-BRANDS_PER_CATEGORY = 5
-SESSION_LENGTH = 5
-"""Products a session shows, at positions 1 to 5."""
+PAGE = 8
+"""Products a page shows, at positions 1 to 8. A session has one to five pages."""
+DAY = 86_400
+START = np.datetime64("2025-03-03T00:00:00", "s")  # a Monday
 
 # Random streams: each has its own child seed, so that a change to one leaves the others as they are.
-_USERS, _ITEMS, DIRT, _CALIBRATION, LOG = range(5)
-_CALIBRATION_SESSIONS = 12_000
-_CANDIDATES = 12
+_USERS, _ITEMS, _TRENDS, LOG, _WORDS, DIRT, PICTURES = range(7)
 
 
 @dataclass(frozen=True)
@@ -53,300 +62,229 @@ class ShopConfig:
 
     Parameters
     ----------
-    n_users, n_items : size of the user base (at least 10) and of the catalogue (at least 20).
-    n_impressions : distinct rows of the log, a multiple of 5 (a session shows 5 products). The raw log has about
-        1 % more, because some rows were written twice.
-    n_categories : 2 to 12.
-    relatedness : correlation rho of click taste and purchase taste: 1 "same taste", 0 "unrelated", -1 "opposed".
-        purchase taste = rho * click taste + sqrt(1 - rho^2) * independent taste.
-    click_rate, purchase_rate : shares of all impressions that are clicked and bought; purchases need a click, so
-        0 < purchase_rate < click_rate <= 0.5.
-    days : length of the log.
-    seed : whole number; the same config gives the same shop.
-
-    Raises ValueError for a value outside of these.
+    n_users, n_items : size of the user base and of the catalogue (at least 200, 25 a category).
+    n_impressions : distinct rows of the log, a multiple of 8 (a page shows 8 products). The raw log has about 1 %
+        more, because some rows were written twice. days : length of the log.
+    relatedness : correlation ρ of what makes a user click and what makes the same user buy: 1 "same taste", 0
+        "unrelated", -1 "opposed". Purchase taste = ρ · click taste + √(1 - ρ²) · independent taste.
+    click_rate, conversion : clicks per impression, and purchases per click. Met to about a tenth: what users do
+        feeds back on what they are shown.
+    seed : the same config gives the same shop.
     """
 
-    n_users: int = 4000
-    n_items: int = 800
-    n_impressions: int = 80_000
-    n_categories: int = 8
+    n_users: int = 1800
+    n_items: int = 1000
+    n_impressions: int = 200_000
+    days: int = 42
     relatedness: float = 0.8
-    click_rate: float = 0.06
-    purchase_rate: float = 0.015
-    days: int = 28
+    click_rate: float = 0.073
+    conversion: float = 0.075
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, fine, wanted in (
-            ("n_users", self.n_users >= 10, "10 or more"),
-            ("n_items", self.n_items >= 20, "20 or more"),
-            ("n_impressions", self.n_impressions > 0 == self.n_impressions % 5, "a multiple of 5"),
-            ("n_categories", 2 <= self.n_categories <= len(CATEGORIES), f"2 to {len(CATEGORIES)}"),
-            ("relatedness", -1 <= self.relatedness <= 1, "-1 (opposed tastes) to 1 (same taste)"),
-            ("days", self.days >= 1, "1 or more"),
-            ("click_rate", self.click_rate <= 0.5, "0.5 or less"),
-            ("purchase_rate", 0 < self.purchase_rate < self.click_rate, "above 0 and below click_rate"),
-        ):
-            if not fine:
-                raise ValueError(f"ShopConfig: {name} is {getattr(self, name)}, expected {wanted}.")
-
-    @property
-    def categories(self) -> tuple[str, ...]:
-        """Names of this shop's categories."""
-        return CATEGORIES[: self.n_categories]
+        sizes = self.n_impressions >= PAGE and self.n_impressions % PAGE == 0 and self.n_items >= 200
+        shares = -1 <= self.relatedness <= 1 and 0 < self.click_rate < 0.5 and 0 < self.conversion < 0.5
+        if not (sizes and shares and self.n_users >= 10):
+            raise ValueError(
+                f"{self}: n_impressions is a multiple of {PAGE} (a page), n_items 200 or more, n_users 10 or more, "
+                "relatedness in [-1, 1], click_rate and conversion between 0 and 0.5."
+            )
 
 
-def generator(config: ShopConfig, *key: int) -> np.random.Generator:
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(config.seed, spawn_key=key)))
+def generator(config: ShopConfig, key: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(config.seed, spawn_key=(key,))))
 
 
-@dataclass(frozen=True, eq=False)
+# ------------------------------------------------------------------------------------------------- the hidden world
+
+
+@dataclass(eq=False)
 class World:
-    """What the simulator knows and a shop does not: tastes, price sensitivity, quality, popularity.
+    """What the simulator knows and a shop does not; the first two tables are those a shop sees, before any dirt.
 
-    Attributes
-    ----------
-    users, items : the tables a shop could see, before any dirt.
-    click_taste, purchase_taste : (n_users, n_categories), mean 0, variance 1.
-    price_sensitivity, activity : (n_users,), above 0.
-    category : (n_items,) position of the item's category in :data:`CATEGORIES`.
-    quality, relative_price : (n_items,); the price is relative to its category, on the log scale.
-    popularity : (n_items,), above 0; how often the old ranker considers an item.
+    Tastes are for sub-categories (n_users, 32) and for three axes of style (n_users, 3), standard deviation 1; the
+    relative price is on the log scale, within the category; a product can be shown from ``first_day`` of the log on;
+    ``complement`` (32,) is the sub-category that goes with one; ``trend`` (days, n_items) is what is in fashion.
+    ``log`` is the clean log with its truth, one row an impression, sorted by time.
     """
 
     config: ShopConfig
     users: pd.DataFrame
     items: pd.DataFrame
-    click_taste: np.ndarray
-    purchase_taste: np.ndarray
+    eager: np.ndarray
+    taste: np.ndarray
+    taste_purchase: np.ndarray
+    style_taste: np.ndarray
+    style_taste_purchase: np.ndarray
     price_sensitivity: np.ndarray
     activity: np.ndarray
-    category: np.ndarray
+    sub: np.ndarray
     quality: np.ndarray
+    appeal: np.ndarray
+    style: np.ndarray
     relative_price: np.ndarray
-    popularity: np.ndarray
-    click_intercept: float = 0.0
-    purchase_intercept: float = 0.0
+    first_day: np.ndarray
+    complement: np.ndarray
+    trend: np.ndarray
+    click_intercept: float = -3.8
+    purchase_intercept: float = -4.4
+    log: dict[str, np.ndarray] | None = None
+    _pages: dict[str, np.ndarray] | None = None
 
-    def probabilities(self, user, item, position=1, hour=12, channel="app") -> tuple[np.ndarray, np.ndarray]:
-        """True probabilities of impressions, whether they were ever shown or not.
+    def probabilities(self, user, item, time, position=1, surface="home") -> tuple[np.ndarray, np.ndarray]:
+        """True probabilities of an impression at a moment, whether it was shown or not.
+
+        The user's state is what the log left it in: all clicks, purchases and views before ``time`` count, and the
+        mission is that of the last page opened at or before ``time`` (none before the first).
 
         Parameters
         ----------
-        user, item : user_id and item_id. position : 1, 2, … hour : 0 to 23. channel : a name from
-            :data:`CHANNELS` or its place there. All may be numbers or arrays; they are broadcast as numpy does.
+        user, item : user_id and item_id. time : timestamps, or seconds since the log's start. position : 1 to 8.
+            surface : a name from :data:`SURFACES`. All may be arrays; they are broadcast as numpy does.
 
         Returns
         -------
-        p_click and p_purchase_given_click, of the broadcast shape. Their product is the purchase probability of
-        the impression.
+        p_click and p_purchase_given_click, of the broadcast shape. Their product is the probability that the
+        impression leads to a purchase, be it days later.
         """
-        user = _whole(user, "user", 0, self.config.n_users - 1)
-        item = _whole(item, "item", 0, self.config.n_items - 1)
-        position = _whole(position, "position", 1, None)
-        hour = _whole(hour, "hour", 0, 23)
-        click, purchase = _utilities(self, user, item, position, hour, _channel_codes(channel))
-        return _sigmoid(click + self.click_intercept), _sigmoid(purchase + self.purchase_intercept)
+        if not np.issubdtype(np.asarray(time).dtype, np.number):
+            time = (np.asarray(time).astype("datetime64[s]") - START).astype(np.int64)
+        email = np.asarray(surface) == SURFACES[2]
+        user, item, time, position, email = np.broadcast_arrays(user, item, time, position, email)
+        pages, sub, key = self._pages, self.sub[item], user.astype(np.int64) << 32 | time.astype(np.int64)
+
+        def last_page(side: str) -> tuple[np.ndarray, np.ndarray]:
+            """The user's last page before (or at) the moment, and whether there is one."""
+            page = np.searchsorted(pages["key"], key, side=side) - 1
+            return page, (page >= 0) & (pages["key"][page] >> 32 == user)
+
+        (now, open_), (before, known) = last_page("right"), last_page("left")
+        mission = np.where(open_, pages["mission"][now], -1)
+        gap = np.where(known, time - (pages["key"][before] & 0xFFFFFFFF), 0)
+        excitement = np.where(known, faded(pages["excitement"][before, sub], gap, 1), 0)
+        satiation = np.where(known, faded(pages["satiation"][before, sub], gap, 15), 0)
+        view = (user.astype(np.int64) * self.config.n_items + item) << 32
+        seen = np.searchsorted(pages["views"], view | time) - np.searchsorted(pages["views"], view)
+        day = np.clip(time // DAY, 0, self.config.days - 1)
+        click, purchase = self.utilities(user, item, day, email, mission, excitement, satiation, seen)
+        return position**-0.45 * sigmoid(click), sigmoid(purchase)
+
+    def utilities(self, user, item, day, email, mission, excitement, satiation, seen):
+        """Log-odds of a click on a product that is looked at, and of a purchase after it."""
+        sub, style, views = self.sub[item], self.style[item], np.log1p(seen)
+        price = self.price_sensitivity[user] * self.relative_price[item]
+        wanted, goes_with = sub == mission, sub == self.complement[mission]
+        # who it is and what it is ...
+        click = self.click_intercept + 0.4 * self.eager[user] + 0.8 * self.taste[user, sub] - 0.3 * email
+        click = click + 0.5 * (self.style_taste[user] * style).sum(-1) + 0.35 * self.quality[item]
+        click = click + 0.5 * self.appeal[item] + self.trend[day, item] - 0.3 * price
+        purchase = self.purchase_intercept + 0.7 * self.taste_purchase[user, sub] + 0.5 * self.quality[item]
+        purchase = purchase + 0.35 * (self.style_taste_purchase[user] * style).sum(-1) - price
+        # ... and what the user is after, has lately clicked, bought and seen
+        click = click + 1.4 * wanted + 0.6 * goes_with + 0.9 * np.minimum(excitement, 2)
+        click = click - 1.2 * satiation - 0.25 * views
+        purchase = purchase + 1.0 * wanted + 0.3 * goes_with + 0.3 * views - 1.5 * satiation
+        return click, purchase
 
 
-def make_world(config: ShopConfig | None = None) -> World:
-    """Draw the hidden world of a config: always the same one, in well under a second."""
-    config = config or ShopConfig()
-    return _solve_intercepts(World(config, **_draw_users(config), **_draw_items(config)))
+def draw_world(config: ShopConfig) -> World:
+    items = _draw_items(config)
+    return World(config, **_draw_users(config), **items, trend=_draw_trends(config, items["sub"]))
 
 
 def _draw_users(config: ShopConfig) -> dict:
-    rng = generator(config, _USERS)
-    n, n_categories = config.n_users, config.n_categories
-    group = _choose(rng, n, (0.16, 0.28, 0.22, 0.18, 0.16))
+    rng, n = generator(config, _USERS), config.n_users
+    group = rng.choice(5, n, p=(0.16, 0.28, 0.22, 0.18, 0.16))
+    region = rng.choice(6, n, p=(0.24, 0.20, 0.18, 0.18, 0.14, 0.06))
+    tier = rng.choice(4, n, p=(0.50, 0.28, 0.16, 0.06))
+
+    def taste(width: int) -> np.ndarray:
+        """Half of it follows from age group, region and tier."""
+        kinds = (1.0, 5, group), (0.7, 6, region), (0.7, 4, tier)
+        known = sum(share * rng.standard_normal((number, width))[of] for share, number, of in kinds)
+        return _standardise(_standardise(known) + rng.standard_normal((n, width)))
+
+    def pair(width: int) -> tuple[np.ndarray, np.ndarray]:
+        click, other = taste(width), taste(width)
+        # without the chance correlation of the two draws the knob means exactly what it says
+        other = _standardise(other - (other * click).mean(0) * click)
+        rho = config.relatedness
+        return click, rho * click + np.sqrt(1 - rho**2) * other
+
+    (category, category_p), (sub, sub_p), (style, style_p) = pair(len(CATEGORIES)), pair(len(SUBS)), pair(3)
     edges = np.array(AGE_EDGES)
-    age = edges[group] + np.floor(rng.random(n) * (edges[group + 1] - edges[group])).astype(np.int64)
-    region = _choose(rng, n, (0.24, 0.20, 0.18, 0.18, 0.14, 0.06))
-    tier = _choose(rng, n, (0.50, 0.28, 0.16, 0.06))
-    signup_days = np.floor(30 + (200 + 250 * tier) * -np.log1p(-rng.random(n))).astype(np.int64)
-
-    def taste() -> np.ndarray:
-        by_age = rng.standard_normal((len(AGE_GROUPS), n_categories))
-        by_region = rng.standard_normal((len(REGIONS), n_categories))
-        own = rng.standard_normal((n, n_categories))
-        return _standardise(
-            np.sqrt(0.35) * by_age[group] + np.sqrt(0.15) * by_region[region] + np.sqrt(0.5) * own
-        )
-
-    click_taste = taste()
-    other = taste()
-    # Without the chance correlation of the two draws the knob means exactly what it says.
-    other = _standardise(other - (other * click_taste).mean() * click_taste)
-    rho = config.relatedness
-    purchase_taste = rho * click_taste + np.sqrt(1 - rho**2) * other
-    sensitivity = np.array([1.8, 1.4, 1.0, 0.6])[tier] * np.exp(0.3 * rng.standard_normal(n))
-    activity = np.array([0.8, 1.0, 1.4, 1.8])[tier] * np.exp(0.8 * rng.standard_normal(n))
-    users = pd.DataFrame(
-        {
-            "user_id": np.arange(n),
-            "age": age,
-            "region": names_of(REGIONS, region),
-            "loyalty_tier": names_of(TIERS, tier),
-            "signup_days": signup_days,
-        }
-    )
+    users = {
+        "user_id": np.arange(n),
+        "age": edges[group] + np.floor(rng.random(n) * np.diff(edges)[group]).astype(np.int64),
+        "region": np.array(REGIONS, object)[region],
+        "loyalty_tier": np.array(TIERS, object)[tier],
+        "signup_days": np.floor(30 + (200 + 250 * tier) * rng.exponential(size=n)).astype(np.int64),
+    }
     return {
-        "users": users,
-        "click_taste": click_taste,
-        "purchase_taste": purchase_taste,
-        "price_sensitivity": sensitivity,
-        "activity": activity,
+        "users": pd.DataFrame(users),
+        "eager": rng.standard_normal(n),
+        "taste": 0.8 * category[:, PARENT] + 0.6 * sub,
+        "taste_purchase": 0.8 * category_p[:, PARENT] + 0.6 * sub_p,
+        "style_taste": style,
+        "style_taste_purchase": style_p,
+        "price_sensitivity": np.array([1.4, 1.1, 0.9, 0.6])[tier] * np.exp(0.3 * rng.standard_normal(n)),
+        "activity": np.array([0.8, 1.0, 1.4, 1.8])[tier] * np.exp(0.8 * rng.standard_normal(n)),
     }
 
 
 def _draw_items(config: ShopConfig) -> dict:
-    rng = generator(config, _ITEMS)
-    n, n_categories = config.n_items, config.n_categories
-    weights = np.linspace(1.5, 0.5, n_categories)
-    category = _choose(rng, n, weights / weights.sum())
-    category[:n_categories] = np.arange(n_categories)  # no category stays empty
-    brand = category * BRANDS_PER_CATEGORY + rng.integers(0, BRANDS_PER_CATEGORY, n)
-    brand_quality = rng.standard_normal(n_categories * BRANDS_PER_CATEGORY)
-    quality = 0.6 * brand_quality[brand] + 0.8 * rng.standard_normal(n)
-    relative_price = 0.15 * quality + 0.4 * rng.standard_normal(n)
-    price = np.round(np.maximum(TYPICAL_PRICE[category] * np.exp(relative_price), 0.5), 2)
-    rating = np.round(np.clip(3.6 + 0.5 * quality + 0.35 * rng.standard_normal(n), 1, 5), 1)
-    popularity = np.exp(0.3 * quality + 0.7 * rng.standard_normal(n))
-    items = pd.DataFrame(
-        {
-            "item_id": np.arange(n),
-            "category": names_of(CATEGORIES, category),
-            "brand": names_of(
-                [f"brand-{k + 1:02d}" for k in range(n_categories * BRANDS_PER_CATEGORY)], brand
-            ),
-            "price": price,
-            "rating": rating,
-            "launched_days": 1 + np.floor(300 * -np.log1p(-rng.random(n))).astype(np.int64),
-        }
-    )
-    return {
-        "items": items,
-        "category": category,
-        "quality": quality,
-        "relative_price": relative_price,
-        "popularity": popularity,
+    rng, n = generator(config, _ITEMS), config.n_items
+    size = np.exp(0.25 * rng.standard_normal(len(SUBS))) * np.linspace(1.1, 0.9, len(CATEGORIES))[PARENT]
+    sub = rng.choice(len(SUBS), n, p=size / size.sum())
+    sub[: 2 * len(SUBS)] = np.tile(np.arange(len(SUBS)), 2)  # no sub-category stays empty
+    category = PARENT[sub]
+    brand = category * 5 + rng.integers(0, 5, n)
+    quality = _standardise(0.5 * rng.standard_normal(40)[brand] + 0.85 * rng.standard_normal(n))
+    price = 0.45 * _standardise(0.35 * quality + 0.94 * rng.standard_normal(n))
+    first_day, new = np.zeros(n, np.int64), len(SUBS) + rng.permutation(n - len(SUBS))[: n // 8]
+    first_day[new] = rng.integers(1, config.days, len(new))
+    appeal, style = rng.standard_normal(n), rng.standard_normal((n, 3))
+    appeal -= (np.bincount(category, appeal) / np.bincount(category))[
+        category
+    ]  # no category is everybody's darling
+    ring = rng.permutation(len(SUBS))
+    age = np.where(first_day > 0, -first_day, np.floor(300 * rng.exponential(size=n)).astype(int))
+    items = {
+        "item_id": np.arange(n),
+        "category": np.array(CATEGORIES, object)[category],
+        "sub_category": np.array(SUBS, object)[sub],
+        "brand": np.array([f"brand-{k + 1:02d}" for k in range(40)], object)[brand],
+        "price": np.round(_TYPICAL_PRICE[category] * np.exp(price), 2),
+        "on_sale_since": np.datetime_as_string(START.astype("datetime64[D]") - age).astype(object),
     }
+    hidden = np.column_stack([quality, appeal, style])
+    items |= describe(items["sub_category"], items["brand"], hidden, generator(config, _WORDS))
+    # each sub-category goes with one other, and one other with it
+    known = {"sub": sub, "quality": quality, "appeal": appeal, "style": style, "relative_price": price}
+    complement = np.roll(ring, 1)[np.argsort(ring)]
+    return known | {"items": pd.DataFrame(items), "first_day": first_day, "complement": complement}
 
 
-def _utilities(world: World, user, item, position, hour, channel) -> tuple[np.ndarray, np.ndarray]:
-    """Log-odds of a click, and of a purchase after it, before the intercepts."""
-    category, quality = world.category[item], world.quality[item]
-    click = (
-        1.1 * world.click_taste[user, category]
-        + 0.6 * quality
-        - 0.5 * np.log(position)
-        + 0.15 * np.cos(2 * np.pi * (hour - 20) / 24)
-        + np.array([0.1, 0.0, -0.2])[channel]
-    )
-    purchase = (
-        1.1 * world.purchase_taste[user, category]
-        + 0.6 * quality
-        - world.price_sensitivity[user] * world.relative_price[item]
-    )
-    return click, np.broadcast_to(purchase, np.shape(click))
+def _draw_trends(config: ShopConfig, sub: np.ndarray) -> np.ndarray:
+    rng = generator(config, _TRENDS)
+
+    def walk(n: int, deviation: float, half_life: float) -> np.ndarray:
+        keep, steps = 0.5 ** (1 / half_life), deviation * rng.standard_normal((config.days, n))
+        for day in range(1, config.days):
+            steps[day] = keep * steps[day - 1] + np.sqrt(1 - keep**2) * steps[day]
+        return steps
+
+    return walk(len(sub), 0.35, 7) + walk(len(SUBS), 0.12, 14)[:, sub]
 
 
-def _solve_intercepts(world: World) -> World:
-    """Find the intercepts that give the wanted rates on a sample of sessions drawn for this purpose."""
-    config = world.config
-    rng = generator(config, _CALIBRATION)
-    n = _CALIBRATION_SESSIONS
-    moment = moments(config, (np.arange(n) + 0.5) / n)
-    user, item, channel = draw_sessions(world, rng, n)
-    hour = np.repeat(moment // 3600 % 24, SESSION_LENGTH)
-    position = np.tile(np.arange(1, SESSION_LENGTH + 1), n)
-    click, purchase = _utilities(world, user, item, position, hour, channel)
-    click_intercept = _bisect(lambda b: _sigmoid(click + b).mean(), config.click_rate)
-    p_click = _sigmoid(click + click_intercept)
-    purchase_intercept = _bisect(lambda b: (p_click * _sigmoid(purchase + b)).mean(), config.purchase_rate)
-    return replace(world, click_intercept=click_intercept, purchase_intercept=purchase_intercept)
+def faded(values: np.ndarray, seconds: np.ndarray, half_life: float) -> np.ndarray:
+    """Values after some seconds, with a half-life in days."""
+    return (values * 0.5 ** np.minimum(seconds / (half_life * DAY), 100)).astype(np.float32)
 
 
-def _bisect(rate, target: float) -> float:
-    low, high = -30.0, 30.0
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (middle, high) if rate(middle) < target else (low, middle)
-    return round((low + high) / 2, 6)  # rounded, so that the last bit of a sum cannot change the log
-
-
-def draw_sessions(
-    world: World, rng: np.random.Generator, n: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Users, products and channels of n sessions, five rows a session.
-
-    The old ranker draws twelve candidates by popularity and shows the five best by its noisy idea of popularity
-    and taste.
-    """
-    user = _draw_weighted(rng, n, world.activity)
-    channel = _choose(rng, n, (0.55, 0.35, 0.10))
-    candidates = np.empty((n, _CANDIDATES), dtype=np.int64)
-    for j in range(_CANDIDATES):
-        item = _draw_weighted(rng, n, world.popularity)
-        while (taken := (candidates[:, :j] == item[:, None]).any(1)).any():
-            item = np.where(taken, (item + 1) % world.config.n_items, item)
-        candidates[:, j] = item
-    taste = world.click_taste[user[:, None], world.category[candidates]]
-    score = 0.4 * np.log(world.popularity[candidates]) + 0.4 * taste + rng.standard_normal(candidates.shape)
-    best = np.argsort(-score, axis=1, kind="stable")[:, :SESSION_LENGTH]
-    shown = np.take_along_axis(candidates, best, axis=1).ravel()
-    return np.repeat(user, SESSION_LENGTH), shown, np.repeat(channel, SESSION_LENGTH)
-
-
-def moments(config: ShopConfig, share: np.ndarray) -> np.ndarray:
-    """Seconds since the start at which the given shares of the traffic have passed (quiet nights, busy weekends)."""
-    hours = np.arange(config.days * 24)
-    clock, weekend = hours % 24, hours // 24 % 7 >= 5
-    traffic = 0.15 + np.exp(-(((clock - 13) / 4.0) ** 2)) + 1.4 * np.exp(-(((clock - 20.5) / 2.5) ** 2))
-    passed = np.concatenate([[0.0], np.cumsum(np.where(weekend, 1.3, 1.0) * traffic)])
-    seconds = np.interp(share * passed[-1], passed, np.arange(len(passed)) * 3600.0)
-    return np.minimum(np.floor(seconds), config.days * 86_400 - 1).astype(np.int64)
-
-
-def _sigmoid(x: np.ndarray) -> np.ndarray:
+def sigmoid(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-x))
 
 
 def _standardise(values: np.ndarray) -> np.ndarray:
-    centred = values - values.mean()
-    return centred / np.sqrt((centred**2).mean())
-
-
-def _choose(rng: np.random.Generator, n: int, shares: Sequence[float]) -> np.ndarray:
-    """Draw n places 0, 1, … with the given shares."""
-    return np.searchsorted(np.cumsum(shares)[:-1], rng.random(n), side="right")
-
-
-def _draw_weighted(rng: np.random.Generator, n: int, weights: np.ndarray) -> np.ndarray:
-    edges = np.cumsum(weights)
-    return np.searchsorted(edges[:-1], rng.random(n) * edges[-1], side="right")
-
-
-def names_of(names: Sequence[str], codes: np.ndarray) -> pd.Series:
-    return pd.Series(np.array(names, dtype=object)[codes])
-
-
-def _whole(values, name: str, low: int, high: int | None) -> np.ndarray:
-    values = np.asarray(values)
-    if not np.issubdtype(values.dtype, np.integer):
-        raise TypeError(f"{name} must hold whole numbers, got {values.dtype}.")
-    if values.size and (values.min() < low or (high is not None and values.max() > high)):
-        span = f"{low} to {high}" if high is not None else f"{low} or more"
-        raise ValueError(f"{name} runs from {values.min()} to {values.max()}, expected {span}.")
-    return values
-
-
-def _channel_codes(channel) -> np.ndarray:
-    channel = np.asarray(channel)
-    if np.issubdtype(channel.dtype, np.integer):
-        return _whole(channel, "channel", 0, len(CHANNELS) - 1)
-    codes = pd.Index(CHANNELS).get_indexer(pd.Index(channel.astype(object).ravel())).reshape(channel.shape)
-    if (codes < 0).any():
-        raise ValueError(f"Unknown channel {str(channel[codes < 0][0])!r}: expected {', '.join(CHANNELS)}.")
-    return codes
+    return (values - values.mean(0)) / values.std(0)

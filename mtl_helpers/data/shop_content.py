@@ -1,6 +1,6 @@
 """What the shop's products look like and how they are described: titles, descriptions and small pictures.
 
-Used by :mod:`mtl_helpers.data.second.shop`; taught in notebook 09. Words and pictures each show a noisy copy of what
+Used by :mod:`mtl_helpers.data.shop`; taught in notebook 09. Words and pictures each show a noisy copy of what
 the simulator hides (quality, appeal and three axes of style), so that together they explain about half of its
 variance.
 """

@@ -1,7 +1,7 @@
 """The shop runs: sessions, pages, clicks and purchases, and an old ranker that counts them every night.
 
 Users come with a mission; the old ranker fills their pages; what they click, buy and have seen changes what they want
-next. Explained in notebook 00.
+next.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from mtl_helpers.data.second.world import (
+from mtl_helpers.data.shop_world import (
     CATEGORIES,
     DAY,
     LOG,
@@ -38,19 +38,18 @@ def make_world(config: ShopConfig | None = None) -> World:
     pilot = replace(config, n_users=min(config.n_users, 400), n_impressions=min(config.n_impressions, 40_000))
     small = draw_world(pilot)
     for _ in range(2):  # two short runs find the intercepts that give the wanted rates
-        log = _Run(small).log()
-        clicks = max(log["click"].mean(), 1e-3)
-        small.click_intercept += np.log(config.click_rate / clicks)
+        log = Run(small).log()
+        small.click_intercept += np.log(config.click_rate / max(log["click"].mean(), 1e-3))
         conversion = log["p_purchase_given_click"][log["click"]].mean()
         small.purchase_intercept += np.log(config.conversion / conversion)
     world.click_intercept = round(float(small.click_intercept), 3)
     world.purchase_intercept = round(float(small.purchase_intercept), 3)
-    run = _Run(world)
+    run = Run(world)
     world.log, world._pages = run.log(), run.states()
     return world
 
 
-class _Run:
+class Run:
     """The shop while it runs: what each user wants and has seen, what the old ranker has counted, page after page."""
 
     def __init__(self, world: World) -> None:
@@ -59,10 +58,8 @@ class _Run:
         self.excitement, self.satiation, self.affinity = np.zeros((3, n_users, len(SUBS)), np.float32)
         self.seen = np.zeros((n_users, n_items), np.uint16)
         self.last, self.mission = np.zeros(n_users, np.int64), np.full(n_users, -1)
-        wish = np.exp(world.taste)
-        self.wishes = np.cumsum(
-            wish / np.average(wish, 0, world.activity), 1
-        )  # no sub-category is everybody's mission
+        wish = np.exp(world.taste)  # divided by its mean: no sub-category is everybody's mission
+        self.wishes = np.cumsum(wish / np.average(wish, 0, world.activity), 1)
         self.clicks, self.views = np.full(n_items, 1.5), np.full(n_items, 20.0)
         self.pages: list[dict[str, np.ndarray]] = []
         self._run()
@@ -76,11 +73,10 @@ class _Run:
         moment = np.sort(_moments(config, rng.random(len(pages))))
         user = rng.choice(config.n_users, len(pages), p=self.world.activity / self.world.activity.sum())
         surface = rng.choice(3, len(pages), p=(0.65, 0.25, 0.10))
-        day = moment // DAY
         # a user's sessions of one day come one after the other; those of different users run side by side
-        turn = pd.Series(user).groupby([user, day]).cumcount().to_numpy()
+        turn = pd.Series(user).groupby([user, moment // DAY]).cumcount().to_numpy()
         for today in range(config.days):
-            first, here = len(self.pages), np.flatnonzero(day == today)
+            first, here = len(self.pages), np.flatnonzero(moment // DAY == today)
             for k in range(turn[here].max(initial=-1) + 1):
                 session = here[turn[here] == k]
                 start = np.maximum(moment[session], self.last[user[session]] + 1800)
@@ -92,7 +88,7 @@ class _Run:
         keeps &= self.mission[user] >= 0
         self._wait(user, start)
         self.mission[user] = np.where(keeps, self.mission[user], self._new_mission(user))
-        pool, score = self._rank(user, day, surface)
+        pool, score = self.rank(user, day, surface)
         for page in range(pages.max()):
             more = pages > page
             item, value = (x[more, PAGE * page : PAGE * (page + 1)] for x in (pool, score))
@@ -109,7 +105,7 @@ class _Run:
         wishes = self.wishes[user]
         return (wishes < self.rng.random((len(user), 1)) * wishes[:, -1:]).sum(1)
 
-    def _rank(self, user, day, surface) -> tuple[np.ndarray, np.ndarray]:
+    def rank(self, user, day, surface) -> tuple[np.ndarray, np.ndarray]:
         """The old ranker: 40 products a user (n, 40), best first, by last night's click rates and the user's clicks."""
         world, affinity = self.world, self.affinity[user].astype(float)
         rate = np.log(self.clicks / self.views)
@@ -121,12 +117,8 @@ class _Run:
         rough[(surface == 1)[:, None] & away] -= 1e6
         pool = np.argpartition(-rough, _POOL, axis=1)[:, :_POOL]
         recent = np.minimum(self.excitement[user[:, None], world.sub[pool]], 2)
-        score = (
-            rate[pool]
-            + 0.6 * np.take_along_axis(interest, pool, 1)
-            + 0.3 * recent
-            + 0.3 * self.rng.gumbel(size=pool.shape)
-        )
+        score = rate[pool] + 0.6 * np.take_along_axis(interest, pool, 1) + 0.3 * recent
+        score = score + 0.3 * self.rng.gumbel(size=pool.shape)
         order = np.argsort(-score, axis=1, kind="stable")
         return np.take_along_axis(pool, order, 1), np.take_along_axis(score, order, 1)
 
@@ -143,40 +135,32 @@ class _Run:
         """Draw clicks and purchases on a page each; both change what is wanted next."""
         world, rng, who, sub = self.world, self.rng, user[:, None], self.world.sub[item]
         self._wait(user, moment)
-        mission = self.mission[user]
-        day = np.minimum(moment // DAY, world.config.days - 1)[:, None]
-        click, purchase = world.utilities(
-            who, item, day, (surface == 2)[:, None], mission[:, None],
-            self.excitement[who, sub], self.satiation[who, sub], self.seen[who, item],
-        )  # fmt: skip
+        day, mission = np.minimum(moment // DAY, world.config.days - 1), self.mission[user]
+        state = self.excitement[who, sub], self.satiation[who, sub], self.seen[who, item]
+        email = (surface == 2)[:, None]
+        click, purchase = world.utilities(who, item, day[:, None], email, mission[:, None], *state)
         p_click, p_purchase = np.arange(1, PAGE + 1) ** -0.45 * sigmoid(click), sigmoid(purchase)
         clicked = rng.random(item.shape) < p_click
         bought = clicked & (rng.random(item.shape) < p_purchase)
         np.add.at(self.seen, (who, item), 1)
-        for happened, state in (
-            (clicked, self.excitement),
-            (clicked, self.affinity),
-            (bought, self.satiation),
-        ):
+        happenings = (clicked, self.excitement), (clicked, self.affinity), (bought, self.satiation)
+        for happened, state in happenings:
             row, place = np.nonzero(happened)
             np.add.at(state, (user[row], sub[row, place]), 1)
         row, place = np.nonzero(clicked & (rng.random(item.shape) < 0.25))
         self.mission[user[row]] = sub[row, place]
         row, place = np.nonzero(bought)
-        onward = rng.random(len(row)) < 0.4
-        goes_with = world.complement[sub[row, place]]
+        onward, goes_with = rng.random(len(row)) < 0.4, world.complement[sub[row, place]]
         self.mission[user[row]] = np.where(onward, goes_with, self._new_mission(user[row]))
         page = {"session": session, "user": user, "moment": moment, "surface": surface, "mission": mission}
-        states = {"excitement": self.excitement[user], "satiation": self.satiation[user]}
-        rows = {"item": item, "score": score, "p_click": p_click, "p_purchase_given_click": p_purchase}
-        self.pages.append(page | states | rows | {"click": clicked, "purchase": bought})
+        page |= {"excitement": self.excitement[user], "satiation": self.satiation[user], "item": item}
+        page |= {"score": score, "p_click": p_click, "p_purchase_given_click": p_purchase}
+        self.pages.append(page | {"click": clicked, "purchase": bought})
 
     def _night(self, pages: list[dict[str, np.ndarray]]) -> None:
         """Count the day; older days fade with a half-life of a week."""
         keep = 0.5 ** (1 / 7)
-        self.clicks, self.views = (
-            keep * x + (1 - keep) * y for x, y in ((self.clicks, 1.5), (self.views, 20))
-        )
+        self.clicks, self.views = keep * self.clicks + (1 - keep) * 1.5, keep * self.views + (1 - keep) * 20
         for page in pages:
             np.add.at(self.clicks, page["item"], page["click"])
             np.add.at(self.views, page["item"], 1)
@@ -187,10 +171,9 @@ class _Run:
     def log(self) -> dict[str, np.ndarray]:
         """The clean log with its truth, one row an impression, sorted by time."""
         order = np.lexsort((self._joined("session"), self._joined("moment")))
-        columns = {}
-        for name in ("session", "user", "moment", "surface"):
-            columns[name] = np.repeat(self._joined(name)[order], PAGE)
-        for name in ("item", "score", "p_click", "p_purchase_given_click", "click", "purchase"):
+        pages, rows = ("session", "user", "moment", "surface"), ("item", "score", "click", "purchase")
+        columns = {name: np.repeat(self._joined(name)[order], PAGE) for name in pages}
+        for name in (*rows, "p_click", "p_purchase_given_click"):
             columns[name] = self._joined(name)[order].ravel()
         return columns | {"position": np.tile(np.arange(1, PAGE + 1), len(order))}
 
