@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.base import clone
 from sklearn.compose import make_column_transformer
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LinearRegression, LogisticRegression
@@ -16,11 +17,13 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from mtl_helpers.data import (
     CATEGORIES,
+    PAGE,
     SHOP_CATEGORICAL,
     SHOP_COUNTS,
     SHOP_NUMERIC,
     SHOP_TASKS,
     SURFACES,
+    TIERS,
     ShopConfig,
     bayes_auc,
     check_leaks,
@@ -38,7 +41,7 @@ from mtl_helpers.data import (
 )
 from mtl_helpers.data.shop_content import NOISE, WORDS, describe
 from mtl_helpers.data.shop_run import Run
-from mtl_helpers.data.shop_world import DIRT, PICTURES, SUBS, generator, sigmoid
+from mtl_helpers.data.shop_world import AGE_EDGES, DIRT, PARENT, PICTURES, SUBS, generator, sigmoid
 from mtl_helpers.metrics import auc, expected_auc, expected_log_loss, log_loss
 
 SMALL = ShopConfig(n_users=150, n_items=240, n_impressions=12_000, days=14, click_rate=0.15, seed=3)
@@ -310,33 +313,75 @@ def test_pictures_lie_in_the_order_of_the_products(shop):
 # ------------------------------------------------------------------------------------------------- realism
 
 
+class Rivals(Run):
+    """A shop in which, from day 30 on, the old ranker's 40 candidates are also ranked by the truth, by chance, and by
+    a model that was fitted on what the shop could know of the first 30 days: expected purchases on a page of 8."""
+
+    def __init__(self, world) -> None:
+        self.rows, self.models, self.gains = [], None, dict.fromkeys(("old", "truth", "random", "model"), 0.0)
+        self.chance = np.random.default_rng(0)
+        self.tier = np.eye(4)[pd.Index(TIERS).get_indexer(world.users["loyalty_tier"])]
+        self.age = np.eye(5)[np.searchsorted(AGE_EDGES[1:-1], world.users["age"], side="right")]
+        super().__init__(world)
+
+    def rank(self, user, day, surface):
+        pool, score = super().rank(user, day, surface)
+        who, sub, world = user[:, None], self.world.sub[pool], self.world
+        state = self.excitement[who, sub], self.satiation[who, sub], self.seen[who, pool]
+        odds = world.utilities(who, pool, day, (surface == 2)[:, None], self.mission[who], *state)
+        click, purchase = (sigmoid(value) for value in odds)
+        known, looked = self._known(user, pool, *state), np.arange(1, PAGE + 1) ** -0.45
+        if day < 30:
+            shown, place = known[:, :PAGE], np.zeros((len(user), PAGE, 1)) + np.log(looked)[:, None]
+            clicked = self.chance.random((len(user), PAGE)) < click[:, :PAGE] * looked
+            bought = clicked & (self.chance.random(clicked.shape) < purchase[:, :PAGE])
+            self.rows.append(
+                (
+                    np.concatenate([shown, place], -1).reshape(clicked.size, -1),
+                    clicked.ravel(),
+                    bought.ravel(),
+                )
+            )
+        elif len(user):
+            if self.models is None:
+                x, y, z = (np.concatenate(part) for part in zip(*self.rows, strict=True))
+                pairs, kind = ((x, y), (x[y], z[y])), LogisticRegression(C=0.03, max_iter=200)
+                self.models = [make_pipeline(StandardScaler(), clone(kind)).fit(*pair) for pair in pairs]
+            top = np.concatenate([known, np.zeros((*pool.shape, 1))], -1).reshape(pool.size, -1)
+            fitted = np.prod([model.predict_proba(top)[:, 1] for model in self.models], 0).reshape(pool.shape)
+            value, old = click * purchase, -np.arange(pool.size).reshape(pool.shape)
+            rivals = {"old": old, "truth": value, "random": self.chance.random(pool.shape), "model": fitted}
+            for name, order in rivals.items():
+                best = np.argsort(-order, axis=1)[:, :PAGE]
+                self.gains[name] += (np.take_along_axis(value, best, 1) * looked).sum()
+        return pool, score
+
+    def _known(self, user, pool, excitement, satiation, seen) -> np.ndarray:
+        """What a shop knows of candidates (n, 40): counts, prices, and tastes by age group."""
+        world, sub = self.world, self.world.sub[pool]
+        kin = self.affinity[user].reshape(len(user), len(CATEGORIES), -1).sum(2)
+        past = [
+            np.log(0.25 + np.take_along_axis(x, at, 1))
+            for x, at in ((self.affinity[user], sub), (kin, PARENT[sub]))
+        ]
+        price = world.relative_price[pool]
+        numbers = [
+            np.log(self.clicks / self.views)[pool],
+            *past,
+            np.minimum(excitement, 2),
+            satiation,
+            np.log1p(seen),
+        ]
+        by_tier = self.tier[user][:, None] * price[..., None]
+        by_age = self.age[user][:, None, :, None] * np.eye(8)[PARENT[sub]][:, :, None]
+        return np.concatenate([np.stack([*numbers, price], -1), by_tier, by_age.reshape(*pool.shape, -1)], -1)
+
+
 def realism(seed: int) -> dict[str, float]:
     """The figures of the realism table for one shop of full size."""
-    ratios = {"old": 0.0, "truth": 0.0, "random": 0.0}
-
-    class Watched(Run):
-        def rank(self, user, day, surface):
-            pool, score = super().rank(user, day, surface)
-            if day >= 30 and len(user):
-                who, sub, world = user[:, None], self.world.sub[pool], self.world
-                state = (self.excitement[who, sub], self.satiation[who, sub], self.seen[who, pool])
-                click, purchase = world.utilities(
-                    who, pool, day, (surface == 2)[:, None], self.mission[who], *state
-                )
-                value = sigmoid(click) * sigmoid(purchase)
-                by_chance = np.random.default_rng(day).random(value.shape)
-                for name, order in (
-                    ("old", -np.arange(40.0) + 0 * value),
-                    ("truth", value),
-                    ("random", by_chance),
-                ):
-                    best = np.argsort(-order, axis=1)[:, :8]
-                    ratios[name] += (np.take_along_axis(value, best, 1) * np.arange(1, 9) ** -0.45).sum()
-            return pool, score
-
     config = ShopConfig(seed=seed)
     world = make_world(config)
-    Watched(world)
+    gains = Rivals(world).gains
     shop = simulate(config)
     frame = shop_frame(shop).merge(shop.truth, on="impression_id")
     log, users = (
@@ -355,8 +400,7 @@ def realism(seed: int) -> dict[str, float]:
         "delay, median hours": delay.median(),
         "delay within a week": (delay <= 168).mean(),
         "still pending": (log["purchase"].sum() - len(bought)) / len(bought),
-        "truth / old": ratios["truth"] / ratios["old"],
-        "random / old": ratios["random"] / ratios["old"],
+        **{f"{name} / old": gains[name] / gains["old"] for name in ("truth", "model", "random")},
     }
     found |= {f"Bayes {name}": value for name, value in bayes_auc(shop).items()}
     parts = shop_splits(frame)
@@ -419,6 +463,7 @@ REALISM = {
     "Bayes purchase": (0.90, 0.95),
     "Bayes purchase_given_click": (0.74, 0.80),
     "truth / old": (1.5, 3.0),
+    "model / old": (1.2, 1.6),
     "random / old": (0.45, 0.65),
     "history, AUC of click": (0.02, 0.1),
     "next_category, majority": (0.125, 0.22),
