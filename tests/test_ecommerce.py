@@ -9,7 +9,8 @@ import torch
 
 from mtl_helpers.data import CATEGORIES, ShopConfig, make_world, simulate
 from mtl_helpers.models.case import (
-    PAST,
+    CASE_CATEGORICAL,
+    CASE_NUMERIC,
     CaseModel,
     candidates,
     case_data,
@@ -22,7 +23,7 @@ from mtl_helpers.models.case import (
 from mtl_helpers.sweep import sweep
 from mtl_helpers.training import fit, predict
 
-CONFIG = ShopConfig(n_users=60, n_items=40, n_impressions=6_000, seed=3)
+CONFIG = ShopConfig(n_users=60, n_items=200, n_impressions=6_000, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -45,25 +46,18 @@ def items(shop, frames):
     return item_table(shop, frames["train"])
 
 
-def test_past_clicks_count_strictly_earlier_sessions(frames):
-    whole = pd.concat(frames.values())
-    for row in whole.sample(60, random_state=0).itertuples():
-        earlier = whole[(whole["user_id"] == row.user_id) & (whole["timestamp"] < row.timestamp)]
-        for name in PAST:
-            expected = ((earlier["category"] == name[5:]) & (earlier["click"] == 1)).sum()
-            assert getattr(row, name) == expected
-
-
 def test_next_item_is_the_next_click_and_stays_in_its_part(frames):
     whole = pd.concat(frames.values()).sort_values(["timestamp", "impression_id"])
     ends = {"train": frames["valid"]["timestamp"].min(), "valid": frames["test"]["timestamp"].min()}
     for part, frame in frames.items():
-        assert frame.loc[frame["position"] > 1, ["next_item", "next_category"]].isna().all(axis=None)
-        for row in frame[frame["position"] == 1].sample(40, random_state=1).itertuples():
-            later = whole[(whole["user_id"] == row.user_id) & (whole["timestamp"] > row.timestamp)]
+        first = ~frame.duplicated("session_id")
+        assert frame.loc[~first, ["next_item", "next_category"]].isna().all(axis=None)
+        for row in frame[first].sample(30, random_state=1).itertuples():
+            later = whole[(whole["user_id"] == row.user_id) & (whole["session_start"] > row.session_start)]
             later = later[(later["click"] == 1) & (later["timestamp"] < ends.get(part, pd.Timestamp.max))]
-            if len(later):
+            if len(later) and row.timestamp == row.session_start:
                 assert row.next_item == later["item_id"].iloc[0]
+                assert CATEGORIES[int(row.next_category)] == later["category"].iloc[0]
             else:
                 assert np.isnan(row.next_item)
 
@@ -83,8 +77,16 @@ def test_candidates_are_a_user_and_a_moment_with_every_item(frames, items):
     assert len(table) == 2 * len(items) and (table["position"] == 1).all()
     assert (table["user_id"].to_numpy().reshape(2, -1) == rows["user_id"].to_numpy()[:, None]).all()
     assert (table["item_id"].to_numpy().reshape(2, -1) == items["item_id"].to_numpy()).all()
-    one = table.iloc[len(items) + 7]
-    assert one["user_category_past_clicks"] == rows.iloc[1][f"past_{one['category']}"]
+
+
+def test_the_candidate_that_was_shown_is_its_logged_row(frames, items):
+    rows = frames["test"].sample(30, random_state=0)
+    table = candidates(rows, items).iloc[np.arange(30) * len(items) + rows["item_id"].to_numpy()]
+    for name in {*CASE_NUMERIC, *CASE_CATEGORICAL} - {
+        "position",
+        "item_past_ctr",
+    }:  # known when training ends
+        pd.testing.assert_series_equal(table[name], rows[name], check_index=False, check_dtype=False)
 
 
 def test_no_candidate_moves_the_user_side_answers(data, frames, items):
@@ -135,7 +137,7 @@ def test_user_ids_are_read_only_when_asked(data, items):
 
 def test_model_can_be_built_again_from_what_it_remembers(data, items):
     torch.manual_seed(0)
-    model = case_model(data, items, width=8)
+    model = case_model(data, items)
     again = CaseModel(model.schema, model.tasks, **model.settings)
     again.load_state_dict(model.state_dict())
     for name, value in predict(model, data.test).items():
@@ -146,7 +148,7 @@ def test_sweep_trains_the_same_model_as_fit(data, items):
     weights = {"click": 0.3, "purchase": 0.4, "next_category": 0.2, "next_item": 0.1}
 
     def build():
-        return case_model(data, items, width=8)
+        return case_model(data, items)
 
     swept = sweep(build, data.train, weightings=[weights], epochs=1, batch_size=512, lr=1e-3, progress=False)
     torch.manual_seed(0)
@@ -161,7 +163,7 @@ def test_truth_of_candidates_is_the_worlds(frames, items):
     world, rows = make_world(CONFIG), frames["test"].iloc[[0, 9]]
     truth = true_values(world, rows, items)
     row = rows.iloc[1]
-    click, bought = world.probabilities(int(row["user_id"]), 5, 1, int(row["hour"]), row["channel"])
+    click, bought = world.probabilities(row["user_id"], 5, row["timestamp"], 1, row["surface"])
     assert truth["click"][1, 5] == pytest.approx(float(click))
     assert truth["purchase"][1, 5] == pytest.approx(float(click * bought))
 
