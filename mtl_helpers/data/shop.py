@@ -27,7 +27,6 @@ __all__ = ["SHOP_FOLDER", "Shop", "load_shop", "pictures", "simulate", "write_sh
 SHOP_FOLDER = Path(__file__).resolve().parents[2] / "datasets" / "shop"
 """Where the shipped files lie in a checkout."""
 _TABLES = ("users", "items", "impressions", "truth", "hidden")
-_DECIMALS = {"old_score": 3, "p_click": 6, "p_purchase_given_click": 6, "p_purchase": 6}
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,12 +145,10 @@ def pictures(shop: Shop) -> np.ndarray:
 
 
 def _gzip(frame: pd.DataFrame) -> bytes:
-    there = {name: k for name, k in _DECIMALS.items() if name in frame}
-    text = frame.assign(**{name: [f"{value:.{k}f}" for value in frame[name]] for name, k in there.items()})
     buffer = io.BytesIO()
     # no name and no time in the header: the bytes depend on the content (and the zlib) alone
     with gzip.GzipFile(filename="", mode="wb", compresslevel=9, fileobj=buffer, mtime=0) as file:
-        file.write(text.to_csv(index=False, lineterminator="\n").encode())
+        file.write(frame.to_csv(index=False, lineterminator="\n").encode())
     return buffer.getvalue()
 
 

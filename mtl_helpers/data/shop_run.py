@@ -20,7 +20,6 @@ from mtl_helpers.data.shop_world import (
     SUBS,
     ShopConfig,
     World,
-    draw_world,
     faded,
     generator,
     sigmoid,
@@ -34,9 +33,9 @@ _POOL = 40  # products the old ranker considers in a session
 def make_world(config: ShopConfig | None = None) -> World:
     """Draw the hidden world of a config and let its shop run: always the same one."""
     config = config or ShopConfig()
-    world = draw_world(config)
+    world = World(config)
     pilot = replace(config, n_users=min(config.n_users, 400), n_impressions=min(config.n_impressions, 40_000))
-    small = draw_world(pilot)
+    small = World(pilot)
     for _ in range(2):  # two short runs find the intercepts that give the wanted rates
         log = Run(small).log()
         small.click_intercept += np.log(config.click_rate / max(log["click"].mean(), 1e-3))
@@ -45,7 +44,7 @@ def make_world(config: ShopConfig | None = None) -> World:
     world.click_intercept = round(float(small.click_intercept), 3)
     world.purchase_intercept = round(float(small.purchase_intercept), 3)
     run = Run(world)
-    world.log, world._pages = run.log(), run.states()
+    world.log, world.pages = run.log(), run.states()
     return world
 
 

@@ -98,38 +98,106 @@ def generator(config: ShopConfig, key: int) -> np.random.Generator:
 # ------------------------------------------------------------------------------------------------- the hidden world
 
 
-@dataclass(eq=False)
 class World:
-    """What the simulator knows and a shop does not; the first two tables are those a shop sees, before any dirt.
+    """What the simulator knows and a shop does not.
 
-    Tastes are for sub-categories (n_users, 32) and for three axes of style (n_users, 3), standard deviation 1; the
-    relative price is on the log scale, within the category; a product can be shown from ``first_day`` of the log on;
-    ``complement`` (32,) is the sub-category that goes with one; ``trend`` (days, n_items) is what is in fashion.
-    ``log`` is the clean log with its truth, one row an impression, sorted by time.
+    ``users`` and ``items`` are the tables a shop sees, before any dirt. Of users: ``eager``, ``activity``,
+    ``price_sensitivity`` (n_users,); ``taste`` and ``taste_purchase`` for sub-categories (n_users, 32), ``style_taste``
+    and ``style_taste_purchase`` for three axes of style (n_users, 3), all of standard deviation 1. Of items: ``sub``,
+    ``quality``, ``appeal``, ``relative_price`` (on the log scale, within the category), ``first_day`` of the log on
+    which it can be shown (n_items,); ``style`` (n_items, 3). ``complement`` (32,) is the sub-category that goes with
+    one; ``trend`` (days, n_items) what is in fashion. ``log`` is the clean log with its truth, one row an impression,
+    sorted by time; :func:`mtl_helpers.data.make_world` fills it in.
     """
 
-    config: ShopConfig
-    users: pd.DataFrame
-    items: pd.DataFrame
-    eager: np.ndarray
-    taste: np.ndarray
-    taste_purchase: np.ndarray
-    style_taste: np.ndarray
-    style_taste_purchase: np.ndarray
-    price_sensitivity: np.ndarray
-    activity: np.ndarray
-    sub: np.ndarray
-    quality: np.ndarray
-    appeal: np.ndarray
-    style: np.ndarray
-    relative_price: np.ndarray
-    first_day: np.ndarray
-    complement: np.ndarray
-    trend: np.ndarray
-    click_intercept: float = -3.8
-    purchase_intercept: float = -4.4
-    log: dict[str, np.ndarray] | None = None
-    _pages: dict[str, np.ndarray] | None = None
+    click_intercept, purchase_intercept = -3.8, -4.4
+
+    def __init__(self, config: ShopConfig) -> None:
+        self.config = config
+        self._draw_users(generator(config, _USERS))
+        self._draw_items(generator(config, _ITEMS))
+        rng = generator(config, _TRENDS)
+        items = self._walk(rng, config.n_items, deviation=0.35, half_life=7)
+        self.trend = items + self._walk(rng, len(SUBS), deviation=0.12, half_life=14)[:, self.sub]
+        self.log, self.pages = {}, {}
+
+    def _draw_users(self, rng: np.random.Generator) -> None:
+        n, rho = self.config.n_users, self.config.relatedness
+        group = rng.choice(5, n, p=(0.16, 0.28, 0.22, 0.18, 0.16))
+        region = rng.choice(6, n, p=(0.24, 0.20, 0.18, 0.18, 0.14, 0.06))
+        tier = rng.choice(4, n, p=(0.50, 0.28, 0.16, 0.06))
+
+        def taste(width: int) -> np.ndarray:
+            """Half of it follows from age group, region and tier."""
+            kinds = (1.0, 5, group), (0.7, 6, region), (0.7, 4, tier)
+            known = sum(share * rng.standard_normal((number, width))[of] for share, number, of in kinds)
+            return _standardise(_standardise(known) + rng.standard_normal((n, width)))
+
+        def pair(width: int) -> tuple[np.ndarray, np.ndarray]:
+            click, other = taste(width), taste(width)
+            # without the chance correlation of the two draws the knob means exactly what it says
+            other = _standardise(other - (other * click).mean(0) * click)
+            return click, rho * click + np.sqrt(1 - rho**2) * other
+
+        categories, subs = pair(len(CATEGORIES)), pair(len(SUBS))
+        self.taste, self.taste_purchase = (
+            0.8 * category[:, PARENT] + 0.6 * sub for category, sub in zip(categories, subs, strict=True)
+        )
+        self.style_taste, self.style_taste_purchase = pair(3)
+        edges = np.array(AGE_EDGES)
+        users = {
+            "user_id": np.arange(n),
+            "age": edges[group] + np.floor(rng.random(n) * np.diff(edges)[group]).astype(np.int64),
+            "region": np.array(REGIONS, object)[region],
+            "loyalty_tier": np.array(TIERS, object)[tier],
+            "signup_days": np.floor(30 + (200 + 250 * tier) * rng.exponential(size=n)).astype(np.int64),
+        }
+        self.users, self.eager = pd.DataFrame(users), rng.standard_normal(n)
+        sensitivity, activity = np.array([[1.4, 1.1, 0.9, 0.6], [0.8, 1.0, 1.4, 1.8]])[:, tier]
+        self.price_sensitivity = sensitivity * np.exp(0.3 * rng.standard_normal(n))
+        self.activity = activity * np.exp(0.8 * rng.standard_normal(n))
+
+    def _draw_items(self, rng: np.random.Generator) -> None:
+        n = self.config.n_items
+        size = np.exp(0.25 * rng.standard_normal(len(SUBS))) * np.linspace(1.1, 0.9, len(CATEGORIES))[PARENT]
+        self.sub = rng.choice(len(SUBS), n, p=size / size.sum())
+        self.sub[: 2 * len(SUBS)] = np.tile(np.arange(len(SUBS)), 2)  # no sub-category stays empty
+        category = PARENT[self.sub]
+        brand = category * 5 + rng.integers(0, 5, n)
+        self.quality = _standardise(0.5 * rng.standard_normal(40)[brand] + 0.85 * rng.standard_normal(n))
+        self.relative_price = 0.45 * _standardise(0.35 * self.quality + 0.94 * rng.standard_normal(n))
+        new = len(SUBS) + rng.permutation(n - len(SUBS))[: n // 8]
+        self.first_day = np.zeros(n, np.int64)
+        self.first_day[new] = rng.integers(1, self.config.days, len(new))
+        self.appeal, self.style = rng.standard_normal(n), rng.standard_normal((n, 3))
+        self.appeal -= (np.bincount(category, self.appeal) / np.bincount(category))[
+            category
+        ]  # no darling category
+        ring = rng.permutation(len(SUBS))
+        self.complement = np.roll(ring, 1)[
+            np.argsort(ring)
+        ]  # each goes with one other, and one other with it
+        age = np.where(
+            self.first_day > 0, -self.first_day, np.floor(300 * rng.exponential(size=n)).astype(int)
+        )
+        items = {
+            "item_id": np.arange(n),
+            "category": np.array(CATEGORIES, object)[category],
+            "sub_category": np.array(SUBS, object)[self.sub],
+            "brand": np.array([f"brand-{k + 1:02d}" for k in range(40)], object)[brand],
+            "price": np.round(_TYPICAL_PRICE[category] * np.exp(self.relative_price), 2),
+            "on_sale_since": np.datetime_as_string(START.astype("datetime64[D]") - age).astype(object),
+        }
+        hidden = np.column_stack([self.quality, self.appeal, self.style])
+        words = describe(items["sub_category"], items["brand"], hidden, generator(self.config, _WORDS))
+        self.items = pd.DataFrame(items | words)
+
+    def _walk(self, rng: np.random.Generator, n: int, deviation: float, half_life: float) -> np.ndarray:
+        """(days, n) random walks that come back to 0."""
+        keep, steps = 0.5 ** (1 / half_life), deviation * rng.standard_normal((self.config.days, n))
+        for day in range(1, self.config.days):
+            steps[day] = keep * steps[day - 1] + np.sqrt(1 - keep**2) * steps[day]
+        return steps
 
     def probabilities(self, user, item, time, position=1, surface="home") -> tuple[np.ndarray, np.ndarray]:
         """True probabilities of an impression at a moment, whether it was shown or not.
@@ -151,7 +219,7 @@ class World:
             time = (np.asarray(time).astype("datetime64[s]") - START).astype(np.int64)
         email = np.asarray(surface) == SURFACES[2]
         user, item, time, position, email = np.broadcast_arrays(user, item, time, position, email)
-        pages, sub, key = self._pages, self.sub[item], user.astype(np.int64) << 32 | time.astype(np.int64)
+        pages, sub, key = self.pages, self.sub[item], user.astype(np.int64) << 32 | time.astype(np.int64)
 
         def last_page(side: str) -> tuple[np.ndarray, np.ndarray]:
             """The user's last page before (or at) the moment, and whether there is one."""
@@ -185,96 +253,6 @@ class World:
         click = click - 1.2 * satiation - 0.25 * views
         purchase = purchase + 1.0 * wanted + 0.3 * goes_with + 0.3 * views - 1.5 * satiation
         return click, purchase
-
-
-def draw_world(config: ShopConfig) -> World:
-    items = _draw_items(config)
-    return World(config, **_draw_users(config), **items, trend=_draw_trends(config, items["sub"]))
-
-
-def _draw_users(config: ShopConfig) -> dict:
-    rng, n = generator(config, _USERS), config.n_users
-    group = rng.choice(5, n, p=(0.16, 0.28, 0.22, 0.18, 0.16))
-    region = rng.choice(6, n, p=(0.24, 0.20, 0.18, 0.18, 0.14, 0.06))
-    tier = rng.choice(4, n, p=(0.50, 0.28, 0.16, 0.06))
-
-    def taste(width: int) -> np.ndarray:
-        """Half of it follows from age group, region and tier."""
-        kinds = (1.0, 5, group), (0.7, 6, region), (0.7, 4, tier)
-        known = sum(share * rng.standard_normal((number, width))[of] for share, number, of in kinds)
-        return _standardise(_standardise(known) + rng.standard_normal((n, width)))
-
-    def pair(width: int) -> tuple[np.ndarray, np.ndarray]:
-        click, other = taste(width), taste(width)
-        # without the chance correlation of the two draws the knob means exactly what it says
-        other = _standardise(other - (other * click).mean(0) * click)
-        rho = config.relatedness
-        return click, rho * click + np.sqrt(1 - rho**2) * other
-
-    (category, category_p), (sub, sub_p), (style, style_p) = pair(len(CATEGORIES)), pair(len(SUBS)), pair(3)
-    edges = np.array(AGE_EDGES)
-    users = {
-        "user_id": np.arange(n),
-        "age": edges[group] + np.floor(rng.random(n) * np.diff(edges)[group]).astype(np.int64),
-        "region": np.array(REGIONS, object)[region],
-        "loyalty_tier": np.array(TIERS, object)[tier],
-        "signup_days": np.floor(30 + (200 + 250 * tier) * rng.exponential(size=n)).astype(np.int64),
-    }
-    return {
-        "users": pd.DataFrame(users),
-        "eager": rng.standard_normal(n),
-        "taste": 0.8 * category[:, PARENT] + 0.6 * sub,
-        "taste_purchase": 0.8 * category_p[:, PARENT] + 0.6 * sub_p,
-        "style_taste": style,
-        "style_taste_purchase": style_p,
-        "price_sensitivity": np.array([1.4, 1.1, 0.9, 0.6])[tier] * np.exp(0.3 * rng.standard_normal(n)),
-        "activity": np.array([0.8, 1.0, 1.4, 1.8])[tier] * np.exp(0.8 * rng.standard_normal(n)),
-    }
-
-
-def _draw_items(config: ShopConfig) -> dict:
-    rng, n = generator(config, _ITEMS), config.n_items
-    size = np.exp(0.25 * rng.standard_normal(len(SUBS))) * np.linspace(1.1, 0.9, len(CATEGORIES))[PARENT]
-    sub = rng.choice(len(SUBS), n, p=size / size.sum())
-    sub[: 2 * len(SUBS)] = np.tile(np.arange(len(SUBS)), 2)  # no sub-category stays empty
-    category = PARENT[sub]
-    brand = category * 5 + rng.integers(0, 5, n)
-    quality = _standardise(0.5 * rng.standard_normal(40)[brand] + 0.85 * rng.standard_normal(n))
-    price = 0.45 * _standardise(0.35 * quality + 0.94 * rng.standard_normal(n))
-    first_day, new = np.zeros(n, np.int64), len(SUBS) + rng.permutation(n - len(SUBS))[: n // 8]
-    first_day[new] = rng.integers(1, config.days, len(new))
-    appeal, style = rng.standard_normal(n), rng.standard_normal((n, 3))
-    appeal -= (np.bincount(category, appeal) / np.bincount(category))[
-        category
-    ]  # no category is everybody's darling
-    ring = rng.permutation(len(SUBS))
-    age = np.where(first_day > 0, -first_day, np.floor(300 * rng.exponential(size=n)).astype(int))
-    items = {
-        "item_id": np.arange(n),
-        "category": np.array(CATEGORIES, object)[category],
-        "sub_category": np.array(SUBS, object)[sub],
-        "brand": np.array([f"brand-{k + 1:02d}" for k in range(40)], object)[brand],
-        "price": np.round(_TYPICAL_PRICE[category] * np.exp(price), 2),
-        "on_sale_since": np.datetime_as_string(START.astype("datetime64[D]") - age).astype(object),
-    }
-    hidden = np.column_stack([quality, appeal, style])
-    items |= describe(items["sub_category"], items["brand"], hidden, generator(config, _WORDS))
-    # each sub-category goes with one other, and one other with it
-    known = {"sub": sub, "quality": quality, "appeal": appeal, "style": style, "relative_price": price}
-    complement = np.roll(ring, 1)[np.argsort(ring)]
-    return known | {"items": pd.DataFrame(items), "first_day": first_day, "complement": complement}
-
-
-def _draw_trends(config: ShopConfig, sub: np.ndarray) -> np.ndarray:
-    rng = generator(config, _TRENDS)
-
-    def walk(n: int, deviation: float, half_life: float) -> np.ndarray:
-        keep, steps = 0.5 ** (1 / half_life), deviation * rng.standard_normal((config.days, n))
-        for day in range(1, config.days):
-            steps[day] = keep * steps[day - 1] + np.sqrt(1 - keep**2) * steps[day]
-        return steps
-
-    return walk(len(sub), 0.35, 7) + walk(len(SUBS), 0.12, 14)[:, sub]
 
 
 def faded(values: np.ndarray, seconds: np.ndarray, half_life: float) -> np.ndarray:
