@@ -1,0 +1,210 @@
+"""What simple and neural models reach on the simulated shop, between a floor and the truth.
+
+    python notebooks/studies/nb01_baselines.py            # everything, then the table: under an hour on two cores
+    python notebooks/studies/nb01_baselines.py --table    # the table of what is there
+
+Writes ``01_baselines.csv``, a row for each shop, contestant, task and setting, as it comes; what is there is not run
+again. On more cores a process takes some shops, of some contestants, and all write to one file: first the tuning shops
+(``--shops 0``, ``--shops 1``), then the others (``--shops 100``, ``--shops 101``, …).
+
+**Primary contrast**, stated before the study was run: shared bottom (click, purchase, next_category) minus single-task,
+AUC of purchase, all labels, no ids, each at its own best epoch and setting; expected: a small plus. All other contrasts
+are exploratory, with Holm's correction over them.
+
+- A shop is ``ShopConfig(seed=s)``: users, products and log are new. Two shops tune, eight others are reported.
+- Split by time 70/10/20; purchases of the last four training days are unknown, since some are pending.
+- Every contestant (nine, with those at one stop) tries 16 settings of learning rate and decay, and keeps for each task
+  that with the lowest validation log-loss on the tuning shops, weighted by the truth for click and purchase; labels
+  decide which epoch is kept. "One stop": one setting and epoch, by the sum of the losses. A best setting at the end of
+  a grid is marked "edge", save for the lowest decay, which hardly decays.
+- Logistic regression is the same code without hidden layers. AdamW, batches of 1,024, at most 25 epochs, patience 3;
+  tasks weigh 1 / (loss of the best constant).
+- AUC and log-loss are weighted by the truth: what labels give in expectation, without their noise; "by labels" is what
+  a real log shows. Floor: the product's past click rate, times the conversion for purchases; the majority.
+  Ceiling: the true probabilities; for the next category ``hidden_state`` of ``nb00_shop_card.py``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Iterator
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import ttest_rel
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from nb00_shop_card import hidden_state
+
+from mtl_helpers import data
+from mtl_helpers.metrics import auc, expected_auc, expected_log_loss, mean_interval, paired_difference
+from mtl_helpers.models import SharedBottom, count_parameters
+from mtl_helpers.training import fit, predict
+from mtl_helpers.weighting import constant_losses
+
+RESULTS = Path("notebooks/results/01_baselines.csv")
+TUNING, REPORTED = (0, 1), tuple(range(100, 108))
+TRAINING = {"epochs": 25, "patience": 3, "stop": "each", "progress": False}
+DECAYS = (0.01, 0.1, 1.0, 3.0)
+LINEAR = {"embedding_dim": 1, "hidden": (), "tower": ()}, (1e-3, 3e-3, 1e-2, 3e-2)
+NETWORK = {"embedding_dim": 4}, (3e-4, 1e-3, 3e-3, 1e-2)
+TASKS = tuple(task.name for task in data.SHOP_TASKS)
+ALONE, TOGETHER = tuple((name,) for name in TASKS), (TASKS,)
+PLAIN = tuple(name for name in data.SHOP_CATEGORICAL if name != "last_sub_category")
+COUNTS, ALL = (data.SHOP_COUNTS, PLAIN), (data.SHOP_NUMERIC, data.SHOP_CATEGORICAL)
+WITH_IDS = data.SHOP_NUMERIC, (*data.SHOP_CATEGORICAL, *data.SHOP_IDS)
+BOUNDS = "bounds"
+CONTESTANTS = {  # numeric and categorical features, model, its learning rates, which tasks share one
+    "logistic regression, counts": (*COUNTS, *LINEAR, ALONE),
+    "logistic regression": (*ALL, *LINEAR, ALONE),
+    "logistic regression + ids": (*WITH_IDS, *LINEAR, ALONE),
+    "single-task": (*ALL, *NETWORK, ALONE),
+    "single-task + ids": (*WITH_IDS, *NETWORK, ALONE),
+    "shared bottom": (*ALL, *NETWORK, TOGETHER),
+    "shared bottom + ids": (*WITH_IDS, *NETWORK, TOGETHER),
+}
+PRIMARY = ("shared bottom", "single-task", "purchase")
+PAIRS = (
+    ("logistic regression", "logistic regression, counts"),
+    ("single-task", "logistic regression"),
+    ("shared bottom", "single-task"),
+    ("shared bottom", "shared bottom, one stop"),
+    *((f"{name} + ids", name) for name in ("logistic regression", "single-task", "shared bottom")),
+)
+KEY, SETTING = ["contestant", "task"], ["lr", "weight_decay"]
+SHOWN = {"click": ("auc", "log_loss"), "purchase": ("auc", "log_loss", "auc_by_labels")}
+SHOWN |= {"next_category": ("accuracy", "log_loss")}
+MEASURED = "parameters epoch valid auc log_loss auc_by_labels accuracy".split()
+COLUMNS = ["shop", *KEY, *SETTING, *MEASURED]
+
+
+def measures(task: str, said: np.ndarray, frame: pd.DataFrame) -> dict[str, float]:
+    """Of probabilities: (n,) for click and purchase, (n, 8) for next_category."""
+    if task == "next_category":
+        known = frame[task].notna().to_numpy()
+        y, p = frame[task][known].to_numpy(int), said[known]
+        right = np.clip(p[np.arange(len(y)), y], 1e-7, 1)
+        return {"log_loss": -np.log(right).mean(), "accuracy": (p.argmax(1) == y).mean()}
+    truth = frame[f"p_{task}"]
+    found = {"auc": expected_auc(truth, said), "log_loss": expected_log_loss(truth, said)}
+    return found | {"auc_by_labels": auc(frame[task], said)}
+
+
+def bounds(shop: data.Shop, frames: dict[str, pd.DataFrame]) -> Iterator[dict]:
+    train, test = frames["train"], frames["test"]
+    bought = train["purchase"].mean() / train.loc[train["purchase"].notna(), "click"].mean()
+    shares = train["next_category"].value_counts(normalize=True).reindex(range(8), fill_value=0)
+    popular = {"click": test["item_past_ctr"], "purchase": bought * test["item_past_ctr"]}
+    truth = {name: test[f"p_{name}"] for name in popular} | {"next_category": hidden_state(shop, frames)}
+    popular["next_category"] = np.tile(shares.to_numpy(), (len(test), 1))
+    for name, said in (("floor", popular), ("truth", truth)):
+        yield from ({"contestant": name, "task": t, **measures(t, said[t], test)} for t in TASKS)
+
+
+def trained(name: str, splits: data.Splits, group: tuple, setting: tuple, seed: int) -> Iterator[dict]:
+    """Fit one model to the tasks of a group: a row for each, and for each at one stop if they are several."""
+    train, valid = splits.train.select(group), splits.valid.select(group)
+    scale = {task: 1 / loss for task, loss in constant_losses(train).items()}
+    rule = {"weights": scale, "monitor": scale, "lr": setting[0], "weight_decay": setting[1], "seed": seed}
+    torch.manual_seed(seed)
+    model = SharedBottom(splits.schema, train.tasks, **CONTESTANTS[name][2])
+    history = fit(model, train, valid, **rule, **TRAINING)
+    together = dict.fromkeys(group, history.best_epoch)
+    kinds = (name, history.best_states, history.best_epochs), (f"{name}, one stop", None, together)
+    for full_name, states, epochs in kinds[: len(group)]:
+        judged = {}
+        for part in ("valid", "test"):
+            said = predict(model, getattr(splits, part), states=states)
+            judged[part] = {task: measures(task, said[task].numpy(), splits.frames[part]) for task in group}
+        losses = {task: judged["valid"][task]["log_loss"] for task in group}
+        total = sum(scale[task] * loss for task, loss in losses.items())
+        for task in group:
+            row = {"contestant": full_name, "task": task, **dict(zip(SETTING, setting, strict=True))}
+            row |= {"parameters": count_parameters(model), "epoch": epochs[task]}
+            yield row | judged["test"][task] | {"valid": losses[task] if states else total}
+
+
+def chosen(table: pd.DataFrame) -> pd.DataFrame:
+    """The setting of each contestant and task with the lowest mean validation loss over the tuning shops."""
+    tuned = table[table["shop"].isin(TUNING)].groupby([*KEY, *SETTING])["valid"].agg(["mean", "size"])
+    if len(tuned) < 9 * 3 * 16 or (tuned["size"] < len(TUNING)).any():
+        raise SystemExit(f"First run the tuning shops: --shops {' '.join(map(str, TUNING))}")
+    return tuned.loc[tuned.groupby(KEY)["mean"].idxmin()].reset_index().set_index(KEY)[SETTING]
+
+
+def run(seed: int, names: list[str]) -> None:
+    """Write the rows of one shop that are not there yet."""
+    table = pd.read_csv(RESULTS, comment="#")
+    best, mine = None if seed in TUNING else chosen(table), table[table["shop"] == seed]
+    done = set(mine[[*KEY, *SETTING]].itertuples(index=False, name=None))
+    shop = data.simulate(data.ShopConfig(seed=seed))
+    frame = data.shop_frame(shop).merge(shop.truth, on="impression_id")
+    frames = data.shop_splits(frame, pending="unknown")
+
+    def write(rows: Iterable[dict]) -> None:
+        text = pd.DataFrame(rows).assign(shop=seed).reindex(columns=COLUMNS).round(6)
+        with RESULTS.open("a", encoding="utf-8") as file:
+            file.write(text.to_csv(index=False, header=False))
+
+    if BOUNDS in names and best is not None and "truth" not in set(mine["contestant"]):
+        write(bounds(shop, frames))
+    for name in (name for name in names if name != BOUNDS):
+        numeric, categorical, _, rates, groups = CONTESTANTS[name]
+        splits = data.prepare(frames, data.SHOP_TASKS, numeric, categorical)
+        for group, setting in product(groups, product(rates, DECAYS)):
+            asked = set(product((name, f"{name}, one stop")[: len(group)], group))
+            asked = {key for key in asked if best is None or tuple(best.loc[key]) == setting}
+            if not {(*key, *setting) for key in asked} <= done:
+                rows = trained(name, splits, group, setting, seed)
+                write(row for row in rows if (row["contestant"], row["task"]) in asked)
+        print(f"shop {seed}, {name}: done", flush=True)
+
+
+def report(table: pd.DataFrame) -> None:
+    """Print means over the reported shops with 95 % intervals, then the contrasts."""
+    best, values = chosen(table), table[~table["shop"].isin(TUNING)].set_index([*KEY, "shop"]).sort_index()
+    for task, metrics in SHOWN.items():
+        head = ["contestant", *metrics, "learning rate, decay"]
+        print(f"\n**{task}**\n\n| {' | '.join(head)} |\n{'|---' * len(head)}|")
+        for name in ("floor", *best.index.unique(0), "truth"):
+            cells = [mean_interval(values.loc[(name, task), metric]) for metric in metrics]
+            shown = " | ".join(f"{cell.mean:.4f} ± {cell.high - cell.mean:.4f}" for cell in cells)
+            lr, decay = best.loc[(name, task)] if (name, task) in best.index else ("", "")
+            rates = CONTESTANTS[name.removesuffix(", one stop")][3] if lr else ()
+            edge = " edge" if lr in rates[:1] + rates[-1:] or decay == DECAYS[-1] else ""
+            print(f"| {name} | {shown} | {lr} {decay}{edge} |")
+    found = {}
+    for a, b, task in [PRIMARY, *((*pair, task) for pair in PAIRS for task in SHOWN)]:
+        pair = [values.loc[(name, task), SHOWN[task][0]].sort_index() for name in (a, b)]
+        found[a, b, task] = paired_difference(*pair), ttest_rel(*pair).pvalue
+    rest = sorted((np.nan_to_num(p, nan=1), key) for key, (_, p) in found.items() if key != PRIMARY)
+    holm = np.maximum.accumulate([min((len(rest) - i) * p, 1) for i, (p, _) in enumerate(rest)])
+    adjusted = {PRIMARY: found[PRIMARY][1]} | {key: p for (_, key), p in zip(rest, holm, strict=True)}
+    print("\n| contrast | task | difference | p (Holm; the first is the primary one) |\n|---|---|---|---|")
+    for (a, b, task), (interval, _) in found.items():
+        print(f"| {a} − {b} | {task} | {interval} | {adjusted[a, b, task]:.3f} |")
+
+
+def main() -> None:
+    style, known = argparse.RawDescriptionHelpFormatter, [BOUNDS, *CONTESTANTS]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=style)
+    parser.add_argument("--shops", type=int, nargs="+", default=[*TUNING, *REPORTED])
+    parser.add_argument("--only", nargs="+", default=known, choices=known)
+    parser.add_argument("--table", action="store_true", help="print what is there and run nothing")
+    options = parser.parse_args()
+    if not RESULTS.exists():
+        header = f"# python notebooks/studies/nb01_baselines.py\n{','.join(COLUMNS)}\n"
+        RESULTS.write_text(header, encoding="utf-8")
+    for seed in () if options.table else options.shops:
+        run(seed, options.only)
+    table = pd.read_csv(RESULTS, comment="#")
+    if options.table or set(REPORTED) <= set(table["shop"]):
+        report(table)
+
+
+if __name__ == "__main__":
+    main()
