@@ -131,7 +131,7 @@ print(
 weights = (0.02, 0.25, 0.5, 0.75, 0.98) if FAST else (0.02, 0.15, 0.3, 0.5, 0.7, 0.85, 0.98)
 weightings = [{"click": 1 - w, "purchase": w} for w in weights]
 seeds = range(2 if FAST else 5)
-rows = torch.arange(0, len(splits.train), 4 if FAST else 2, device=device)  # a modest part of the log
+rows = torch.arange(0, len(splits.train), 10 if FAST else 5, device=device)  # a modest part of the log
 few = splits.train.take(rows)
 print(f"{len(weightings)} weightings × {len(seeds)} seeds, trained on {len(few):,} rows each")
 
@@ -275,7 +275,7 @@ print(f"{counts['bought'] / counts['clicked']:.1%} of what is clicked is bought:
 # %% [markdown]
 # ### Picture three: the position
 #
-# A session shows a list of products, one below the other. Does it matter where in the list a product stands?
+# A page shows eight products, one below the other. Does it matter where in the list a product stands?
 
 # %%
 place = frame.groupby("position")["click"].agg(["mean", "size"])
@@ -312,13 +312,16 @@ print(
 # **Predict.** How alike will the two be?
 
 # %%
-from mtl_helpers.data import AGE_GROUPS, make_world
+from mtl_helpers.data import AGE_GROUPS, CATEGORIES, make_world
 
 known = frame[frame["age_group"] != "unknown"]
 seen = 100 * known.pivot_table(index="category", columns="age_group", values="click")[list(AGE_GROUPS)]
 group = known.drop_duplicates("user_id").set_index("user_id")["age_group"]
 world = make_world(shop.config)  # what the simulator knows
-taste = pd.DataFrame(world.click_taste[group.index], columns=shop.config.categories)
+taste = world.taste[group.index].reshape(
+    len(group), len(CATEGORIES), -1
+)  # (users, categories, sub-categories)
+taste = pd.DataFrame(taste.mean(2), columns=CATEGORIES)
 hidden = taste.groupby(group.to_numpy()).mean().T.loc[seen.index, seen.columns]
 r = np.corrcoef(seen.to_numpy().ravel(), hidden.to_numpy().ravel())[0, 1]
 print("seen", seen.shape, "hidden", hidden.shape, f"correlation {r:.2f}")
@@ -343,8 +346,8 @@ print(f"by hidden taste that pair is number {rank} of {seen.size}.")
 print(f"Over all {seen.size} pairs, clicks and hidden taste correlate with {r:.2f}.")
 
 # %% [markdown]
-# Age and region are half of a taste. The other half belongs to the person alone. A model has to find it in
-# what the person clicked before.
+# Age group, region and loyalty tier are half of a taste. The other half belongs to the person alone. A model
+# has to find it in what the person clicked before.
 
 # %% [markdown]
 # ### Picture five: time
@@ -381,7 +384,8 @@ print("A bar with two colours is a day that the cut runs through.")
 # A model is used tomorrow. So it is trained on the past and judged on what comes later: no row of the future
 # may leak into training.
 #
-# Last, the three labels of the course. `next_category` is the category of the user's next click.
+# Last, the three labels of the course. `next_category` is the category of the user's first click in a later
+# session.
 
 # %%
 train = parts["train"]
@@ -447,8 +451,7 @@ for task in ("click", "purchase"):
 
 # %%
 low = log[log["position"] == log["position"].max()]
-channel = low["channel"].to_numpy()
-moved, _ = world.probabilities(low["user_id"], low["item_id"], 1, low["hour"], channel)
+moved, _ = world.probabilities(low["user_id"], low["item_id"], low["timestamp"], 1, low["surface"])
 on_top, own = log.loc[log["position"] == 1, "p_click"].mean(), low["p_click"].mean()
 share = (moved.mean() - own) / (on_top - own)
 print(f"True click probability, mean: {own:.2%} at the bottom, {on_top:.2%} at the top.")
@@ -585,7 +588,7 @@ check("00.conversion_rate", conversion_rate)
 
 # %%
 rate = use("00.conversion_rate", conversion_rate)
-for name, rows in frame.groupby("channel", observed=True):
+for name, rows in frame.groupby("surface"):
     print(f"{name}: {rate(rows):.1%} of the clicks end in a purchase")
 
 # %% [markdown]
@@ -667,7 +670,7 @@ progress()
 # - The simulator knows the true probabilities. Models never read them; you use them as a ceiling and as a
 #   judge.
 #
-# **What the toy hides.** Tastes here do not drift, stock never runs out, and a log of a real shop has
+# **What the toy hides.** A person's taste never changes here, stock never runs out, and a log of a real shop has
 # millions of users and hundreds of columns. *In production* nobody hands you a ceiling: you test on live
 # traffic instead.
 
