@@ -201,7 +201,7 @@ def same(one, two) -> None:
 
 @kind
 def test_the_case_scores_its_catalogue_there(kind):
-    config = ShopConfig(n_users=40, n_items=30, n_impressions=3_000, seed=3)
+    config = ShopConfig(n_users=40, n_items=200, n_impressions=4_000, seed=3)
     log = simulate(config)
     frames = ecommerce.case_frames(log)
     items = ecommerce.item_table(log, frames["train"])

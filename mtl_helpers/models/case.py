@@ -39,7 +39,7 @@ USER_COLUMNS = (
 )
 """What is known before an item is chosen: numeric and categorical columns of the user and the moment. The user_id is
 encoded too, but a model reads it only when asked: with a handful of clicks a user, ids are learned by heart."""
-ITEM_COLUMNS = (("log_price", "price_vs_category"), ("item_id", "category", "sub_category", "brand"))
+ITEM_COLUMNS = ("log_price", "price_vs_category"), ("category", "sub_category", "brand")
 PAIR_COLUMNS = ("item_past_ctr", "days_on_sale", "category_clicks_week", "same_sub_as_last"), ("position",)
 """What is known only of an item at a moment, of a user and an item together, or of the place on the page."""
 CASE_NUMERIC = (*USER_COLUMNS[0], *ITEM_COLUMNS[0], *PAIR_COLUMNS[0])
@@ -159,8 +159,8 @@ def candidates(rows: pd.DataFrame, items: pd.DataFrame) -> pd.DataFrame:
     U ``rows`` of a case frame, I ``items`` as of :func:`item_table` → U · I rows, the items of the first user first.
     """
     user = rows[["timestamp", *USER_COLUMNS[0], "user_id", *USER_COLUMNS[1]]]
-    own = ["on_sale_since", *ITEM_COLUMNS[0], *ITEM_COLUMNS[1], "price", "item_past_ctr"]
-    table = user.merge(items[own], how="cross")
+    item = items[["item_id", "on_sale_since", *ITEM_COLUMNS[0], *ITEM_COLUMNS[1], "price", "item_past_ctr"]]
+    table = user.merge(item, how="cross")
     return table.assign(
         days_on_sale=(table["timestamp"] - table["on_sale_since"]).dt.days,
         category_clicks_week=rows[list(PAST)].to_numpy()[:, _categories_of(items)].ravel(),

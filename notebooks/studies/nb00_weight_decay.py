@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 from mtl_helpers.data import (  # noqa: E402
     SHOP_CATEGORICAL,
+    SHOP_IDS,
     SHOP_NUMERIC,
     SHOP_TASKS,
     ShopConfig,
@@ -34,7 +35,6 @@ from mtl_helpers.training import evaluate, fit  # noqa: E402
 from mtl_helpers.weighting import constant_losses  # noqa: E402
 
 DECAYS, RATES, FIRST_SHOP = (0.0, 0.01, 0.1, 1.0, 3.0, 10.0, 30.0), (1e-3, 3e-3), 201
-IDS = ("user_id", "item_id")
 TARGET = ROOT / "notebooks" / "results" / "00_weight_decay.csv"
 KEYS = ["shop", "ids", "lr", "decay"]
 
@@ -49,9 +49,9 @@ def main() -> None:
     done = set(found[KEYS].itertuples(index=False, name=None))
     rows = found.to_dict("records")
     for seed in range(FIRST_SHOP, FIRST_SHOP + shops):
-        frames = shop_splits(shop_frame(simulate(ShopConfig(seed=seed))))
+        frames = shop_splits(shop_frame(simulate(ShopConfig(seed=seed, n_users=720, n_impressions=80_000))))
         for ids in (False, True):
-            columns = [name for name in SHOP_CATEGORICAL if ids or name not in IDS]
+            columns = [*SHOP_CATEGORICAL, *(SHOP_IDS if ids else ())]
             data = prepare(frames, SHOP_TASKS, SHOP_NUMERIC, columns)
             for key in [(seed, ids, lr, decay) for lr in RATES for decay in DECAYS]:
                 if key in done:

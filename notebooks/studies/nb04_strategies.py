@@ -82,7 +82,7 @@ def strategies(tuned: dict[str, float]) -> dict[str, Make]:
 
 
 def shop(seed: int) -> Splits:
-    frames = shop_splits(shop_frame(simulate(ShopConfig(seed=seed))))
+    frames = shop_splits(shop_frame(simulate(ShopConfig(seed=seed, n_users=720, n_impressions=80_000))))
     return prepare(frames, SHOP_TASKS, SHOP_NUMERIC, SHOP_CATEGORICAL)
 
 

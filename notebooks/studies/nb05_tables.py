@@ -81,7 +81,7 @@ class Case:
     def money(self, scores: np.ndarray) -> dict[str, float]:
         """True expected worth of the top-10 lists per 1,000 impressions, by segment too."""
         lists = top_k(scores, K)
-        price, factors = self.items["price"].to_numpy(), 1 / np.sqrt(np.arange(1, K + 1))
+        price, factors = self.items["price"].to_numpy(), np.arange(1, K + 1) ** -0.45
         buys = expected_revenue(lists, self.truth["purchase"], np.ones(len(price)), factors).mean()
         revenue = expected_revenue(lists, self.truth["purchase"], price, factors)
         return {
@@ -206,7 +206,7 @@ class EntireSpace(nn.Module):
 def funnel(case: Case) -> Iterator[Row]:
     """Conversion estimated on clicked rows alone and over the entire space, against the true conversion."""
     data, test = case.data, case.frames["test"]
-    args = (test[name].to_numpy() for name in ("user_id", "item_id", "position", "hour", "channel"))
+    args = (test[name].to_numpy() for name in ("user_id", "item_id", "timestamp", "position", "surface"))
     p_click, truth = case.world.probabilities(*args)
     clicked = [part.take(part.labels["click"].nonzero().squeeze(-1)) for part in (data.train, data.valid)]
     alone = case.model(tasks=[Task("purchase")])
@@ -297,11 +297,10 @@ def position(case: Case) -> Iterator[Row]:
     codes = {int(p): code for code, p in enumerate(data.encoder.categories_["position"], start=1)}
     ctr = train.groupby("position")["click"].mean()
     odds = np.log(ctr / (1 - ctr))
-    yield "truth", "effect", -0.5 * np.log(5)
     yield "counted", "effect", odds[5] - odds[1]
-    args = [test[name].to_numpy() for name in ("user_id", "item_id")]
-    rest = [test[name].to_numpy() for name in ("hour", "channel")]
-    truth = case.world.probabilities(*args, 1, *rest)[0]
+    args = [test[name].to_numpy() for name in ("user_id", "item_id", "timestamp")]
+    truth, fifth = (case.world.probabilities(*args, p, test["surface"].to_numpy())[0] for p in (1, 5))
+    yield "truth", "effect", np.mean(np.log(fifth / (1 - fifth)) - np.log(truth / (1 - truth)))
     top = fixed_position(data.test, place, codes[1])
     task = [Task("click")]
     for name in ("position known", "position ignored"):

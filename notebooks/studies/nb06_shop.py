@@ -60,7 +60,7 @@ KINDS = {
 
 
 def shop(seed: int) -> Splits:
-    frames = shop_splits(shop_frame(simulate(ShopConfig(seed=seed))))
+    frames = shop_splits(shop_frame(simulate(ShopConfig(seed=seed, n_users=720, n_impressions=80_000))))
     return prepare(frames, SHOP_TASKS, SHOP_NUMERIC, SHOP_CATEGORICAL)
 
 
