@@ -21,7 +21,7 @@ def page_of(world: World, frame: pd.DataFrame) -> np.ndarray:
     """Row numbers, in the world's pages, of the last page of each row's session."""
     end = frame.groupby("session_id")["timestamp"].transform("max")
     second = (end - pd.Timestamp("2025-03-03")).dt.total_seconds().to_numpy(np.int64)
-    return np.searchsorted(world._pages["key"], frame["user_id"].to_numpy(np.int64) << 32 | second)
+    return np.searchsorted(world.pages["key"], frame["user_id"].to_numpy(np.int64) << 32 | second)
 
 
 def hidden_state(shop: Shop, frames: dict[str, pd.DataFrame]) -> np.ndarray:
@@ -38,8 +38,8 @@ def hidden_state(shop: Shop, frames: dict[str, pd.DataFrame]) -> np.ndarray:
     def state(frame: pd.DataFrame) -> np.ndarray:
         page, user = page_of(world, frame), frame["user_id"].to_numpy()
         wishes = (wish[user] / wish[user].sum(1, keepdims=True)) @ of_category
-        excited = np.minimum(world._pages["excitement"][page], 2) @ of_category
-        return np.hstack([of_category[world._pages["mission"][page]], excited, np.log(wishes)])
+        excited = np.minimum(world.pages["excitement"][page], 2) @ of_category
+        return np.hstack([of_category[world.pages["mission"][page]], excited, np.log(wishes)])
 
     rows = frames["train"].dropna(subset=["next_category"]).drop_duplicates("session_id")
     model = LogisticRegression(max_iter=2000).fit(state(rows), rows["next_category"].astype(int))
