@@ -26,10 +26,7 @@ def seed_everything(seed: int = 0) -> torch.Generator:
 
     ``seed`` is a whole number from 0 to 2**32 - 1, NumPy's range (else TypeError or ValueError). Returns a fresh CPU
     generator with the same seed: hand it to code that shuffles, so that its order does not depend on how many random
-    numbers were drawn elsewhere.
-
-    The same seed gives the same numbers on the same machine with the same versions. Another GPU, another number of
-    threads or another torch release may round differently.
+    numbers were drawn elsewhere. Another GPU, number of threads or torch release may round differently.
     """
     seed = operator.index(seed)
     np.random.seed(seed)
@@ -58,12 +55,10 @@ def _reported(kind: str) -> bool:
 
 def _trouble(name: str) -> str:
     """Why the device of that name cannot be trained on; empty if a tiny computation on it succeeds."""
-    expected = "the known names are cuda, cuda:0, mps, xpu, cpu and auto"
     device = _quietly(lambda: torch.device(name))
-    if device is None:
-        return f"torch knows no device of that name; {expected}"
-    if device.type not in KINDS:
-        return f"the course cannot train on it; {expected}"
+    if device is None or device.type not in KINDS:
+        why = "torch knows no device of that name" if device is None else "the course cannot train on it"
+        return f"{why}; the known names are cuda, cuda:0, mps, xpu, cpu and auto"
     if not _reported(device.type):
         return NOT_THERE
     try:
@@ -78,10 +73,9 @@ def get_device(prefer: str | torch.device | None = None) -> torch.device:
     """The device to train on: one on which a tiny computation has just succeeded, or the CPU.
 
     ``prefer`` is ``"cuda"``, ``"cuda:1"``, ``"mps"``, ``"xpu"``, ``"cpu"``; ``"auto"`` picks the first that works, and
-    so does None unless the environment variable ``MTL_DEVICE`` names a device.
-
-    It never raises. A name that torch does not know, a device that is not there, or one that cannot compute gives a
-    `UserWarning` that says so, and the next best device.
+    so does None unless the environment variable ``MTL_DEVICE`` names a device. It never raises. A name that torch does
+    not know, a device that is not there, or one that cannot compute gives a `UserWarning` that says so, and the next
+    best device.
     """
     source = "MTL_DEVICE" if prefer is None else "get_device(...)"
     wanted = os.environ.get("MTL_DEVICE") if prefer is None else prefer
@@ -107,25 +101,21 @@ class DeviceReport:
     name: str  # the chip's
     kind: str  # "cuda", "mps", "xpu" or "cpu"
     memory_gb: float | None  # its own, main memory for a CPU, in GB (10**9 bytes); None if unknown
-    bf16: (
-        bool | None
-    )  # does it compute in bfloat16 natively? False: that works, but is no faster; None: unknown
+    bf16: bool | None  # does it compute in bfloat16 natively? False: that is no faster; None: unknown
     threads: int  # how many CPU threads torch uses
     hint: str = ""  # what would make training faster on this machine, if anything
 
     def __str__(self) -> str:
         memory = "unknown" if self.memory_gb is None else f"{self.memory_gb:.1f} GB"
         bf16 = {True: "yes", False: "no", None: "unknown"}[self.bf16]
-        block = f"device       {self.kind} ({self.name})\nmemory       {memory}\n"
-        block += f"bfloat16     {bf16}\nCPU threads  {self.threads}"
-        return block + (f"\nhint         {self.hint}" if self.hint else "")
+        lines = [f"device       {self.kind} ({self.name})", f"memory       {memory}", f"bfloat16     {bf16}"]
+        lines += [f"CPU threads  {self.threads}", *([f"hint         {self.hint}"] if self.hint else [])]
+        return "\n".join(lines)
 
 
 def device_report(device: str | torch.device | None = None) -> DeviceReport:
-    """Describe a device, by default the one that `get_device` picks; one that cannot be used is replaced as there.
-
-    What cannot be found out is None; nothing is raised.
-    """
+    """Describe a device, by default the one that `get_device` picks; one that cannot be used is replaced as there. What
+    cannot be found out is None; nothing is raised."""
     device = get_device(device)
     kind, hint = device.type, ""
     if kind == "cpu":
@@ -162,11 +152,8 @@ def _hint() -> str:
 
 
 def start(seed: int = 0) -> tuple[torch.device, bool]:
-    """Seed all generators, pick the device, set the course's look, and print where the notebook runs.
-
-    Returns ``device``, where to train (`get_device`), and ``FAST``, True if the environment variable of that name is
-    1: the notebook then makes short runs on few rows.
-    """
+    """Seed all generators, pick the device, set the course's look, and print where the notebook runs. Returns the
+    device (`get_device`), and ``FAST``, True if the environment variable of that name is 1: then runs are short."""
     from mtl_helpers.widgets.figures import use_course_style
 
     seed_everything(seed)

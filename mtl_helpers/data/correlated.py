@@ -16,17 +16,17 @@ from mtl_helpers.data.tables import MultiTaskDataset, Schema, Task
 __all__ = ["CORRELATED_TASKS", "CorrelatedTasks", "correlated_tasks", "sinusoidal"]
 
 CORRELATED_TASKS = (Task("first", "regression"), Task("second", "regression"))
+FEATURES, WAVES, NOISE = (
+    50,
+    3,
+    0.1,
+)  # of x; sines on each straight line; standard deviation of the labels' errors
 
 
 @dataclass
 class CorrelatedTasks:
-    """Train, validation and test rows of the two tasks, and what they were made from.
-
-    Attributes
-    ----------
-    directions : (2, n_features), unit vectors w₁ and w₂ with w₁·w₂ = correlation. phases : (n_waves,), βᵢ.
-    schema : of the n_features numeric columns, which are standard normal.
-    """
+    """Train, validation and test rows of the two tasks, and what they were made from: ``directions`` (2, 50), unit
+    vectors w₁ and w₂ with w₁·w₂ = correlation, and ``phases`` (3,), βᵢ. The 50 numeric columns are standard normal."""
 
     train: MultiTaskDataset
     valid: MultiTaskDataset
@@ -44,39 +44,24 @@ def sinusoidal(projected: Tensor, phases: Tensor) -> Tensor:
 
 
 def correlated_tasks(
-    correlation: float,
-    seed: int = 0,
-    rows: tuple[int, int, int] = (8000, 2000, 4000),
-    n_features: int = 50,
-    n_waves: int = 3,
-    noise: float = 0.1,
+    correlation: float, seed: int = 0, rows: tuple[int, int, int] = (8000, 2000, 4000)
 ) -> CorrelatedTasks:
     """Draw a pair of tasks (Ma et al., *Modeling Task Relationships … MMoE*, KDD 2018, §3.2).
 
-    w₁ = u₁ and w₂ = p u₁ + √(1 − p²) u₂ with orthogonal unit vectors u₁, u₂ and p the correlation; task k is
-    yₖ = wₖᵀx + Σᵢ sin(i wₖᵀx + βᵢ) + ε. With p = 1 both tasks are one but for their noise. The labels' own correlation
-    rises with p, but is not p.
-
-    Parameters
-    ----------
-    correlation : p, from 0 to 1. seed : of everything that is drawn; the same seed with another p keeps x, u₁, u₂, β.
-    rows : of train, valid and test. noise : standard deviation of ε.
-
-    Raises
-    ------
-    ValueError : a correlation outside 0 to 1, or fewer than two features.
+    w₁ = u₁ and w₂ = p u₁ + √(1 − p²) u₂ with orthogonal unit vectors u₁, u₂ and p the ``correlation``, 0 to 1 (else
+    ValueError); task k is yₖ = wₖᵀx + Σᵢ sin(i wₖᵀx + βᵢ) + ε. With p = 1 both tasks are one but for their noise. The
+    labels' own correlation rises with p, but is not p. The same ``seed`` with another p keeps x, u₁, u₂, β; ``rows``
+    are those of train, valid and test.
     """
     if not 0 <= correlation <= 1:
         raise ValueError(f"correlation is {correlation}: expected a number from 0 to 1.")
-    if n_features < 2:
-        raise ValueError(f"n_features is {n_features}: two directions need 2 or more.")
     generator = torch.Generator().manual_seed(seed)
-    basis, _ = torch.linalg.qr(torch.randn(n_features, 2, generator=generator))
+    basis, _ = torch.linalg.qr(torch.randn(FEATURES, 2, generator=generator))
     second = correlation * basis[:, 0] + (1 - correlation**2) ** 0.5 * basis[:, 1]
     directions = torch.stack([basis[:, 0], second])
-    phases = 2 * torch.pi * torch.rand(n_waves, generator=generator)
-    x = torch.randn(sum(rows), n_features, generator=generator)
-    errors = noise * torch.randn(sum(rows), 2, generator=generator)
+    phases = 2 * torch.pi * torch.rand(WAVES, generator=generator)
+    x = torch.randn(sum(rows), FEATURES, generator=generator)
+    errors = NOISE * torch.randn(sum(rows), 2, generator=generator)
     labels = {
         task.name: sinusoidal(x @ direction, phases) + error
         for task, direction, error in zip(CORRELATED_TASKS, directions, errors.T, strict=True)
@@ -84,5 +69,5 @@ def correlated_tasks(
     everything = MultiTaskDataset(x, torch.zeros(len(x), 0, dtype=torch.long), labels, {}, CORRELATED_TASKS)
     starts = (0, rows[0], rows[0] + rows[1], sum(rows))
     parts = [everything.take(slice(a, b)) for a, b in pairwise(starts)]
-    schema = Schema(tuple(f"x{i}" for i in range(n_features)), {})
+    schema = Schema(tuple(f"x{i}" for i in range(FEATURES)), {})
     return CorrelatedTasks(*parts, directions, phases, schema)

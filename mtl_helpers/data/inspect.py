@@ -35,15 +35,13 @@ def check_leaks(
     time: str | None = None,
     user: str | None = None,
 ) -> pd.DataFrame:
-    """Look for the usual leaks between a training and a test frame; one row per check.
+    """Look for the usual leaks between a training and a test frame; one row per check (``check, passed, finding``).
 
     Checks that no label is among the features; that no row of the test part stands in the training part; that
     training ends before validation and validation before test (``time`` given); that no user is in two parts
     (``user`` given); and that no single feature alone reaches an AUC of 0.95 on a binary label with 20 or more positive
     rows (an outcome in disguise, such as dwell time). That AUC is of one half of the training rows, scored by what the
     other half says of the feature: the direction of a number, the label's mean for each category.
-
-    Returns a frame with columns ``check``, ``passed`` and ``finding``.
     """
     rows: list[tuple[str, bool, str]] = []
 
@@ -58,12 +56,9 @@ def check_leaks(
     shared = int(hashes["test"].isin(hashes["train"]).sum())
     note("no test row stands in train", [f"{shared} rows do"] if shared else [], "none does")
     if time:
-        order = [
-            (a, b)
-            for a, b in (("train", "valid"), ("valid", "test"))
-            if frames[a][time].max() >= frames[b][time].min()
-        ]
-        note("parts follow each other in time", [f"{a} reaches into {b}" for a, b in order], "they do")
+        pairs = (("train", "valid"), ("valid", "test"))
+        late = [f"{a} reaches into {b}" for a, b in pairs if frames[a][time].max() >= frames[b][time].min()]
+        note("parts follow each other in time", late, "they do")
     if user:
         both = len(set(frames["train"][user]) & set(frames["test"][user]))
         note("no user in train and test", [f"{both} users are"] if both else [], "none is")
@@ -78,11 +73,9 @@ def check_leaks(
     scores = {pair: score for pair, score in scores.items() if not np.isnan(score)}
     faults = [f"{c} alone reaches AUC {v:.3f} on {t}" for (c, t), v in scores.items() if v >= LEAK_AUC]
     best = max(scores, key=scores.get, default=None)
-    fine = (
-        f"the strongest is {best[0]} on {best[1]}, AUC {scores[best]:.3f}"
-        if best
-        else "too few positive rows to tell"
-    )
+    fine = "too few positive rows to tell"
+    if best:
+        fine = f"the strongest is {best[0]} on {best[1]}, AUC {scores[best]:.3f}"
     note("no feature is an outcome in disguise", faults, fine)
     return pd.DataFrame(rows, columns=["check", "passed", "finding"])
 
@@ -118,28 +111,19 @@ def guess_features(
 ) -> tuple[list[str], list[str], pd.DataFrame]:
     """Propose which columns of a table are numbers and which are categories; you know better, so read the reasons.
 
-    Parameters
-    ----------
-    labels : the columns to predict, or their tasks. time, user : columns by which you will split. The time is no
-        feature; the user's id is a category (leave it out when you test on new users).
-
-    Returns
-    -------
-    ``numeric`` and ``categorical``, lists of columns for :func:`prepare`, and a table with one row a column: ``use``
-    (``numeric``, ``categorical``, ``dropped``, ``label``) and ``why``.
+    ``labels`` are the columns to predict, or their tasks; ``time`` and ``user`` those by which you will split: the time
+    is no feature, the user's id a category (leave it out when you test on new users). Returns ``numeric`` and
+    ``categorical``, lists of columns for :func:`prepare`, and a table with one row a column: ``use`` (``numeric``,
+    ``categorical``, ``dropped``, ``label``) and ``why``.
     """
     labels = [labels] if isinstance(labels, (str, Task)) else labels
     labels = [label.label_column if isinstance(label, Task) else label for label in labels]
-    given = [*labels, *([time] if time else []), *([user] if user else [])]
-    need_columns(frame, [*given, *frame.columns], "guess_features")
     told = dict.fromkeys(labels, ("label", "you said so"))
     told |= {time: ("dropped", "the time of the split")} if time else {}
     told |= {user: ("categorical", "ids of users")} if user else {}
-    table = pd.DataFrame(
-        [told.get(column) or _guess(frame[column], str(column)) for column in frame],
-        index=pd.Index(frame.columns, name="column"),
-        columns=["use", "why"],
-    )
+    need_columns(frame, [*told, *frame.columns], "guess_features")
+    guessed = [told.get(column) or _guess(frame[column], str(column)) for column in frame]
+    table = pd.DataFrame(guessed, pd.Index(frame.columns, name="column"), ["use", "why"])
     return *(table.index[table["use"] == use].tolist() for use in ("numeric", "categorical")), table
 
 
@@ -155,8 +139,10 @@ def _guess(values: pd.Series, name: str) -> tuple[str, str]:
     except (TypeError, NotImplementedError):
         return "dropped", "its cells are no single values"
     every_row = len(known) >= 20 and distinct > 0.95 * len(known)
-    if not len(known) or (distinct == 1 and len(known) == len(values)):
-        return "dropped", "it holds nothing" if not len(known) else "one value in every row"
+    if not len(known):
+        return "dropped", "it holds nothing"
+    if distinct == 1 and len(known) == len(values):
+        return "dropped", "one value in every row"
     if pd.api.types.is_bool_dtype(known):
         return "categorical", "yes or no"
     if pd.api.types.is_numeric_dtype(known) and not pd.api.types.is_complex_dtype(known):
@@ -169,24 +155,19 @@ def _guess(values: pd.Series, name: str) -> tuple[str, str]:
             return "dropped", "another number in (nearly) every row, as a row number has"
         if coded or distinct <= FEW:
             why = "by its name" if coded else f"only {distinct} values"
-            return (
-                "categorical",
-                f"whole numbers that look like codes ({why}): if amounts, move it to numeric",
-            )
+            why = f"whole numbers that look like codes ({why}): if amounts, move it to numeric"
+            return "categorical", why
         return "numeric", "whole numbers of many values: if codes, move it to categorical"
     texts = pd.Series(known.unique()).head(2000)
-    first = str(texts.iloc[0])
-    if not isinstance(texts.iloc[0], (str, int, float)) or DATE_TEXT.match(first):
+    if not isinstance(texts.iloc[0], (str, int, float)) or DATE_TEXT.match(str(texts.iloc[0])):
         return "dropped", "dates or the like: make numbers of them, such as days before the event"
     texts = texts.astype(str)
     numbers = pd.to_numeric(texts, errors="coerce")
     if numbers.notna().all() and not (numbers % 1 == 0).all():
         return "numeric", "numbers written as text"
     if texts.str.contains(r"[|;]|^\[|,(?=\S)").mean() > 0.5:
-        return (
-            "dropped",
-            "several values in a cell, or a decimal comma: make a column of each (str.get_dummies), or numbers",
-        )
+        cure = "make a column of each (str.get_dummies), or numbers"
+        return "dropped", f"several values in a cell, or a decimal comma: {cure}"
     if texts.str.contains(" ").mean() > 0.5 and texts.str.len().mean() > 30:
         return "dropped", "free text: make vectors of it first"
     if every_row and not CODE_NAME.search(name):

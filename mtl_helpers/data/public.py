@@ -75,17 +75,12 @@ _AGENT = {"User-Agent": "mtl_helpers"}  # some servers refuse urllib's own
 
 
 def fetch(url: str, md5: str | None = None, progress: bool = True) -> Path:
-    """Download a file once into the cache folder and return its path.
-
-    A file that lies there under its own name is complete and was checked when it came; an interrupted download starts
-    anew. The folder is ``MTL_CACHE``, else ``mtl_helpers`` in the platform's cache folder.
-
-    Raises OSError without a network or with another checksum than ``md5`` (hex); it says how to go on by hand.
-    """
+    """Download a file once into the cache folder (``MTL_CACHE``, else ``mtl_helpers`` in the platform's) and return its
+    path. A file that lies there is complete and was checked when it came. Raises OSError without a network or with
+    another checksum than ``md5`` (hex); it says how to go on by hand."""
     from tqdm.auto import tqdm
 
-    path = _cached(url)
-    if path.is_file():
+    if (path := _cached(url)).is_file():
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -119,16 +114,14 @@ def load_kuairand(path: str | Path | None = None, progress: bool = True) -> pd.D
     """Read KuaiRand-Pure: one row per distinct impression of the standard log of 22 April to 8 May 2022.
 
     ``path`` names the publisher's ``KuaiRand-Pure.tar.gz`` as downloaded, or some of its rows in the same layout; by
-    default what the environment variable ``MTL_KUAIRAND`` names, else the publisher's, by :func:`fetch`, with a bar if
-    ``progress``. Returns a table in the order of the log, with
+    default what the environment variable ``MTL_KUAIRAND`` names, else the publisher's, by :func:`fetch`. Returns, in
+    the order of the log,
 
     - ``user_id``, ``video_id``; ``date`` and ``hour`` as the publisher logged them (they may differ from the moment by
       an hour or two); ``timestamp``, the moment in China Standard Time;
     - the features :data:`KUAIRAND_WIDE_NUMERIC` and :data:`KUAIRAND_WIDE_CATEGORICAL`. Counts, the duration in seconds
-      and the age in days come as ``log(1 + x)``. A missing number is NaN, a missing code or author −1, a missing text
-      NaN;
-    - the outcomes :data:`KUAIRAND_OUTCOMES`, among them the labels. ``play_time_ms`` is known only after the fact: it
-      decides ``long_view`` and is no feature.
+      and the age in days come as ``log(1 + x)``. A missing number or text is NaN, a missing code or author −1;
+    - the outcomes :data:`KUAIRAND_OUTCOMES`, among them the labels; ``play_time_ms`` decides ``long_view``.
 
     Rows of the log that repeat another in every column are dropped here, before any split can put the two copies in
     different parts. The month-wide video statistics of the archive are left out: they count the test days as well.
@@ -141,7 +134,10 @@ def load_kuairand(path: str | Path | None = None, progress: bool = True) -> pd.D
         with tarfile.open(path) as archive:  # read where it lies: nothing is unpacked to disk
             for member in archive:
                 if (name := member.name.rsplit("/", 1)[-1]) in _DTYPES:
-                    tables[name] = _read_table(name, archive.extractfile(member))
+                    # of the log all columns: they tell a repeated row from a similar one
+                    kinds, wanted = _DTYPES[name], None if name.startswith("log") else list(_DTYPES[name])
+                    table = pd.read_csv(archive.extractfile(member), dtype=kinds, usecols=wanted)
+                    tables[name] = table.drop_duplicates(ignore_index=True)[list(kinds)]
         return _assemble(*(tables[name] for name in _DTYPES))
     except FileNotFoundError:
         raise
@@ -154,62 +150,46 @@ _DTYPES = {
     | dict.fromkeys(("play_time_ms", "duration_ms"), "int32")
     | dict.fromkeys(("tab", "long_view", *(f"is_{name}" for name in _FLAGS)), "int8")
     | {"hourmin": "int16", "time_ms": "int64"},
-    "user_features_pure.csv": {"user_id": "int32", "user_active_degree": str}
+    "user_features_pure.csv": {"user_id": "int32", "user_active_degree": "category"}
     | dict.fromkeys(("follow_user_num", "fans_user_num", "friend_user_num", "register_days"), "int32")
     | dict.fromkeys(_USER_CODES, "float64"),
     "video_features_basic_pure.csv": {"video_id": "int32", "author_id": "float64", "music_type": "float64"}
-    | dict.fromkeys(("video_type", "upload_dt", "upload_type", "tag"), str)
+    | dict.fromkeys(("video_type", "upload_type", "tag"), "category")
+    | {"upload_dt": str}
     | dict.fromkeys(("server_width", "server_height"), "float32"),
 }
 
 
-def _read_table(name: str, file: object) -> pd.DataFrame:
-    dtypes, is_log = _DTYPES[name], name.startswith("log")
-    # the log's other columns are read too: they tell a repeated row from a similar one
-    table = pd.read_csv(file, dtype=dtypes, usecols=None if is_log else list(dtypes))
-    table = table.drop_duplicates(ignore_index=True)[list(dtypes)]
-    texts = [column for column, kind in dtypes.items() if kind is str]
-    table = table.astype(dict.fromkeys(texts, "category"))
-    return table if is_log else table.set_index(next(iter(dtypes)))
-
-
 def _assemble(log: pd.DataFrame, users: pd.DataFrame, videos: pd.DataFrame) -> pd.DataFrame:
     """Join the three tables and derive the features. The log's rows and their order are kept."""
+    users = users.set_index("user_id").reindex(log["user_id"]).reset_index(drop=True)
+    videos = videos.set_index("video_id").reindex(log["video_id"]).reset_index(drop=True)
     users = users.replace({"is_live_streamer": {-124: -1}})  # how the publisher writes "not known"
-    users = users.reindex(log["user_id"]).reset_index(drop=True)
-    videos = videos.reindex(log["video_id"]).reset_index(drop=True)
     sides = videos[["server_width", "server_height"]].where(lambda pixels: pixels > 0)
     date = pd.to_datetime(log["date"].astype(str), format="%Y%m%d").astype("datetime64[ms]")
-    uploaded = pd.to_datetime(videos["upload_dt"].astype(object), errors="coerce")
     played, length = log["play_time_ms"], log["duration_ms"]
-    finished = (played >= length) & (length > 0)
     china = 8 * 3_600_000  # the log was kept in China Standard Time, UTC+8
-    frame = pd.DataFrame(
-        {
-            **log[["user_id", "video_id"]],
-            "date": date,
-            "hour": (log["hourmin"] // 100).astype("int8"),
-            "timestamp": (log["time_ms"] + china).astype("datetime64[ms]"),
-            "tab": log["tab"],
-            "log_duration": length / 1000,
-            "aspect_ratio": sides["server_width"] / sides["server_height"],
-            "log_follows": users["follow_user_num"],
-            "log_fans": users["fans_user_num"],
-            "log_friends": users["friend_user_num"],
-            "log_register_days": users["register_days"],
-            "log_video_age_days": (date - uploaded).dt.days.clip(lower=0),
-            "user_active_degree": users["user_active_degree"],
-            **users[[*_USER_CODES]].fillna(-1).astype("int16"),
-            **videos[["video_type", "upload_type", "tag"]],
-            "music_type": videos["music_type"].fillna(-1).astype("int16"),
-            "author_id": videos["author_id"].fillna(-1).astype("int32"),
-            "log_play": played.where(~finished, length) / 1000,
-            "finished": finished,
-            **{name: log[f"is_{name}" if name in _FLAGS else name] for name in KUAIRAND_OUTCOMES[:8]},
-        }
+    uploaded = pd.to_datetime(videos["upload_dt"].astype(object), errors="coerce")
+    finished = (played >= length) & (length > 0)
+    counts = {"log_follows": "follow_user_num", "log_fans": "fans_user_num", "log_friends": "friend_user_num"}
+    logs = {name: users[column] for name, column in (counts | {"log_register_days": "register_days"}).items()}
+    logs |= {"log_duration": length / 1000, "log_play": played.where(~finished, length) / 1000}
+    logs["log_video_age_days"] = (date - uploaded).dt.days.clip(lower=0)
+    flags = {name: log[f"is_{name}" if name in _FLAGS else name] for name in KUAIRAND_OUTCOMES[:8]}
+    frame = log[["user_id", "video_id", "tab"]].assign(
+        date=date,
+        hour=(log["hourmin"] // 100).astype("int8"),
+        timestamp=(log["time_ms"] + china).astype("datetime64[ms]"),
+        aspect_ratio=sides["server_width"] / sides["server_height"],
+        finished=finished,
+        user_active_degree=users["user_active_degree"],
+        music_type=videos["music_type"].fillna(-1).astype("int16"),
+        author_id=videos["author_id"].fillna(-1).astype("int32"),
+        **users[[*_USER_CODES]].fillna(-1).astype("int16"),
+        **videos[["video_type", "upload_type", "tag"]],
+        **flags,
     )
-    logs = [name for name in frame if name.startswith("log_")]
-    return frame.assign(**np.log1p(frame[logs].astype("float32")))
+    return frame.assign(**np.log1p(pd.DataFrame(logs).astype("float32")))
 
 
 Day = str | int | dt.date | None
@@ -218,11 +198,9 @@ Day = str | int | dt.date | None
 def split_by_date(
     frame: pd.DataFrame, valid_day: Day = None, test_day: Day = None
 ) -> dict[str, pd.DataFrame]:
-    """Split by whole days of ``date``: train on the earlier days, validate on the next, test on the latest.
-
-    ``valid_day`` and ``test_day`` are the first days of their parts, as ``20220501``, ``"2022-05-01"`` or a date;
-    default the second last and the last day. Returns ``{"train", "valid", "test"}``; ValueError if one would be empty.
-    """
+    """Split by whole days of ``date`` into ``{"train", "valid", "test"}``: train on the earlier days, validate on the
+    next, test on the latest. ``valid_day`` and ``test_day`` are the first days of their parts, as ``20220501``,
+    ``"2022-05-01"`` or a date; default the second last and the last day. Raises ValueError if a part would be empty."""
     when, days = frame["date"], pd.DatetimeIndex(sorted(frame["date"].unique()))
     test = pd.Timestamp(str(test_day)) if test_day is not None else days[-1:].max()
     valid = pd.Timestamp(str(valid_day)) if valid_day is not None else days[days < test][-1:].max()
@@ -244,12 +222,10 @@ def load_census(path: str | Path | None = None, progress: bool = True) -> pd.Dat
     """Read Census-Income: one row a person.
 
     ``path`` names one official file, ``census-income.data`` or ``.test``, as it is or as ``.gz``; by default what the
-    environment variable ``MTL_CENSUS`` names, else both, by :func:`fetch`, with a bar if ``progress``.
-
-    Returns the labels ``income`` and ``never_married`` (0 or 1), the features :data:`CENSUS_NUMERIC` (amounts of money
-    as ``log(1 + dollars)``) and :data:`CENSUS_CATEGORICAL` (missing values NaN), and ``file``, ``"data"`` or
-    ``"test"``, which is no feature. ``marital_stat``, from which a label is made, is dropped, and so is
-    ``instance_weight``, which the publisher says no classifier may use.
+    environment variable ``MTL_CENSUS`` names, else both, by :func:`fetch`. Returns the labels ``income`` and
+    ``never_married`` (0 or 1), the features :data:`CENSUS_NUMERIC` (amounts of money as ``log(1 + dollars)``) and
+    :data:`CENSUS_CATEGORICAL` (missing values NaN), and ``file``, ``"data"`` or ``"test"``, which is no feature.
+    Dropped are ``marital_stat``, from which a label is made, and ``instance_weight``, which no classifier may use.
 
     Raises OSError when a file is not there and cannot be fetched, ValueError when it is damaged or another.
     """
@@ -261,18 +237,11 @@ def load_census(path: str | Path | None = None, progress: bool = True) -> pd.Dat
 
 def _read_census(path: Path) -> pd.DataFrame:
     texts = (*CENSUS_CATEGORICAL, "marital_stat", "income")
+    dtypes = dict.fromkeys(CENSUS_NUMERIC, "float32") | dict.fromkeys(texts, "category")
+    layout = {"header": None, "names": _CENSUS, "index_col": False, "skipinitialspace": True}
+    missing = {"na_values": "?", "keep_default_na": False}  # hispanic_origin has an answer "NA"
     try:
-        table = pd.read_csv(
-            path,
-            header=None,
-            names=_CENSUS,
-            index_col=False,
-            dtype=dict.fromkeys(CENSUS_NUMERIC, "float32") | dict.fromkeys(texts, "category"),
-            usecols=[name for name in _CENSUS if name != "instance_weight"],
-            skipinitialspace=True,
-            keep_default_na=False,  # hispanic_origin has an answer "NA"
-            na_values="?",
-        )
+        table = pd.read_csv(path, dtype=dtypes, usecols=list(dtypes), **layout, **missing)
         table["income"] = table["income"].astype(object).map({"- 50000.": 0, "50000+.": 1}).astype("int8")
         if table.empty:
             raise ValueError("it has no row")

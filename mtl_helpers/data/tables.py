@@ -23,12 +23,9 @@ KINDS = ("binary", "multiclass", "regression")
 class Task:
     """One thing to predict.
 
-    Parameters
-    ----------
-    name : key of this task in every dictionary of logits, labels, losses and weights.
-    kind : ``"binary"`` (one logit), ``"multiclass"`` (``n_classes`` logits) or ``"regression"`` (one value).
-    n_classes : number of classes; needed for, and only for, a multiclass task.
-    label : column that holds the label; the task's name unless given.
+    ``name`` is its key in every dictionary of logits, labels, losses and weights; ``kind`` ``"binary"`` (one logit),
+    ``"multiclass"`` (``n_classes`` logits, needed for, and only for, this kind) or ``"regression"`` (one value);
+    ``label`` the column that holds the label, the task's name unless given.
     """
 
     name: str
@@ -80,11 +77,12 @@ def need_dataset(data: Any, use: str) -> None:
 
 @dataclass(frozen=True)
 class Schema:
-    """What a model needs to know of its input: the numeric columns' names and each categorical column's cardinality,
-    which counts the bucket 0 of unknown and missing values."""
+    """What a model needs to know of its input."""
 
-    numeric: tuple[str, ...]
-    categorical: dict[str, int]
+    numeric: tuple[str, ...]  # names
+    categorical: dict[
+        str, int
+    ]  # name and cardinality, which counts the bucket 0 of unknown and missing values
 
 
 @dataclass
@@ -106,23 +104,16 @@ class Batch:
 class MultiTaskDataset:
     """A table as tensors on one device, with one label tensor a task.
 
-    Attributes
-    ----------
-    numeric : float32 (n, D). categorical : int64 (n, C).
-    labels : ``{task: (n,)}``, float32 for binary and regression, int64 for multiclass. A missing label is stored as 0.
-    masks : ``{task: bool (n,)}``, True where the label is known; only for tasks with missing labels.
-    tasks : the tasks, in order.
-    weights : float32 (n,), how much each row counts in a loss or metric, or None where all count alike.
-    scales : ``{task: (mean, deviation)}`` of the training labels of a regression task whose labels were standardised;
-        ``label * deviation + mean`` is in the unit of the table. Empty where the labels are as they came.
+    ``scales`` is ``{task: (mean, deviation)}`` of the training labels of regression tasks, which were standardised:
+    ``label * deviation + mean`` is in the unit of the table. Empty where the labels are as they came.
     """
 
-    numeric: Tensor
-    categorical: Tensor
-    labels: dict[str, Tensor]
-    masks: dict[str, Tensor]
+    numeric: Tensor  # float32 (n, D)
+    categorical: Tensor  # int64 (n, C)
+    labels: dict[str, Tensor]  # (n,), int64 for multiclass tasks, else float32; a missing label is 0
+    masks: dict[str, Tensor]  # bool (n,), True where the label is known; only for tasks with missing labels
     tasks: tuple[Task, ...]
-    weights: Tensor | None = None
+    weights: Tensor | None = None  # float32 (n,), how much each row counts; None where all count alike
     scales: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     @classmethod
@@ -139,8 +130,7 @@ class MultiTaskDataset:
             mean, spread = scales.get(task.name, (0, 1))
             dtype = np.int64 if task.kind == "multiclass" else np.float32
             labels[task.name] = torch.from_numpy(np.where(known, (values - mean) / spread, 0).astype(dtype))
-            if not known.all():
-                masks[task.name] = torch.from_numpy(known)
+            masks |= {} if known.all() else {task.name: torch.from_numpy(known)}
         if weight is not None:
             need_columns(frame, [weight], "weight")
             weights = torch.from_numpy(frame[weight].to_numpy(np.float32, na_value=np.nan))
@@ -160,9 +150,8 @@ class MultiTaskDataset:
 
     def take(self, index: Tensor | Sequence[int] | slice) -> MultiTaskDataset:
         """The rows of ``index``, in that order, as a new dataset."""
-        if not isinstance(index, slice):
-            index = torch.as_tensor(index, device=self.device)
-            index = index if index.numel() else index.long()  # an empty list comes as floats
+        if not isinstance(index, slice):  # an empty list would come as floats
+            index = torch.as_tensor(index if len(index) else np.empty(0, np.int64), device=self.device)
         return replace(self, **self._tensors(lambda tensor: tensor[index]))
 
     def select(self, tasks: Sequence[str]) -> MultiTaskDataset:
@@ -170,9 +159,9 @@ class MultiTaskDataset:
         known = {task.name: task for task in self.tasks}
         if missing := [name for name in tasks if name not in known]:
             raise KeyError(f"No task {', '.join(map(repr, missing))}; this dataset has {', '.join(known)}.")
-        given = {"labels": self.labels, "masks": self.masks, "scales": self.scales}
-        kept = {part: {name: found[name] for name in tasks if name in found} for part, found in given.items()}
-        return replace(self, tasks=tuple(known[name] for name in tasks), **kept)
+        parts = (self.labels, self.masks, self.scales)
+        labels, masks, scales = ({name: part[name] for name in tasks if name in part} for part in parts)
+        return replace(self, tasks=tuple(map(known.get, tasks)), labels=labels, masks=masks, scales=scales)
 
     def batches(
         self, batch_size: int, shuffle: bool = True, generator: torch.Generator | None = None
@@ -209,15 +198,13 @@ def read_labels(frame: pd.DataFrame, task: Task) -> tuple[np.ndarray, np.ndarray
     known = ~np.isnan(values)
     if task.kind == "multiclass":
         known &= values >= 0
-    seen = values[known]
+    seen, last = values[known], max(task.n_outputs - 1, 1)
     fits, expected = np.isfinite(seen), "finite numbers"
     if task.kind != "regression":
-        last = max(task.n_outputs - 1, 1)
-        expected = f"whole numbers from 0 to {last}" if last > 1 else "0 or 1"
         fits = np.isin(seen, range(last + 1))
-    if not fits.all():
-        found = f"{seen[~fits][0]:g}"
-        raise ValueError(f"Labels of {task.kind} task {task.name!r} must be {expected}; found {found}.")
+        expected = f"whole numbers from 0 to {last}" if last > 1 else "0 or 1"
+    if len(odd := seen[~fits]):
+        raise ValueError(f"Labels of {task.kind} task {task.name!r} must be {expected}; found {odd[0]:g}.")
     return values, known
 
 

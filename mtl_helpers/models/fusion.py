@@ -49,10 +49,6 @@ class LearnedFusion:
     as a price. It is a logistic regression whose ``weights`` cannot be negative. With logs alone it ranks as
     ``Fusion(weights, kind="power")``: Π pᵢ^wᵢ = exp(Σ wᵢ log pᵢ). It computes in float64 on the CPU. ``inputs`` is
     ``{name: "log_odds" or "log"}``, or names, which then all are probabilities.
-
-    >>> fusion = LearnedFusion({"click": "log_odds", "price": "log"})
-    >>> fusion({"click": torch.tensor([.1, .2]), "price": torch.tensor([9., 9.])}).shape
-    torch.Size([2])
     """
 
     def __init__(self, inputs: Mapping[str, str] | Sequence[str]) -> None:
@@ -81,14 +77,12 @@ class LearnedFusion:
         predictions: Mapping[str, Tensor],
         target: Tensor,
         sample_weight: Tensor | None = None,
-        *,
         l2: float = 1e-4,
     ) -> LearnedFusion:
         """Fit by L-BFGS on the mean (weighted) cross-entropy + l2·Σ w² of the standardised inputs. Returns itself.
 
-        Fit on validation rows: on training rows the predictions look better than they are. ``predictions`` are
-        ``{name: (n,)}``, ``target`` (n,) is 0 or 1, both present (else ValueError); ``sample_weight`` (n,), 0 or more,
-        such as prices when a bought row counts by what it brings.
+        Fit on validation rows: on training rows the predictions look better than they are. ``target`` (n,) is 0 or 1,
+        both present (else ValueError); ``sample_weight`` (n,) such as prices, when a bought row counts by its price.
         """
         x, y = self._phi(predictions), torch.as_tensor(target).cpu().double()
         w = torch.ones_like(y) if sample_weight is None else torch.as_tensor(sample_weight).cpu().double()
