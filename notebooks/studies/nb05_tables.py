@@ -40,11 +40,11 @@ from mtl_helpers.ranking import catalogue_coverage, expected_revenue, exposure, 
 from mtl_helpers.sweep import simplex_grid, sweep
 from mtl_helpers.training import evaluate, fit, predict
 
-# Chosen on validation rows of the shipped shop (seed 0), which is not among the shops compared.
-WEIGHTS = {"click": 1.0, "purchase": 1.0, "next_category": 0.1, "next_item": 0.05}
+# Chosen on the shipped shop (seed 0), which is not among the shops compared.
+WEIGHTS = {"click": 1.0, "purchase": 1.0, "next_category": 0.03, "next_item": 0.01}
 # about 1 / loss of a constant
-MONITOR = {"click": 4.5, "purchase": 14.0, "next_category": 0.5, "next_item": 0.15}
-TRAINING = {"epochs": 20, "lr": 3e-3, "weight_decay": 0.1, "patience": 3, "progress": False}
+MONITOR = {"click": 3.8, "purchase": 32.0, "next_category": 0.5, "next_item": 0.19}
+TRAINING = {"epochs": 20, "lr": 3e-3, "weight_decay": 1.0, "patience": 3, "progress": False}
 SWEEP = {"epochs": 4, "lr": 5e-3, "weight_decay": 0.1, "keep": "best", "progress": False}
 K, USERS = 10, 200
 Row = tuple[str, str, float]

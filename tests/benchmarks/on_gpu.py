@@ -104,7 +104,7 @@ def main() -> None:
         with ThreadPoolExecutor(4) as pool:
             for line in pool.map(run_notebook, sorted((ROOT / "notebooks").glob("0*.ipynb"))):
                 print(line, flush=True)
-    frames = shop_splits(shop_frame(load_shop()))
+    frames = shop_splits(shop_frame(load_shop()).tail(80_000))
     print()
     show(both(frames))
     for device in ("cpu", "cuda", "cuda"):
