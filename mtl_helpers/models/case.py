@@ -218,8 +218,8 @@ def score_candidates(
 
 
 def true_values(world: World, rows: pd.DataFrame, items: pd.DataFrame) -> dict[str, np.ndarray]:
-    """The simulator's ``{"click", "purchase_given_click", "purchase"}`` of U rows' candidates at position 1, each (U, I)
-    probabilities: for judging, never for training."""
+    """The simulator's ``{"click", "purchase_given_click", "purchase"}`` of U rows' candidates at position 1, each
+    (U, I) probabilities: for judging, never for training."""
     user, moment, surface = (rows[name].to_numpy()[:, None] for name in ("user_id", "timestamp", "surface"))
     click, bought = world.probabilities(user, items["item_id"].to_numpy()[None, :], moment, 1, surface)
     return {"click": click, "purchase_given_click": bought, "purchase": click * bought}
