@@ -23,17 +23,7 @@ FOLDER = ROOT / ".venv-matrix"
 NEWEST = ["-r", "requirements.txt", "-r", "tests/requirements.txt"]
 # The oracle asks for a newer torch than the oldest one here; its tests are skipped there.
 OLDEST = ["-r", "tests/constraints-oldest.txt"]
-OLDEST += [
-    "safetensors",
-    "pytest",
-    "hypothesis",
-    "nbclient",
-    "nbformat",
-    "jupytext",
-    "packaging",
-    "pillow",
-    "ipykernel",
-]
+OLDEST += "safetensors pytest hypothesis nbclient nbformat jupytext packaging pillow ipykernel".split()
 SHOWN = ("torch", "numpy", "pandas", "matplotlib", "scikit-learn", "ipywidgets")
 
 
@@ -67,10 +57,8 @@ def run(python: Path, versions: str) -> tuple[dict[str, str], str]:
     listed = subprocess.run([str(python), "-c", script], capture_output=True, text=True, check=True)
     tests = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow and not browser"]
     tests += ["--ignore=tests/browser", "tests"]
-    if versions == "oldest":
-        tests.append(
-            "--ignore=tests/test_notebooks.py"
-        )  # of the build, an author's tool that wants the newest
+    if versions == "oldest":  # the build is an author's tool that wants the newest
+        tests.append("--ignore=tests/test_notebooks.py")
     env = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
     done = subprocess.run(tests, cwd=ROOT, capture_output=True, text=True, env=env, check=False)
     if done.returncode:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -27,14 +27,7 @@ from torch import Tensor, nn
 from mtl_helpers.data import Batch, MultiTaskDataset, ShopConfig, Task, make_world, simulate
 from mtl_helpers.losses import task_losses
 from mtl_helpers.metrics import auc, calibration_error, correct_downsampling, log_loss
-from mtl_helpers.models.case import (
-    case_data,
-    case_frames,
-    case_model,
-    item_table,
-    score_candidates,
-    true_values,
-)
+from mtl_helpers.models import case_data, case_frames, case_model, item_table, score_candidates, true_values
 from mtl_helpers.models.fusion import LearnedFusion
 from mtl_helpers.ranking import catalogue_coverage, expected_revenue, exposure, gini, recall_at_k, top_k
 from mtl_helpers.sweep import simplex_grid, sweep
@@ -70,8 +63,8 @@ class Case:
         torch.manual_seed(self.seed)
         return case_model(self.data, self.items, **settings)
 
-    def fit(self, model: nn.Module, train: MultiTaskDataset | None = None, **changes) -> nn.Module:
-        fit(model, train or self.data.train, self.data.valid, seed=self.seed, **TRAINING | changes)
+    def fit(self, model: nn.Module, **own) -> nn.Module:
+        fit(model, self.data.train, self.data.valid, seed=self.seed, **TRAINING, **own)
         return model
 
     def score(self, model: nn.Module) -> dict[str, np.ndarray]:
@@ -99,12 +92,7 @@ def recall(logits: np.ndarray, data: MultiTaskDataset) -> float:
     return float(recall_at_k(wanted, top_k(logits[known], K)).mean())
 
 
-def by_hand(
-    model: nn.Module,
-    batches: Callable[[], Iterable[Batch]],
-    loss_of: Callable[[Batch], Tensor],
-    score: Callable[[], float],
-) -> float:
+def by_hand(model: nn.Module, batches: Callable, loss_of: Callable, score: Callable[[], float]) -> float:
     """Train by a loss that ``fit`` does not have, keep the epoch of the best score; the seconds of an epoch."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.1)
     best, state, seconds, epochs = -1.0, None, 0.0, 12
@@ -210,8 +198,7 @@ def funnel(case: Case) -> Iterator[Row]:
     p_click, truth = case.world.probabilities(*args)
     clicked = [part.take(part.labels["click"].nonzero().squeeze(-1)) for part in (data.train, data.valid)]
     alone = case.model(tasks=[Task("purchase")])
-    settings = TRAINING | {"epochs": 40}
-    fit(alone, *clicked, seed=case.seed, batch_size=128, **settings)
+    fit(alone, *clicked, seed=case.seed, batch_size=128, **TRAINING | {"epochs": 40})
     click = case.fit(case.model(tasks=[Task("click")]))
     whole = EntireSpace(case.model(tasks=[Task("click"), Task("conversion")]))
     case.fit(whole, monitor={"click": 1.0, "purchase": 1.0})
@@ -302,12 +289,11 @@ def position(case: Case) -> Iterator[Row]:
     truth, fifth = (case.world.probabilities(*args, p, test["surface"].to_numpy())[0] for p in (1, 5))
     yield "truth", "effect", np.mean(np.log(fifth / (1 - fifth)) - np.log(truth / (1 - truth)))
     top = fixed_position(data.test, place, codes[1])
-    task = [Task("click")]
     for name in ("position known", "position ignored"):
         parts = [data.train, data.valid]
         if name == "position ignored":
             parts = [fixed_position(part, place, codes[1]) for part in parts]
-        model = case.model(tasks=task)
+        model = case.model(tasks=[Task("click")])
         fit(model, *parts, seed=case.seed, **TRAINING)
         p = predict(model, top)["click"].numpy().astype(float)
         excess = truth * np.log(truth / p) + (1 - truth) * np.log((1 - truth) / (1 - p))
@@ -320,7 +306,6 @@ def position(case: Case) -> Iterator[Row]:
 
 
 # ------------------------------------------------------------------------------------------------- business
-
 
 # 15 weightings of the three tasks; click, the first half of the funnel, goes with purchase.
 GRID = simplex_grid(["purchase", "next_category", "next_item"], 5, lowest=0.02)
@@ -367,9 +352,8 @@ def business(case: Case) -> Iterator[Row]:
     by_price = LearnedFusion({**inputs, "price": "log"}).fit(seen, bought, worth)
     with torch.no_grad():
         lists |= {"learned": learned(everything).numpy(), "learned, by price": by_price(everything).numpy()}
-    users = len(case.rows)
-    lists["popularity"] = np.tile(case.items["clicks"].to_numpy(float), (users, 1))
-    lists["chance"] = np.random.default_rng(case.seed).random((users, len(price)))
+    lists["popularity"] = np.tile(case.items["clicks"].to_numpy(float), (len(case.rows), 1))
+    lists["chance"] = np.random.default_rng(case.seed).random((len(case.rows), len(price)))
     lists["truth: buy · price"] = case.truth["purchase"] * price
     for name, scores in lists.items():
         for measure, value in case.money(scores).items():
