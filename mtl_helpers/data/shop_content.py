@@ -83,14 +83,8 @@ _MIDDLES = (
     "Customers call it {styles}.",
     "In a {styles} key.",
 )
-_CLOSINGS = (
-    "Ships in two days.",
-    "Gift wrap on request.",
-    "Returns within 30 days.",
-    "Comes in a recycled box.",
-    "Care card enclosed.",
-    "",
-)
+_RETURNS = "Returns within 30 days.", "Comes in a recycled box.", "Care card enclosed."
+_CLOSINGS = ("Ships in two days.", "Gift wrap on request.", *_RETURNS, "")
 
 
 def describe(
@@ -98,7 +92,7 @@ def describe(
     brands: Sequence[str],
     hidden: np.ndarray,
     rng: np.random.Generator,
-    unseen_wording: bool = False,
+    unseen: bool = False,
 ) -> dict[str, list[str]]:
     """Titles and descriptions of products.
 
@@ -106,11 +100,11 @@ def describe(
     ----------
     things : (n,) sub-categories, in the plural. brands : (n,).
     hidden : (n, 5) quality, appeal, era, ornament, mood, standard deviation 1.
-    unseen_wording : use the wordings that the shop's own texts never use.
+    unseen : use the wordings that the shop's own texts never use.
     """
     shown = (hidden + NOISE * rng.standard_normal(hidden.shape)) / np.hypot(1, NOISE)
     level = np.searchsorted((-1.0, -0.3, 0.3, 1.0), shown)
-    pick = np.full(level.shape, 3) if unseen_wording else rng.integers(0, 3, level.shape)
+    pick = np.full(level.shape, 3) if unseen else rng.integers(0, 3, level.shape)
     choice = rng.integers(0, 1 << 30, (len(level), 5))
     typo = rng.random(len(level)) < 0.04
     titles, texts = [], []
@@ -121,20 +115,18 @@ def describe(
         thing = things[row][:-1] if things[row].endswith("s") else things[row]
         a, b = (quality, styles[0]) if choice[row, 0] % 2 else (styles[-1], appeal)
         fill = {"a": a, "b": b, "thing": thing, "things": things[row], "brand": brands[row]}
-        fill |= {"quality": quality, "appeal": appeal, "styles": _listed(styles)}
+        fill |= {
+            "quality": quality,
+            "appeal": appeal,
+            "styles": " and ".join([", ".join(styles[:-1])] * (len(styles) > 1) + styles[-1:]),
+        }
         title = _TITLES[choice[row, 1] % len(_TITLES)].format(**fill)
         parts = (_OPENINGS, _MIDDLES, _CLOSINGS)
-        sentences = [
-            part[c % len(part)].format(**fill) for part, c in zip(parts, choice[row, 2:], strict=True)
-        ]
-        text = " ".join(_capital(sentence) for sentence in sentences if sentence)
+        said = [part[c % len(part)].format(**fill) for part, c in zip(parts, choice[row, 2:], strict=True)]
+        text = " ".join(_capital(sentence) for sentence in said if sentence)
         titles.append(_capital(title))
         texts.append(_mistype(text, choice[row, 0]) if typo[row] else text)
     return {"title": titles, "description": texts}
-
-
-def _listed(words: list[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def _capital(text: str) -> str:
@@ -167,16 +159,11 @@ def draw_sheet(sub: np.ndarray, hidden: np.ndarray, rng: np.random.Generator) ->
 
 # outline of a category: exponent of the superellipse, number and depth of its lobes; of its four sub-categories:
 # width, height and turn
+# fmt: off
 _OUTLINES = (
-    (8, 0, 0.0),
-    (5, 4, 0.07),
-    (2, 3, 0.22),
-    (3, 2, 0.2),
-    (2.5, 6, 0.1),
-    (2, 0, 0.0),
-    (2, 5, 0.26),
-    (2, 7, 0.17),
+    (8, 0, 0.0), (5, 4, 0.07), (2, 3, 0.22), (3, 2, 0.2), (2.5, 6, 0.1), (2, 0, 0.0), (2, 5, 0.26), (2, 7, 0.17),
 )
+# fmt: on
 _VARIANTS = ((1.0, 0.72, 0.0), (0.68, 1.0, 0.0), (0.9, 0.9, 0.4), (1.0, 0.52, -0.6))
 
 
@@ -205,9 +192,8 @@ def _picture(sub: int, quality, appeal, era, ornament, mood, rng: np.random.Gene
 def encode_rgb(pixels: np.ndarray) -> bytes:
     """A PNG of uint8 pixels (height, width, 3)."""
     height, width, _ = pixels.shape
-    step = np.diff(pixels.astype(np.int16), axis=1, prepend=0).astype(
-        np.uint8
-    )  # each pixel less its left neighbour
+    # each pixel less its left neighbour
+    step = np.diff(pixels.astype(np.int16), axis=1, prepend=0).astype(np.uint8)
     lines = np.concatenate([np.ones((height, 1), np.uint8), step.reshape(height, -1)], 1)
     parts = (
         (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
