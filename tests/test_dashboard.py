@@ -54,34 +54,24 @@ def test_lists_are_those_of_fusion_and_mmr(front, powers, diversity):
         assert (front.rank(weighting, powers, diversity) == expected).all()
 
 
-def test_figures_are_those_of_ranking(front):
+@pytest.mark.parametrize("factors", [None, 0.8 ** np.arange(10)])
+def test_figures_are_those_of_ranking(factors):
+    bought = np.random.default_rng(0).random((30, 120)) < 0.05
+    front = small(relevance=bought, position_factors=factors)
     lists = front.rank(3, POWERS, 0.2)
     truth, price, categories = front.true_purchase, front.items["price"], front.items["category"]
-    assert front.measure(lists) == pytest.approx(
-        {
-            "revenue": ranking.expected_revenue(lists, truth, price).mean(),
-            "ndcg": ranking.user_mean(ranking.ndcg_at_k(truth, lists)),
-            "coverage": ranking.catalogue_coverage(lists, 120),
-            "categories": ranking.category_coverage(lists, categories).mean(),
-            "gini": ranking.gini(ranking.exposure(lists, 120)),
-            "novelty": ranking.novelty(lists, front.counts).mean(),
-        }
-    )
-
-
-def test_relevance_and_position_factors_count():
-    bought = np.zeros((30, 120))
-    bought[1, 7] = 1
-    factors = 0.8 ** np.arange(10)
-    front = small(relevance=bought, position_factors=factors, counts=None)
-    lists = front.rank(0, {"purchase": 1.0})
-    found = front.measure(lists)
-    assert found["ndcg"] == ranking.ndcg_at_k(bought[[1]], lists[[1]])[0]
-    assert found["revenue"] == pytest.approx(
-        ranking.expected_revenue(lists, front.true_purchase, front.items["price"], factors).mean()
-    )
-    assert found["gini"] == ranking.gini(ranking.exposure(lists, 120, factors))
-    assert "novelty" not in found
+    expected = {
+        "revenue": ranking.expected_revenue(lists, truth, price, factors).mean(),
+        "ndcg": ranking.user_mean(ranking.ndcg_at_k(bought, lists)),
+        "coverage": ranking.catalogue_coverage(lists, 120),
+        "categories": ranking.category_coverage(lists, categories).mean(),
+        "gini": ranking.gini(ranking.exposure(lists, 120, factors)),
+        "novelty": ranking.novelty(lists, front.counts).mean(),
+    }
+    assert front.measure(lists) == pytest.approx(expected)
+    bare = small(counts=None)
+    assert "novelty" not in bare.measure(lists)
+    assert bare.measure(lists)["ndcg"] == ranking.user_mean(ranking.ndcg_at_k(truth, lists))
 
 
 def test_nearest_weighting(front):
@@ -126,10 +116,6 @@ def test_every_control_changes_picture_numbers_and_list(front):
         assert explorer.html() != before, name
         listed = explorer.alt.split("The list: ")[1]
         assert listed != alt.split("The list: ")[1] or name.startswith("next"), name
-        explorer.reset()
-        one_step = choices[1] if choices else min(control.value + control.step, control.max)
-        explorer.set(**{name: one_step})
-        assert explorer.html() != before or one_step == control.value, name
     explorer.reset()
     assert explorer.html() == before
 
@@ -161,27 +147,18 @@ def test_a_screen_reader_hears_the_list(front):
         assert f"purchase {p:.3f}" in explorer.alt or p < 0.01
 
 
-def test_weights_add_up_and_stop_at_trained_weightings(front):
-    explorer = shop_dashboard(front, exponents=POWERS)
-    for name in front.weightings:
-        for _, value in explorer.controls[f"{name}_weight"].options:
-            explorer.set(**{f"{name}_weight": value})
-            weights = [explorer.state[f"{task}_weight"] for task in front.weightings]
-            assert sum(weights) == pytest.approx(1, abs=1e-5)
-            near = front.weightings.iloc[front.nearest(dict(zip(front.weightings, weights, strict=True)))]
-            assert near.to_numpy() / near.sum() == pytest.approx(weights, abs=1e-5)
-
-
-def test_weightings_with_holes_still_show_trained_models():
+@pytest.mark.parametrize("keep", [range(10), [0, 3, 5, 6, 9]])
+def test_sliders_stop_at_trained_weightings_even_with_holes(keep):
     made = parts()
-    keep = [0, 3, 5, 6, 9]
-    made["weightings"] = made["weightings"].iloc[keep]
-    made["predictions"] = {name: p[keep] for name, p in made["predictions"].items()}
+    made["weightings"] = made["weightings"].iloc[list(keep)]
+    made["predictions"] = {name: p[list(keep)] for name, p in made["predictions"].items()}
     explorer = shop_dashboard(Shopfront(**made), exponents=POWERS)
     trained = made["weightings"].to_numpy().round(6).tolist()
-    for _, value in explorer.controls["purchase_weight"].options:
-        explorer.set(purchase_weight=value)
-        assert [explorer.state[f"{task}_weight"] for task in made["weightings"]] in trained
+    for name in made["weightings"]:
+        for _, value in explorer.controls[f"{name}_weight"].options:
+            explorer.set(**{f"{name}_weight": value})
+            assert explorer.state[f"{name}_weight"] == value
+            assert [explorer.state[f"{task}_weight"] for task in made["weightings"]] in trained
 
 
 @pytest.mark.parametrize("tasks", [1, 2, 4])
@@ -192,13 +169,7 @@ def test_other_numbers_of_tasks(tasks):
     made["predictions"] = {name: p[:tasks] for name, p in made["predictions"].items()}
     explorer = shop_dashboard(Shopfront(**made, k=3), exponents={"purchase": 1})
     assert len(explorer.controls) == (tasks if tasks > 1 else 0) + 3
-    explorer.set(diversity=1.0)
-    assert not explorer.error
-
-
-def test_exponents_of_zero_are_named(front):
-    explorer = shop_dashboard(front, exponents={"purchase": 1.0})
-    explorer.set(purchase_exponent=0)
+    explorer.set(diversity=1.0, purchase_exponent=0)
     assert "every product scores the same" in explorer.reading and not explorer.error
 
 
@@ -227,10 +198,9 @@ def test_text_from_the_data_is_only_text():
     ("change", "says"),
     [
         ({"k": 11}, "1 to 10 products"),
-        ({"k": 0}, "1 to 10 products"),
         ({"users": ["a"] * 30}, "different names"),
         ({"true_purchase": np.zeros((3, 3))}, r"expected \(users, items\) = \(30, 120\)"),
-        ({"true_purchase": np.full((30, 120), 1.5)}, "probabilities"),
+        ({"true_purchase": np.full((30, 120), 1.5)}, "Probabilities"),
         ({"relevance": np.full((30, 120), -1.0)}, "0 or more"),
         (
             {"predictions": {"purchase": np.zeros((1, 30, 120))}},
@@ -253,10 +223,10 @@ def test_bad_items_and_weightings(front):
     items = front.items
     with pytest.raises(KeyError, match=r"lack the columns \['brand'\]"):
         Shopfront(**parts(items=items.drop(columns="brand")))
-    with pytest.raises(ValueError, match="prices"):
-        Shopfront(**parts(items=items.assign(price=-1.0)))
-    with pytest.raises(ValueError, match="categor"):
-        Shopfront(**parts(items=items.assign(category=items["category"].where(items.index != 4))))
+    unknown = items.assign(category=items["category"].where(items.index != 4))
+    for wrong, says in ((items.assign(price=-1.0), "prices"), (unknown, "categor")):
+        with pytest.raises(ValueError, match=says):
+            Shopfront(**parts(items=wrong))
     for value, says in ((-0.1, "0 or more"), (np.nan, "finite"), (0.0, "All task weights are 0")):
         wrong = front.weightings.copy()
         wrong.iloc[2] = value
@@ -275,11 +245,8 @@ def test_bad_items_and_weightings(front):
         (lambda f: f.rank(0, {"purchase": -1}), "0 or more"),
         (lambda f: f.rank(0, {"purchase": float("nan")}), "finite"),
         (lambda f: f.rank(0, {"purchase": 1}, 2), "diversity"),
-        (lambda f: f.nearest({"purchase": 1}), "expected one for each"),
         (lambda f: shop_dashboard(f, exponents={}), "one to four"),
-        (lambda f: shop_dashboard(f, exponents={"sale": 1}), "No signal sale"),
         (lambda f: shop_dashboard(f, exponents={"purchase": 1}).set(user="nobody"), "takes one of"),
-        (lambda f: shop_dashboard(f, exponents={"purchase": 3}), "goes from 0"),
         (lambda f: shop_dashboard(f, exponents={"purchase": 1}, weights={"purchase": -1}), "expected one"),
     ],
 )
