@@ -33,25 +33,6 @@ def test_each_column_has_rows_of_its_own_in_the_table():
     assert torch.equal(out[0, 4:8], layer.embedding.weight[5 + 1])
 
 
-def test_only_numbers_or_only_categories():
-    assert FeatureLayer(Schema(("x", "z"), {}))(batch()[0], torch.zeros(7, 0, dtype=torch.long)).shape == (
-        7,
-        2,
-    )
-    assert FeatureLayer(Schema((), {"user_id": 5, "item": 3}))(torch.zeros(7, 0), batch()[1]).shape == (7, 16)
-
-
-def test_one_task_shared_bottom_is_the_single_task_model():
-    task = Task("click")
-    torch.manual_seed(0)
-    single = SingleTask(SCHEMA, task)
-    torch.manual_seed(0)
-    shared = SharedBottom(SCHEMA, [task])
-    inputs = batch()
-    assert torch.equal(single(*inputs)["click"], shared(*inputs)["click"])
-    assert count_parameters(single) == count_parameters(shared)
-
-
 def test_parameter_count_by_hand():
     model = SingleTask(SCHEMA, Task("click"), embedding_dim=8, hidden=(64, 32), tower=(16,))
     table, bottom = 8 * 8, (18 * 64 + 64) + (64 * 32 + 32)
