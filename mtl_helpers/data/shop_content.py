@@ -112,7 +112,7 @@ def describe(
         words = [WORDS[name][level[row, i]][pick[row, i]] for i, name in enumerate(WORDS)]
         quality, appeal, *styles = words
         styles = [word for word in styles if word] or ["neutral"]
-        thing = things[row][:-1] if things[row].endswith("s") else things[row]
+        thing = things[row].removesuffix("es" if things[row].endswith("shes") else "s")
         a, b = (quality, styles[0]) if choice[row, 0] % 2 else (styles[-1], appeal)
         fill = {"a": a, "b": b, "thing": thing, "things": things[row], "brand": brands[row]}
         fill |= {
