@@ -10,16 +10,11 @@ read off that table, not fixed before. Writes notebooks/results/00_weight_decay.
 
 from __future__ import annotations
 
-import argparse
-import sys
-from pathlib import Path
-
 import pandas as pd
 import torch
+from study import command_line, store
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-from mtl_helpers.data import (  # noqa: E402
+from mtl_helpers.data import (
     SHOP_CATEGORICAL,
     SHOP_IDS,
     SHOP_NUMERIC,
@@ -30,25 +25,21 @@ from mtl_helpers.data import (  # noqa: E402
     shop_splits,
     simulate,
 )
-from mtl_helpers.models import SharedBottom  # noqa: E402
-from mtl_helpers.training import evaluate, fit  # noqa: E402
-from mtl_helpers.weighting import constant_losses  # noqa: E402
+from mtl_helpers.models import SharedBottom
+from mtl_helpers.training import evaluate, fit
+from mtl_helpers.weighting import constant_losses
 
 DECAYS, RATES, FIRST_SHOP = (0.0, 0.01, 0.1, 1.0, 3.0, 10.0, 30.0), (1e-3, 3e-3), 201
-TARGET = ROOT / "notebooks" / "results" / "00_weight_decay.csv"
 KEYS = ["shop", "ids", "lr", "decay"]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--shops", type=int, default=3)
-    shops = parser.parse_args().shops
-    found = pd.read_csv(TARGET, comment="#") if TARGET.exists() else pd.DataFrame(columns=KEYS)
+    options = command_line(__doc__, shops=3).parse_args()
+    target = options.out / "00_weight_decay.csv"
+    found = pd.read_csv(target, comment="#") if target.exists() else pd.DataFrame(columns=KEYS)
     done = set(found[KEYS].itertuples(index=False, name=None))
     rows = found.to_dict("records")
-    for seed in range(FIRST_SHOP, FIRST_SHOP + shops):
+    for seed in range(FIRST_SHOP, FIRST_SHOP + options.shops):
         frames = shop_splits(shop_frame(simulate(ShopConfig(seed=seed, n_users=720, n_impressions=80_000))))
         for ids in (False, True):
             columns = [*SHOP_CATEGORICAL, *(SHOP_IDS if ids else ())]
@@ -65,15 +56,9 @@ def main() -> None:
                 row["loss"] = round(sum(values[name]["loss"] / base[name] for name in values), 5)
                 row |= {name: round(v.get("auc", v["accuracy"]), 4) for name, v in values.items()}
                 rows.append(row)
-                command = f"# python notebooks/studies/{Path(__file__).name} --shops {shops}\n"
-                TARGET.write_text(command + pd.DataFrame(rows).to_csv(index=False))
-    print(
-        pd.DataFrame(rows)
-        .groupby(["ids", "lr", "decay"])
-        .mean(numeric_only=True)
-        .drop(columns="shop")
-        .round(4)
-    )
+                store(target, f"nb00_weight_decay.py --shops {options.shops}", pd.DataFrame(rows))
+    means = pd.DataFrame(rows).groupby(KEYS[1:]).mean(numeric_only=True)
+    print(means.drop(columns="shop").round(4))
 
 
 if __name__ == "__main__":
