@@ -289,8 +289,9 @@ class _Board:
         """A user's list as HTML cards, five in a row, and in words."""
         places = {item: place for place, item in enumerate(self.lists[user].tolist())}
         cards, said = "", []
-        for place, item in enumerate(items):
-            category, brand, price = self.front.items.loc[item, ["category", "brand", "price"]]
+        shown = self.front.items.iloc[items]
+        products = zip(items, shown["category"], shown["brand"], shown["price"], strict=True)
+        for place, (item, category, brand, price) in enumerate(products):
             cost, was = f"{price:,.2f} {CURRENCY}", places.get(item, place)
             moved = f"{'▲' if was > place else '▼'}{abs(was - place)}" * (was != place)
             rows, numbers = "", []
