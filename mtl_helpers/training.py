@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from mtl_helpers.data.tables import Batch, MultiTaskDataset, Task, need_dataset
 from mtl_helpers.losses import check_weights, label_counts, task_loss
@@ -29,6 +30,7 @@ METRICS = {"binary": ("auc", "accuracy"), "multiclass": ("accuracy",), "regressi
 MAIN_METRIC = {kind: metrics[0] for kind, metrics in METRICS.items()}
 LOWER_IS_BETTER = ("loss", "rmse")
 Values = dict[str, dict[str, float]]  # {task: {metric: value}}
+States = Mapping[str, Mapping[str, Tensor]]  # {task: state_dict}
 
 
 class TrainingDiverged(RuntimeError):
@@ -59,11 +61,14 @@ class History:
     records : one ``{"epoch", "split", "task", "metric", "value"}`` for each number that was measured. A training loss
         is the mean over the epoch's labelled rows, each measured before its step.
     best_epoch : the epoch whose weights the model has now (from 1; 0 when not one epoch was finished).
+    best_epochs, best_states : after ``stop="each"``, each task's own best epoch and the weights it had then.
     stopped : ``"finished"``, ``"early"`` (validation stopped improving) or ``"interrupted"`` (by the reader).
     """
 
     records: list[dict] = field(default_factory=list)
     best_epoch: int = 0
+    best_epochs: dict[str, int] = field(default_factory=dict)
+    best_states: States = field(default_factory=dict)
     stopped: str = "finished"
 
     def frame(self) -> pd.DataFrame:
@@ -132,6 +137,7 @@ def fit(
     weights: Mapping[str, float] | Weighting | None = None,
     patience: int = 3,
     monitor: str | Mapping[str, float] = "loss",
+    stop: str = "together",
     seed: int = 0,
     progress: bool = True,
 ) -> History:
@@ -148,6 +154,8 @@ def fit(
     weights : ``{task: weight}`` of L = Σ wᵢ Lᵢ, read at every step; 1 each when None. Or a :class:`Weighting`.
     monitor : ``"loss"`` (sum of the validation losses, weighted if the weights are fixed), ``"task.metric"``, such as
         ``"purchase.auc"``, or ``{task: weight}`` of another sum of the validation losses.
+    stop : ``"together"``: one best epoch for all tasks, by the monitor. ``"each"``: the best epoch of each task, by its
+        own validation loss, is kept too (``History.best_states``); ``patience`` then counts from the last of them.
     seed : of the order of the batches; initial weights and dropout follow the global one.
 
     Returns a History, after KeyboardInterrupt too: the run ends there, and the model keeps its best weights. Raises
@@ -158,13 +166,13 @@ def fit(
 
     check_parts("fit", model, train, valid, epochs)
     strategy = weights if isinstance(weights, Weighting) else Fixed(model.tasks, weights)
-    score, names = _watched(monitor, strategy), [task.name for task in model.tasks]
+    names, best = [task.name for task in model.tasks], _Best(model, monitor, strategy, stop)
     optimizer = torch.optim.AdamW(model.to(train.device).parameters(), lr=lr, weight_decay=weight_decay)
     generator = torch.Generator().manual_seed(seed)
     how = {"weights": strategy, "batch_size": batch_size, "epochs": epochs, "generator": generator}
     steps, per_epoch = training_steps(model, train, optimizer, **how), -(-len(train) // batch_size)
     bar = tqdm(total=epochs * per_epoch, unit="step", disable=not progress, leave=False)
-    history, lowest, best = History(), math.inf, None
+    history = History()
     sums, counts = torch.zeros(2, len(names), device=train.device)
     try:
         for step in steps:
@@ -186,13 +194,10 @@ def fit(
                 if has_label(valid, name) and not math.isfinite(found["loss"]):
                     raise TrainingDiverged(name, epoch, step.number, found["loss"])
             history.add(epoch, "valid", values)
-            if math.isnan(now := score(values)):
-                raise ValueError(f"{monitor!r} is undefined on the validation data: no label, or one class.")
-            if now < lowest:
-                lowest, history.best_epoch, best = now, epoch, copy.deepcopy(model.state_dict())
+            waited = best.see(epoch, values, history)
             strategy.after_epoch(means, means.new_tensor([values[name]["loss"] for name in names]))
             bar.set_postfix_str(f"epoch {epoch}, best {history.best_epoch}")
-            if epoch - history.best_epoch >= patience:
+            if waited >= patience:
                 history.stopped = "early"
                 break
     except KeyboardInterrupt:
@@ -200,9 +205,40 @@ def fit(
     finally:
         steps.close()
         bar.close()
-        if best is not None:
-            model.load_state_dict(best)
+        best.restore()
     return history
+
+
+class _Best:
+    """Remembers the weights of the best epoch by the monitor and, with ``stop="each"``, of each task's own."""
+
+    def __init__(
+        self, model: nn.Module, monitor: str | Mapping[str, float], strategy: Weighting, stop: str
+    ) -> None:
+        if stop not in ("together", "each"):
+            raise ValueError(f"stop is {stop!r}: expected 'together' or 'each'.")
+        self.model, self.monitor, self.found = model, str(monitor), {}  # {what: (score, epoch, state)}
+        self.scores = {self.monitor: _watched(monitor, strategy)}
+        self.each = [task.name for task in model.tasks] if stop == "each" else []
+        self.scores |= {name: _watched(f"{name}.loss", strategy) for name in self.each}
+
+    def see(self, epoch: int, values: Values, history: History) -> int:
+        """Take an epoch's validation into account; returns for how many epochs nothing that counts has improved."""
+        state = None
+        for what, score in self.scores.items():
+            if math.isnan(now := score(values)):
+                raise ValueError(f"{what!r} is undefined on the validation data: no label, or one class.")
+            if now < self.found.get(what, (math.inf,))[0]:
+                state = state or copy.deepcopy(self.model.state_dict())
+                self.found[what] = now, epoch, state
+        history.best_epoch = self.found[self.monitor][1]
+        history.best_epochs = {name: self.found[name][1] for name in self.each}
+        history.best_states = {name: self.found[name][2] for name in self.each}
+        return epoch - max(history.best_epochs.values(), default=history.best_epoch)
+
+    def restore(self) -> None:
+        if self.found:
+            self.model.load_state_dict(self.found[self.monitor][2])
 
 
 def _watched(monitor: str | Mapping[str, float], strategy: Weighting) -> Callable[[Values], float]:
@@ -227,6 +263,7 @@ def check_parts(
     what: str, model: nn.Module, train: MultiTaskDataset, valid: MultiTaskDataset | None, epochs: int
 ) -> None:
     """Raise TypeError or ValueError unless the parts can train the model, for one epoch or more."""
+    need_tasks(model)
     names = [task.name for task in model.tasks]
     for part in (train, train if valid is None else valid):
         need_dataset(part, what)
@@ -241,20 +278,35 @@ def check_parts(
         raise ValueError(f"epochs is {epochs}: expected 1 or more.")
 
 
+def need_tasks(model: nn.Module) -> None:
+    if not hasattr(model, "tasks"):
+        raise TypeError(
+            f"{type(model).__name__} has no .tasks: give a bare model (of DataParallel take .module)."
+        )
+
+
 def has_label(data: MultiTaskDataset, name: str) -> bool:
     return name not in data.masks or bool(data.masks[name].any())
 
 
 @torch.no_grad()
-def _logits(model: nn.Module, data: MultiTaskDataset) -> dict[str, Tensor]:
+def _logits(model: nn.Module, data: MultiTaskDataset, states: States | None) -> dict[str, Tensor]:
+    """Logits of every task, each with its own state of the model if there are states."""
+    need_tasks(model)
     need_dataset(data, type(model).__name__)
-    was_training = model.training
+    was_training, names = model.training, [task.name for task in model.tasks]
     model.eval()
+
+    def answer(numeric: Tensor, categorical: Tensor) -> dict[str, Tensor]:
+        if not states:
+            return model(numeric, categorical)
+        return {n: functional_call(model, dict(states[n]), (numeric, categorical))[n] for n in names}
+
     try:
-        parts = [model(batch.numeric, batch.categorical) for batch in data.batches(8192, shuffle=False)]
+        parts = [answer(batch.numeric, batch.categorical) for batch in data.batches(8192, shuffle=False)]
     finally:
         model.train(was_training)
-    return {task.name: torch.cat([part[task.name] for part in parts]) for task in model.tasks}
+    return {name: torch.cat([part[name] for part in parts]) for name in names}
 
 
 def _to_prediction(task: Task, logits: Tensor, data: MultiTaskDataset) -> Tensor:
@@ -264,13 +316,14 @@ def _to_prediction(task: Task, logits: Tensor, data: MultiTaskDataset) -> Tensor
     return logits.sigmoid() if task.kind == "binary" else logits.softmax(-1)
 
 
-def predict(model: nn.Module, data: MultiTaskDataset) -> dict[str, Tensor]:
+def predict(model: nn.Module, data: MultiTaskDataset, states: States | None = None) -> dict[str, Tensor]:
     """``{task: tensor}``: predictions of every task, on the CPU, in the order of the rows.
 
     Probabilities (n,) of a binary task, (n, n_classes) of a multiclass task; values (n,) of a regression task in the
-    unit of its labels (undoing ``data.scales``).
+    unit of its labels (undoing ``data.scales``). With ``states``, ``{task: state_dict}`` such as
+    ``History.best_states``, each task is predicted with its own.
     """
-    logits = _logits(model, data)
+    logits = _logits(model, data, states)
     return {task.name: _to_prediction(task, logits[task.name], data).cpu() for task in model.tasks}
 
 
@@ -291,14 +344,14 @@ def task_metrics(task: Task, predictions: object, labels: object, mask: object =
     return {"rmse": float(np.sqrt(np.mean((values - y) ** 2)))}
 
 
-def evaluate(model: nn.Module, data: MultiTaskDataset) -> Values:
+def evaluate(model: nn.Module, data: MultiTaskDataset, states: States | None = None) -> Values:
     """``{task: {metric: value}}`` over the labelled rows: the loss and the metrics of :func:`task_metrics`.
 
     The loss is what training minimises: of standardised labels for a regression task with ``data.scales``, and with
     ``data.weights`` a weighted mean. The metrics count every row alike, and ``rmse`` is in the label's own unit. A task
-    without a label has NaN.
+    without a label has NaN. ``states`` as in :func:`predict`.
     """
-    logits, values = _logits(model, data), {}
+    logits, values = _logits(model, data, states), {}
     for task in model.tasks:
         own, labels, mask = logits[task.name], data.labels[task.name], data.masks.get(task.name)
         loss = task_loss(task, own, labels, mask, data.weights).item()

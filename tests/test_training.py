@@ -184,6 +184,9 @@ class TestThingsThatGoWrong:
                 fit(make(), splits.train, data, progress=False)
             with pytest.raises(TypeError, match=words):
                 predict(make(), data)
+        for call in (fit, predict):
+            with pytest.raises(TypeError, match="DataParallel take .module"):
+                call(torch.nn.DataParallel(make()), splits.train)
 
     def test_an_undefined_monitor_stops_with_a_sentence(self, splits):
         valid, equal = without_labels(splits.valid, "kind"), {"click": 1, "kind": 1, "dwell": 0}
@@ -216,6 +219,51 @@ class TestPredict:
     def test_single_task_model_on_data_with_more_tasks(self, splits):
         values = evaluate(SingleTask(splits.schema, Task("click")), splits.test)
         assert set(values) == {"click"} and set(values["click"]) == {"loss", "auc", "accuracy"}
+
+
+@pytest.fixture(scope="module")
+def run(splits):
+    model = make()
+    settings = {"epochs": 60, "lr": 2e-2, "batch_size": 64, "patience": 4, "progress": False}
+    return model, fit(model, splits.train, splits.valid, stop="each", **settings)
+
+
+class TestEachTasksOwnBest:
+    """stop="each": a task is predicted with the weights of its own best epoch."""
+
+    def test_best_epochs_differ_and_each_is_the_lowest(self, run):
+        _, history = run
+        assert len(set(history.best_epochs.values())) > 1
+        for name, epoch in history.best_epochs.items():
+            assert epoch == history.curve(name).idxmin()
+        assert history.stopped == "early"
+        assert history.frame()["epoch"].max() == max(history.best_epochs.values()) + 4
+
+    def test_predictions_come_from_each_tasks_own_epoch(self, run, splits):
+        model, history = run
+        values = evaluate(model, splits.valid, states=history.best_states)
+        before = weights_of(model)
+        predicted = predict(model, splits.valid, states=history.best_states)
+        for name, epoch in history.best_epochs.items():
+            assert values[name]["loss"] == pytest.approx(history.curve(name).loc[epoch], rel=1e-6)
+            model_then = make()
+            model_then.load_state_dict(history.best_states[name])
+            assert torch.equal(predicted[name], predict(model_then, splits.valid)[name])
+        assert torch.equal(before, weights_of(model))
+
+    def test_the_model_itself_keeps_the_joint_best(self, run, splits):
+        model, history = run
+        total = sum(history.curve(name) for name in history.best_epochs)
+        assert history.best_epoch == total.idxmin()
+        assert sum(v["loss"] for v in evaluate(model, splits.valid).values()) == pytest.approx(
+            total.min(), rel=1e-6
+        )
+
+    def test_together_keeps_no_states(self, splits):
+        history = fit(make(), splits.train, splits.valid, epochs=1, progress=False)
+        assert not history.best_epochs and not history.best_states
+        with pytest.raises(ValueError, match="stop is 'never'"):
+            fit(make(), splits.train, stop="never", progress=False)
 
 
 def test_training_loss_is_the_mean_over_labelled_rows_not_over_batches(splits):
