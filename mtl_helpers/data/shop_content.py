@@ -175,16 +175,17 @@ def _picture(sub: int, quality, appeal, era, ornament, mood, rng: np.random.Gene
     edge = 0.86 * (1 + depth * np.cos(lobes * np.arctan2(v, u) + np.pi / 2))
     reach = (np.abs(u / width) ** power + np.abs(v / height) ** power) ** (1 / power)
     body = np.clip((edge - reach) * 9 + 0.5, 0, 1)
-    if sub % 2:  # a hole, or a dial
-        body = body * np.clip((np.hypot(u, v) - 0.2) * 9 + 0.5, 0, 1)
     colour = np.array(colorsys.hsv_to_rgb(0.02 + 0.72 * era, 0.2 + 0.7 * mood, 0.88))
     stripes = np.sin((1 + 6 * ornament) * np.pi * (u + 0.4 * v)) > 0
     shade = 1 - (0.08 + 0.4 * ornament) * stripes * (ornament > 0.3)
-    shade = shade * (0.92 - 0.2 * reach) + 0.11 * (1 - quality) * rng.standard_normal((SIZE, SIZE))
+    shade = shade * (0.92 - 0.2 * reach) + 0.05 * (1 - quality) * rng.standard_normal((SIZE, SIZE))
+    if sub % 2:  # a dial, a seam
+        shade = shade * (1 - 0.35 * np.clip((0.22 - np.abs(np.hypot(u, v) - 0.1)) * 9 - 1, 0, 1))
     gloss = quality**2 * np.exp(-((x + 0.3) ** 2 + (y + 0.35) ** 2) / 0.06)
     surface = colour * shade[..., None] + 0.75 * gloss[..., None]
     glow = np.exp(-(x**2 + y**2))[..., None] * np.array([1.0, 0.95, 0.75])
-    ground = 0.78 + 0.16 * appeal + (0.03 + 0.26 * appeal) * (glow - 0.75)
+    tint = np.array(colorsys.hsv_to_rgb(sub // 4 / 8, 0.1, 1.0))
+    ground = tint * (0.78 + 0.16 * appeal) + (0.03 + 0.26 * appeal) * (glow - 0.75)
     picture = np.clip(ground * (1 - body[..., None]) + surface * body[..., None], 0, 1)
     return (np.round(picture * 31) * 8.226).astype(np.uint8)
 
