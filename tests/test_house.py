@@ -18,10 +18,9 @@ CORE = (
     *("notebook", "losses", "weighting", "gradients", "training", "sweep", "metrics"),
     *("data/tables", "data/features", "models/layers", "models/sharing", "models/fusion"),
 )
-# Where the house stands. The plan wants 9,000 lines, 2,900 of them in the core, and 50 functions used once: these
-# numbers only ever go down.
-LINES, CORE_LINES, FILE_LINES, FUNCTION_LINES = 10_200, 3_310, 430, 50
-RAISES, USED_ONCE, UNSET = 0.03, 62, 53
+# The plan wants 9,000 lines in all: until then the first number only ever goes down.
+LINES, CORE_LINES, FILE_LINES, FUNCTION_LINES = 9_310, 2_900, 430, 50
+RAISES, USED_ONCE, UNSET = 0.03, 50, 31
 # Floors of the house, from the ground up: a module may use what lies below it, and its own floor.
 FLOORS = (
     ("metrics",),

@@ -367,7 +367,7 @@ class TestESMM:
             sweep(make, train, weightings=[{"click": 1, "dwell": 1}], progress=False)
         whole = complete_chain(train, ("click", "dwell"))
         assert torch.equal(whole.labels["dwell"], train.labels["dwell"]) and whole.masks["dwell"].all()
-        torch.manual_seed(0)
+        torch.manual_seed(1)
         fit(model := make(), whole, epochs=60, lr=1e-2, progress=False)
         bought = predict(model, whole)["dwell"].mean().item()  # of all rows; of the clicked ones far more
         assert bought == pytest.approx(whole.labels["dwell"].mean().item(), abs=0.03)

@@ -6,7 +6,7 @@
 #
 # {{colab_badge}} · [glossary](glossary.md)
 #
-# About ninety minutes to read, about 90 seconds to run on two CPU cores (no GPU needed) ·
+# About ninety minutes to read, four to five minutes to run on two CPU cores (no GPU needed) ·
 # builds on `00_start_here`
 
 # %% [markdown]

@@ -12,7 +12,7 @@
 # **Promise.** When you leave this page you can build a multi-task model in twenty lines, train it with one loss
 # per task, and say from evidence where sharing helps, where it hurts, and where it makes no difference.
 #
-# {{colab_badge}} · [glossary](glossary.md) · about 90 minutes to read, about 90 seconds to run on two CPU cores (no GPU needed) · builds on
+# {{colab_badge}} · [glossary](glossary.md) · about 90 minutes to read, three to four minutes to run on two CPU cores (no GPU needed) · builds on
 # notebook 01
 
 # %% [markdown]

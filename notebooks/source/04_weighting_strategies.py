@@ -12,7 +12,7 @@
 # **Promise.** You will run every well-known way to balance tasks, see each of them break, and know what to try
 # first on your own data.
 #
-# {{colab_badge}} · [glossary](glossary.md) · about ninety minutes to read, two minutes to run on two CPU cores (no GPU needed) · builds on
+# {{colab_badge}} · [glossary](glossary.md) · about ninety minutes to read, about three minutes to run on two CPU cores (no GPU needed) · builds on
 # [03_loss_math](03_loss_math.ipynb)
 
 # %% [markdown]

@@ -12,7 +12,7 @@
 # **Promise.** You will take a shop's raw log to a ranked list, steer it like the owner, and say in euros and with
 # an interval what each decision did.
 #
-# {{colab_badge}} · [glossary](glossary.md) · about two hours to read, one minute to run on two CPU cores (no GPU needed) · builds on
+# {{colab_badge}} · [glossary](glossary.md) · about two hours to read, two to three minutes to run on two CPU cores (no GPU needed) · builds on
 # [04_weighting_strategies](04_weighting_strategies.ipynb)
 
 # %% [markdown]

@@ -12,7 +12,7 @@
 # **Promise.** You will build five well-known ways to share layers, by hand, see what their gates decide, and
 # learn what it takes to say that one is better than another.
 #
-# {{colab_badge}} · [glossary](glossary.md) · about ninety minutes to read, under one minute to run on two CPU cores (no GPU needed) · builds on
+# {{colab_badge}} · [glossary](glossary.md) · about ninety minutes to read, about a minute to run on two CPU cores (no GPU needed) · builds on
 # [02_shared_bottom](02_shared_bottom.ipynb) and [04_weighting_strategies](04_weighting_strategies.ipynb)
 
 # %% [markdown]
