@@ -1,6 +1,6 @@
 """What simple and neural models reach on the simulated shop, between a floor and the truth.
 
-    python notebooks/studies/nb01_baselines.py            # everything, then the table: under an hour on two cores
+    python notebooks/studies/nb01_baselines.py            # everything, then the table: on two cores 1½ hours
     python notebooks/studies/nb01_baselines.py --table    # the table of what is there
 
 Writes ``01_baselines.csv``, a row for each shop, contestant, task and setting, as it comes; what is there is not run
