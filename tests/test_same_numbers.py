@@ -169,7 +169,7 @@ def test_three_fresh_seeds_leave_random_weights_no_better_than_equal_ones(fresh_
     gains = []
     for seed, (_, splits) in zip(FRESH, fresh_shops, strict=True):
         values = []
-        for weights in (weighting.RandomWeighting(splits.tasks[:2], seed=seed), None):
+        for weights in (weighting.RandomWeighting(splits.tasks[:2]), None):
             torch.manual_seed(seed)
             model = SharedBottom(splits.schema, splits.tasks[:2], embedding_dim=4)
             fit(model, splits.train, splits.valid, weights=weights, seed=seed, **SETTINGS)
