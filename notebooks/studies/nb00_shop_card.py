@@ -1,6 +1,6 @@
-"""Figures of the shop's data card: what the truth allows for what comes next.
+"""Figures of the shop's data card: what the truth of the shipped shop allows, and what simple rules reach.
 
-python notebooks/studies/nb00_shop_card.py            # of the shipped shop
+python notebooks/studies/nb00_shop_card.py
 """
 
 from __future__ import annotations
@@ -13,8 +13,18 @@ import pandas as pd
 from sklearn.linear_model import LogisticRegression
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from mtl_helpers.data import CATEGORIES, Shop, World, make_world
-from mtl_helpers.data.shop_world import PARENT
+from mtl_helpers.data import (
+    CATEGORIES,
+    PAGE,
+    Shop,
+    World,
+    bayes_auc,
+    load_shop,
+    make_world,
+    shop_frame,
+    shop_splits,
+)
+from mtl_helpers.data.shop_world import PARENT, SUBS
 
 
 def page_of(world: World, frame: pd.DataFrame) -> np.ndarray:
@@ -44,3 +54,37 @@ def hidden_state(shop: Shop, frames: dict[str, pd.DataFrame]) -> np.ndarray:
     rows = frames["train"].dropna(subset=["next_category"]).drop_duplicates("session_id")
     model = LogisticRegression(max_iter=2000).fit(state(rows), rows["next_category"].astype(int))
     return model.predict_proba(state(frames["test"]))
+
+
+def first_click(world: World) -> tuple[float, float]:
+    """Given that a page of 8 is clicked: how often the first click is where the truth expects it most, and on top."""
+    p = world.log["p_click"].reshape(-1, PAGE)
+    first = p * np.cumprod(np.hstack([np.ones((len(p), 1)), 1 - p[:, :-1]]), axis=1)
+    return first.max(1).sum() / first.sum(), first[:, 0].sum() / first.sum()
+
+
+def main() -> None:
+    shop = load_shop()
+    frames = shop_splits(shop_frame(shop))
+    train, test = frames["train"], frames["test"]
+    known = test["next_category"].notna().to_numpy()
+    y = test["next_category"][known].astype(int)
+    parent = dict(zip(SUBS, PARENT, strict=True)) | {"none": -1}
+    clicked = train.loc[train["click"] == 1, "item_id"].value_counts().index
+    said = hidden_state(shop, frames)[known]
+    print({name: round(value, 4) for name, value in bayes_auc(shop).items()})
+    found = {
+        "next category, largest class of the training part": (y == train["next_category"].mode()[0]).mean(),
+        "next category is that of the last click": (y == test["last_sub_category"][known].map(parent)).mean(),
+        "next category from the hidden state": (said.argmax(1) == y).mean(),
+        "log-loss of the hidden state": -np.log(said[np.arange(len(y)), y]).mean(),
+        "next item, the most clicked": (test["next_item"][known] == clicked[0]).mean(),
+        "next item, among the ten most clicked": test["next_item"][known].isin(clicked[:10]).mean(),
+        "first click of a page, by the truth, and at position 1": first_click(make_world(shop.config)),
+    }
+    for what, value in found.items():
+        print(f"{what}: {np.round(value, 3)}")
+
+
+if __name__ == "__main__":
+    main()
