@@ -211,7 +211,7 @@ def test_widgets_leave_their_static_picture_only(built):
 
 def test_no_timestamps_and_few_colours(built):
     notebook = read(built)
-    assert all(set(cell.metadata) <= {"tags"} for cell in notebook.cells)
+    assert all(set(cell.metadata) <= {"tags", "cellView", "jupyter"} for cell in notebook.cells)
     (figure,) = outputs_of(notebook, "axes.plot")
     with Image.open(io.BytesIO(base64.b64decode(figure.data["image/png"]))) as image:
         assert image.mode == "P"
