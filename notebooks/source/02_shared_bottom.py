@@ -756,7 +756,7 @@ for budget, rows in wide.groupby(level=0):
 # much. That is no gift of the architecture. It is data, reached through a shared bottom.
 
 # %% [markdown]
-# ## 7 · Where it hurts: tastes that disagree
+# ## 7 · Does it hurt when tastes disagree?
 #
 # The shop has a knob for this. `relatedness` is the correlation between what makes a user click and what makes
 # the same user buy: at 1 the same taste, at 0 unrelated, at −1 opposed. Until now it stood at 0.8.
