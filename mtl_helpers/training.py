@@ -68,7 +68,7 @@ class History:
     records: list[dict] = field(default_factory=list)
     best_epoch: int = 0
     best_epochs: dict[str, int] = field(default_factory=dict)
-    best_states: States = field(default_factory=dict)
+    best_states: States = field(default_factory=dict, repr=False)
     stopped: str = "finished"
 
     def frame(self) -> pd.DataFrame:

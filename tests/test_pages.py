@@ -39,7 +39,7 @@ def test_a_title_folds_a_cell():
         for cell in build.parse("x", text, "https://example.org").cells
         if cell.cell_type == "code"
     ]
-    assert [bool(metadata) for metadata in folded] == [True, True, False]
+    assert [bool(metadata) for metadata in folded] == [False, True, False]
     assert folded[1] == {"cellView": "form", "jupyter": {"source_hidden": True}}
 
 

@@ -42,7 +42,7 @@ UNFINISHED = tuple(f"{number:02d}" for number in range(8))
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 SETUP = """\
-# @title Setup: find the course's helper package (on Colab: fetch it), then start
+# Setup, the same in every notebook: find the course's helper package (on Colab: fetch it), then start.
 import os, subprocess, sys
 from importlib.util import find_spec
 from pathlib import Path
