@@ -1025,8 +1025,8 @@ for text, line, group in lines:
 
 # %% [markdown]
 # **What surprised you?** Under Adam a task weight is a ratio between tasks where they share parameters. It is not a
-# learning rate for a tower; give the tower a parameter group of its own for that. Mind that `fit` has its weight
-# decay inside Adam's gradient: there the common scale of the weights is not quite free.
+# learning rate for a tower; give the tower a parameter group of its own for that. Weight decay inside Adam's
+# gradient makes the common scale count again. So `fit` decays beside it, as AdamW does.
 
 # %% [markdown]
 # ## 7 · The article's worked example, made to run
