@@ -697,7 +697,7 @@ for task in names:
 # | your situation | try | why |
 # |---|---|---|
 # | start here | a shared bottom, tuned | cheap, and the yardstick for the rest |
-# | one event needs another | ESMM or AITM | the order is built in; section 4 |
+# | one event needs another | ESMM, or AITM | ESMM builds the order in, AITM passes the earlier step on; section 4 |
 # | one task suffers from sharing | CGC: give it an expert of its own | section 3 |
 # | many tasks, unknown kinship | MMoE, and look at its gates | sections 2 and 6 |
 # | a gate uses one expert | neutral start, expert dropout, load term | section 7 |
