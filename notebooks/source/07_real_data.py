@@ -30,7 +30,7 @@
 # %% [markdown]
 # ## Recap: sharing is a bet
 #
-# On the shop, sharing paid where labels were scarce and cost where tastes disagreed. There we knew the truth. Here we
+# On the shop, sharing paid where labels were scarce and cost where a loud third task joined. There we knew the truth. Here we
 # do not, so everything rests on held-out days, seeds and intervals.
 
 # %%
