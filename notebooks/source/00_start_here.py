@@ -109,6 +109,7 @@ from mtl_helpers.data import (
     shop_splits,
 )
 
+# %%
 shop = load_shop()
 frame = shop_frame(shop)  # cleaned and joined; notebook 01 does this step by step
 parts = shop_splits(frame)  # train on the past, validate on what follows, test on the latest rows

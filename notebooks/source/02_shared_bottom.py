@@ -37,6 +37,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+# %%
 from mtl_helpers.data import (
     CATEGORIES,
     SHOP_CATEGORICAL,
@@ -590,7 +591,7 @@ def train(schema, tasks, rows, valid, seed, decay):
 
 
 CLICK, PURCHASE, CATEGORY = SHOP_TASKS
-DECAYS = (1.0, 3.0) if FAST else (0.3, 1.0, 3.0)
+DECAYS = (1.0, 3.0) if FAST else (1.0, 3.0, 10.0)
 
 # %% [markdown]
 # The same tuning for each side: three strengths of weight decay on a shop that is *not* among the ten, chosen by

@@ -37,6 +37,7 @@ import torch.nn.functional as F
 from IPython.display import display
 from torch import nn
 
+# %%
 from mtl_helpers import gradients, losses
 from mtl_helpers.data import (
     SHOP_CATEGORICAL,

@@ -917,6 +917,9 @@ pages = [long.loc[long["session_id"] == one, "item_id"].to_numpy() for one in se
 own = ecommerce.score_candidates(model, data, sessions, items)
 
 
+# %%
+
+
 def best_eight(score):
     """The best eight of what each session was offered, (sessions, 8)."""
     offered = np.stack([np.isin(items["item_id"], page) for page in pages])
