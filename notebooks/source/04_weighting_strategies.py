@@ -51,6 +51,7 @@ from mtl_helpers.data import (
 from mtl_helpers.weighting import constant_losses
 from mtl_helpers.widgets import figures as plots
 
+# %%
 frames = shop_splits(shop_frame(load_shop()).tail(80_000))
 splits = prepare(frames, SHOP_TASKS, SHOP_NUMERIC, SHOP_CATEGORICAL, device=device)
 names = [task.name for task in splits.tasks]
