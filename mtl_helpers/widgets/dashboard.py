@@ -25,14 +25,14 @@ from mtl_helpers import ranking
 from mtl_helpers.losses import check_weights
 from mtl_helpers.sweep import pareto_mask
 from mtl_helpers.widgets.explorer import Explorer, dropdown, slider
-from mtl_helpers.widgets.figures import INK, figure
+from mtl_helpers.widgets.figures import INK, WIDTH, figure
 from mtl_helpers.widgets.weights import TrainedWeights
 
 __all__ = ["Shopfront", "shop_dashboard"]
 
 SMALLEST = 1e-12  # predictions and prices of 0 have no logarithm; they count as this much
 MOST_CARDS = 10
-SIZE = (9.6, 2.9)
+HEIGHT = 2.9
 CURRENCY = "EUR"
 BAR_COLORS = ("#0072B2", "#D55E00", "#009E73")
 CATEGORY_COLORS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#0072B2", "#D55E00", "#F0E442", "#7A5195")
@@ -250,7 +250,7 @@ class _Board:
             ready_made = front.settings([exponents]), front.settings(others, weightings=[today])
             settings = pd.concat(ready_made, ignore_index=True)
         self.settings = settings
-        self.figure = figure(*SIZE)
+        self.figure = figure(HEIGHT)
         left, right = self.figure.subplots(1, 2, width_ratios=(1.25, 1))
         self.move_bars = _draw_changes(left, self.today, settings, front.k)
         self.here = _draw_front(right, settings, self.today)
@@ -310,7 +310,7 @@ class _Board:
         return f'<div style="{GRID}">{cards}</div>', "; ".join(said)
 
 
-WIDE = f"max-width:{SIZE[0] * 100:.0f}px"
+WIDE = f"max-width:{WIDTH * 100:.0f}px"
 HEAD = f"font-size:13px;margin:2px 0 4px;{WIDE}"
 GRID = f"display:grid;grid-template-columns:repeat(5,1fr);gap:6px;margin-bottom:8px;{WIDE}"
 CARD = (

@@ -43,7 +43,7 @@ OTHER_TASKS = (
     {"color": "#666666", "marker": "*", "linestyle": ":"},
 )
 GREY, INK = "#777777", "#222222"
-SIZE = (8.6, 3.7)  # of a demo, inches
+WIDTH, HEIGHT = 8.6, 3.7  # inches: of every figure, and of a demo
 
 STYLE = {
     "figure.dpi": 100,
@@ -80,9 +80,9 @@ def use_course_style() -> None:
         shell.display_formatter.formatters["image/png"].for_type(Figure, figure_png)
 
 
-def figure(width: float = 9.0, height: float = 3.6) -> Figure:
-    """An empty figure (inches) that lays itself out; add axes with ``figure().subplots(rows, columns)``."""
-    made = Figure(figsize=(width, height), layout="constrained")
+def figure(height: float = 3.6) -> Figure:
+    """An empty figure of the one width that lays itself out; ``height`` in inches. Add axes with ``.subplots()``."""
+    made = Figure(figsize=(WIDTH, height), layout="constrained")
     FigureCanvasAgg(made)
     return made
 
@@ -106,7 +106,7 @@ def learning_curves(history: History, metric: str = "loss", title: str = "") -> 
     if not tasks:
         known = sorted(set(history.frame()["metric"]))
         raise ValueError(f"This history has no metric {metric!r}: it has {known}.")
-    fig = figure(3.2 * max(len(tasks), 2), 3.0)
+    fig = figure(3.0)
     for ax, task in zip(fig.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
         color = task_style(task)["color"]
         for split, style in (("train", ":"), ("valid", "-")):

@@ -30,7 +30,7 @@ __all__ = [
     "weighted_optimum",
 ]
 
-SIZE = (9.0, 3.9)
+HEIGHT = 3.8
 CLASS_COLORS = ("#56B4E9", "#7A5195", "#666666")
 FIRST, SECOND = plots.task_style("click")["color"], plots.task_style("purchase")["color"]
 METHOD_STYLES = {  # colour, marker at the tip, its size, filled or not: methods that agree stay visible together
@@ -55,7 +55,7 @@ def logit_explorer() -> Explorer:
     rows = np.column_stack([grid, *(np.full_like(grid, value) for value in others)])
     places = range(len(classes))
 
-    fig = plots.figure(*SIZE)
+    fig = plots.figure(HEIGHT)
     left, middle, right = fig.subplots(1, 3, width_ratios=(1, 1.2, 1))
     left.set(title="Probabilities p", ylabel="probability", ylim=(0, 1.1))
     right.set(title="Gradient (p − y) / τ", ylabel="nats per unit of logit", ylim=(-2.2, 2.2))
@@ -132,7 +132,7 @@ def two_losses_explorer(curvatures: ArrayLike, centres: ArrayLike) -> Explorer:
     path = np.array([weighted_optimum(a, c, (1 - share, share)) for share in shares])
     front = np.column_stack([quadratic(path, a[i], c[i]) for i in (0, 1)])
 
-    fig = plots.figure(*SIZE)
+    fig = plots.figure(HEIGHT)
     left, right = fig.subplots(1, 2, width_ratios=(1.25, 1))
     low, high = c.min(0) - 1.3, c.max(0) + 1.3
     mesh = np.stack(np.meshgrid(np.linspace(low[0], high[0], 80), np.linspace(low[1], high[1], 80)), axis=-1)
@@ -229,7 +229,7 @@ def two_gradients_explorer(
     methods : any of "sum", "normalised sum" and the names in ``gradients.METHODS``. angle (degrees), length : at first.
     """
     styles = [METHOD_STYLES.get(name, OTHER_METHOD) for name in methods]
-    fig = plots.figure(SIZE[0], 4.3)
+    fig = plots.figure(4.3)
     left, right = fig.subplots(1, 2, width_ratios=(1.35, 1))
     left.set(**PLANE, xlim=(-3.2, 4.2), ylim=(-0.7, 4.0), title="Gradients and joint directions")
     hull = left.plot([], [], ":", color="#888888", lw=1.4, animated=True)[0]

@@ -24,7 +24,7 @@ from mtl_helpers.data.tables import MultiTaskDataset
 from mtl_helpers.losses import task_losses
 from mtl_helpers.training import MAIN_METRIC, evaluate, training_steps
 from mtl_helpers.widgets.explorer import Explorer, slider, undefined
-from mtl_helpers.widgets.figures import GREY, SIZE, figure, task_style
+from mtl_helpers.widgets.figures import GREY, HEIGHT, figure, task_style
 
 __all__ = ["LiveTraining", "gradient_shares", "live_training"]
 
@@ -266,7 +266,7 @@ class _Curves:
     """Three panels. ``show`` moves lines, which is quick; ``fit`` moves limits, which redraws the axes."""
 
     def __init__(self, live: LiveTraining) -> None:
-        self.figure = figure(*SIZE)
+        self.figure = figure(HEIGHT)
         self.axes = self.figure.subplots(1, 3)
         kinds = {MAIN_METRIC[task.kind].upper() for task in live.model.tasks}
         titles = ("Losses (smoothed)", "Who moves the shared layers", "Validation")

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from mtl_helpers.metrics import mean_interval, paired_difference
 from mtl_helpers.widgets.explorer import Explorer, choice_slider
-from mtl_helpers.widgets.figures import GREY, SIZE, figure
+from mtl_helpers.widgets.figures import GREY, HEIGHT, figure
 
 __all__ = ["scarcity_explorer"]
 
@@ -39,7 +39,7 @@ def scarcity_explorer(table: pd.DataFrame, *, task: str = "purchase", split: str
     budgets = wide.index.unique("label_budget").tolist()
     found = {budget: _compare(wide.loc[budget]) for budget in budgets}
 
-    fig = figure(*SIZE)
+    fig = figure(HEIGHT)
     left, right = fig.subplots(1, 2, width_ratios=(1.6, 1))
     _draw_runs(left, wide, budgets)
     left.set_ylabel(f"{task} AUC ({split})")

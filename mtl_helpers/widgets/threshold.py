@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 from mtl_helpers.metrics import confusion
 from mtl_helpers.widgets.explorer import Explorer, choice_slider, undefined
-from mtl_helpers.widgets.figures import GREY, SIZE, figure
+from mtl_helpers.widgets.figures import GREY, HEIGHT, figure
 
 __all__ = ["threshold_explorer"]
 
@@ -36,7 +36,7 @@ def threshold_explorer(
         curves = {"precision": tp / (tp + fp), "recall": tp / (tp + fn), "accuracy": (tp + tn) / len(y)}
     majority = max(y.mean(), 1 - y.mean())
 
-    fig = figure(*SIZE)
+    fig = figure(HEIGHT)
     hist, lines, table = fig.subplots(1, 3, width_ratios=(1, 1.2, 0.8))
     bins = np.geomspace(np.clip(np.quantile(p, 0.001), 1e-4, 1e-3), 1, 40)
     for value, color, label in ((0, GREY, f"no {name}"), (1, STYLES["recall"][0], name)):

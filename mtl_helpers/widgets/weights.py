@@ -17,7 +17,7 @@ from mtl_helpers.metrics import mean_interval
 from mtl_helpers.sweep import Sweep, pareto_mask
 from mtl_helpers.training import LOWER_IS_BETTER, MAIN_METRIC
 from mtl_helpers.widgets.explorer import Explorer, choice_slider, undefined
-from mtl_helpers.widgets.figures import GREY, SIZE, figure, task_style
+from mtl_helpers.widgets.figures import GREY, HEIGHT, figure, task_style
 
 __all__ = ["TrainedWeights", "weight_explorer"]
 
@@ -125,7 +125,7 @@ def weight_explorer(
     centre = runs.mean(axis=0)
     front = pareto_mask(centre * signs, maximise=True)
 
-    fig = figure(*SIZE)
+    fig = figure(HEIGHT)
     left, middle, right = fig.subplots(1, 3, width_ratios=(1.25, 1, 1))
     alone = base.mean(axis=0) if baselines is not None else None
     move_star = _draw_front(left, centre, front, names, labels, alone)

@@ -231,7 +231,7 @@ by_price = list(median_price.index)
 tier = users["loyalty_tier"].value_counts(normalize=True)
 
 # %%
-fig = figure(10, 3.4)
+fig = figure(3.4)
 left, middle, right = fig.subplots(1, 3, width_ratios=(1, 0.95, 1.4))
 sns.histplot(x=users["age"], bins=range(15, 86, 5), ax=left, color="#56B4E9")
 left.set(title=f"Half are {users['age'].median():.0f} or younger", xlabel="age (years)", ylabel="users")
@@ -257,7 +257,7 @@ print(f"to {median_price.iloc[-1]:.0f} EUR ({by_price[-1]}). A box holds the mid
 # %%
 counts = {"shown": len(frame), "clicked": int(frame["click"].sum()), "bought": int(frame["purchase"].sum())}
 colors = ["#999999", task_style("click")["color"], task_style("purchase")["color"]]
-fig = figure(8, 2.4)
+fig = figure(2.4)
 ax = fig.subplots()
 ax.barh(list(counts), list(counts.values()), color=colors)
 for row, count in enumerate(counts.values()):
@@ -286,7 +286,7 @@ apart = top - half.iloc[0] > bottom + half.iloc[-1]
 print(pd.DataFrame({"click rate": place["mean"], "± (95 %)": half, "rows": place["size"]}).round(4))
 
 # %%
-fig = figure(7, 3)
+fig = figure(3)
 ax = fig.subplots()
 blue = task_style("click")["color"]
 ax.errorbar(place.index, 100 * place["mean"], 100 * half, color=blue, marker="o", capsize=4)
@@ -328,7 +328,7 @@ r = np.corrcoef(seen.to_numpy().ravel(), hidden.to_numpy().ravel())[0, 1]
 print("seen", seen.shape, "hidden", hidden.shape, f"correlation {r:.2f}")
 
 # %%
-fig = figure(10, 3.6)
+fig = figure(3.6)
 left, right = fig.subplots(1, 2, sharey=True)
 look = {"annot": True, "fmt": ".1f", "annot_kws": {"size": 8}}
 sns.heatmap(seen, ax=left, cmap="viridis", cbar_kws={"label": "click rate (%)"}, **look)
@@ -362,7 +362,7 @@ clicks = pd.DataFrame(clicks).fillna(0)
 print(clicks.sum().astype(int).to_dict(), "clicks in", len(clicks), "days")
 
 # %%
-fig = figure(10, 3)
+fig = figure(3)
 left, right = fig.subplots(1, 2, width_ratios=(1, 1.6))
 left.bar(hourly.index, hourly, color="#777777")
 left.set(title=f"Busiest at {hourly.idxmax()} h, calmest at {hourly.idxmin()} h")

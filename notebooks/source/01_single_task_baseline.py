@@ -37,7 +37,7 @@ from mtl_helpers.widgets.figures import figure, task_style
 shop = load_shop()
 labels = shop.impressions[["click", "purchase"]]
 counts = {"shown": len(labels), **labels.sum().to_dict()}
-fig = figure(7, 1.9)
+fig = figure(1.9)
 ax = fig.subplots()
 for name, n in counts.items():
     ax.barh(name, n, color="#bbbbbb" if name == "shown" else task_style(name)["color"])
@@ -173,7 +173,7 @@ print(f"dearest over cheapest, in the median category: ×{before:,.0f} before, �
 
 # %%
 names = sorted(tidied.unique())
-fig = figure(9, 3.3)
+fig = figure(3.3)
 left, right = fig.subplots(1, 2, sharex=True, sharey=True)
 rows = [names.index(name) for name in tidied] + np.linspace(-0.25, 0.25, len(price))
 for ax, values, label in ((left, price, "as stored (EUR or cent)"), (right, items["price"], "mended (EUR)")):
@@ -547,7 +547,7 @@ for value in reported:
 # positive rate, an accuracy says nothing.
 
 # %%
-fig = figure(7, 3)
+fig = figure(3)
 ax = fig.subplots()
 shares = np.geomspace(0.005, 0.5, 200)
 ax.plot(shares, 1 - shares, color="#222222", label="always no")
@@ -748,7 +748,7 @@ shown[["precision", "recall", "shops with nothing flagged"]]
 
 
 # %%
-fig = figure(7, 3)
+fig = figure(3)
 ax = fig.subplots()
 for name, color, marker in (("precision", "#0072B2", "o"), ("recall", "#D55E00", "s")):
     known = [row for row in table_rows if row[name]]
@@ -827,7 +827,7 @@ for name, values in by_task.items():
 # %%
 from mtl_helpers.widgets.figures import interval_dots
 
-fig = figure(8, 2.6)
+fig = figure(2.6)
 ax = fig.subplots()
 interval_dots(ax, by_task, {name: task_style(name) for name in by_task})
 for row, name in enumerate(by_task):
@@ -849,7 +849,7 @@ for name, gap in gaps.items():
 # file of truths holds no probability for it. Its yardstick is the commonest class.
 
 # %%
-fig = figure(8, 2.2)
+fig = figure(2.2)
 ax = fig.subplots()
 looks = {"commonest class": {"color": "#777777", "marker": "o"}, "model": task_style("next_category")}
 interval_dots(ax, {"commonest class": common_hit, "model": next_hit}, looks)
@@ -1077,7 +1077,7 @@ print(f"loss at the largest margin: {once[-1]:.4f} on logits, {twice[-1]:.4f} af
 print(f"lowest value the second one can ever reach, log(1 + 7/e): {floor:.4f} nats")
 
 # %%
-fig = figure(7, 2.8)
+fig = figure(2.8)
 ax = fig.subplots()
 ax.plot(margin, once, color="#009E73", label="cross-entropy on logits")
 ax.plot(margin, twice, color="#D55E00", linestyle="--", label="cross-entropy after a softmax")
@@ -1190,7 +1190,7 @@ print("weighted − baseline:    ", verdict(scaled_gap, "the two tasks win", "th
 
 
 # %%
-fig = figure(8, 2.6)
+fig = figure(2.6)
 ax = fig.subplots()
 alone = "purchase alone (baseline)"
 rows = {"losses as they come": plain, "losses weighted": scaled, alone: measured["AUC, model"]}

@@ -88,7 +88,7 @@ for task in data.tasks:
 labels = {name: data.valid.labels[name].cpu().numpy() for name in ("click", "purchase")}
 scores = {name: predict(alone[name], data.valid)[name].numpy() for name in labels}
 recap = {"accuracy": (accuracy, lambda y: 1 - y.mean()), "AUC": (auc, lambda y: 0.5)}
-fig, lead = plots.figure(8, 2.2), {}
+fig, lead = plots.figure(2.2), {}
 for ax, (measure, (of, lazy)) in zip(fig.subplots(1, 2), recap.items(), strict=True):
     for row, (name, y) in enumerate(labels.items()):
         ax.barh(row, of(y, scores[name]), color=plots.task_style(name)["color"], height=0.5)
@@ -122,7 +122,7 @@ arrows = [((0, 1), (1, 1)), ((0, -1), (1, 1)), ((1, 1), (1, -1)), ((3, 0), (4, 0
 arrows += [((1, -1), (2, y)) for y in (1, 0, -1)] + [((2, y), (3, 0)) for y in (1, 0, -1)]
 
 # %%
-fig = plots.figure(9.5, 3.2)
+fig = plots.figure(3.2)
 ax = fig.subplots()
 ax.set(xlim=(-0.45, 4.4), ylim=(-1.4, 1.9))
 ax.axis("off")
@@ -225,7 +225,7 @@ print("single models by hand:", sum(sum(s.values()) for s in singles), "| counte
 
 # %%
 parts = pd.DataFrame({f"{len(outputs)} single models": pd.DataFrame(singles).sum(), "1 shared model": one})
-fig = plots.figure(8, 2.0)
+fig = plots.figure(2.0)
 ax = fig.subplots()
 left = np.zeros(2)
 for part, color in zip(parts.index, ("#bbbbbb", "#777777", "#D55E00"), strict=True):
@@ -656,7 +656,7 @@ def say_interval(label, i, *names):
 
 
 # %%
-fig = plots.figure(9.5, 2.6)
+fig = plots.figure(2.6)
 sharing = {}
 titles = {"both": "click + purchase", "three": "all three, equal weights"}
 for ax, (team, title) in zip(fig.subplots(1, 2), titles.items(), strict=True):
@@ -796,7 +796,7 @@ trend = {name: mean_interval(by_rho[name][0.8] - by_rho[name][-1.0]) for name in
 knob.groupby("relatedness").mean().round(4)
 
 # %%
-fig = plots.figure(9.5, 3.0)
+fig = plots.figure(3.0)
 for ax, name in zip(fig.subplots(1, 3), knob, strict=True):
     look = plots.task_style(name.split(",")[0])
     for rho, values in knob[name].groupby("relatedness"):
@@ -954,7 +954,7 @@ video_gains = {t.name: [row[True, t.name] - row[False, t.name] for row in videos
 
 # %%
 if videos:
-    fig = plots.figure(8, 2.6)
+    fig = plots.figure(2.6)
     ax = fig.subplots()
     intervals = plots.paired_dots(ax, video_gains, "sharing better", "single better")
     ax.set_xlabel("test AUC gained by sharing (KuaiRand-Pure)")

@@ -79,7 +79,7 @@ def draw_arrow(ax, start, end, color, style="-|>", line="-"):
 
 
 # %%
-fig = plots.figure(9, 3.3)
+fig = plots.figure(3.3)
 ax = fig.subplots()
 ax.set(xlim=(0.2, 10.2), ylim=(-0.2, 3.2))
 ax.axis("off")
@@ -459,7 +459,7 @@ for name, (loss, slope) in at_end.items():
     print(f"{name:22s} at logit 30: loss {loss:.1f}, gradient {slope:.1f}")
 
 # %%
-fig = plots.figure(9, 3.2)
+fig = plots.figure(3.2)
 left, right = fig.subplots(1, 2)
 looks = {
     "naive": ("#D55E00", "-", 6),
@@ -683,7 +683,7 @@ rate = torch.tensor([rates["click"]], dtype=torch.float64)
 check_gradient("H′(r) = log((1 − r)/r)", entropy, rate, ((1 - rate) / rate).log())
 
 # %%
-fig = plots.figure(7, 3.2)
+fig = plots.figure(3.2)
 ax = fig.subplots()
 r = np.linspace(1e-4, 1 - 1e-4, 400)
 ax.plot(r, -r * np.log(r) - (1 - r) * np.log(1 - r), color="#222222")
@@ -985,7 +985,7 @@ display(last.map(in_words))
 print("Entries: distance between the runs / way travelled; below 1 % counts as the same path.")
 
 # %%
-fig = plots.figure(9, 3.2)
+fig = plots.figure(3.2)
 ax = fig.subplots()
 looks = {
     "SGD, both × 10": ("bottom", "#D55E00", "-"),
@@ -1193,7 +1193,7 @@ print(f"Convolution stays {left_over} below the Bayes accuracy (mean and 95 % in
 print(f"Convolution minus dense: {gap}, {SEEDS} draws: {winner}.")
 
 # %%
-fig = plots.figure(9, 2.9)
+fig = plots.figure(2.9)
 left, right = fig.subplots(1, 2)
 rows = {"Bayes optimum": conv["bayes"], "convolution": conv["accuracy"], "dense": dense["accuracy"]}
 looks = {"Bayes optimum": "#777777", "convolution": "#0072B2", "dense": "#D55E00"}

@@ -59,7 +59,7 @@ constants = constant_losses(splits.train)
 print({name: round(loss, 3) for name, loss in constants.items()}, "nats")
 
 # %%
-fig = plots.figure(7.5, 2.2)
+fig = plots.figure(2.2)
 ax = fig.subplots()
 ax.barh(names, [constants[name] for name in names], color=[plots.task_style(name)["color"] for name in names])
 largest, smallest = max(constants, key=constants.get), min(constants, key=constants.get)
@@ -315,7 +315,7 @@ print({name: trace.shape for name, trace in traces.items()})
 # %%
 from mtl_helpers.widgets.explorer import Explorer, dropdown, slider
 
-fig = plots.figure(9, 3.4)
+fig = plots.figure(3.4)
 ax = fig.subplots()
 steps = len(traces["UW"])
 curves = {n: ax.plot([], [], animated=True, label=n, **plots.task_style(n))[0] for n in names}
@@ -466,7 +466,7 @@ pairs = ["click · purchase", "click · next_category", "purchase · next_catego
 print({pair: f"{np.mean(cosines[:, i] < 0):.0%} of steps conflict" for i, pair in enumerate(pairs)})
 
 # %%
-fig = plots.figure(9, 3)
+fig = plots.figure(3)
 ax = fig.subplots()
 window = 15
 for i, (pair, style) in enumerate(zip(pairs, ("-", "--", ":"), strict=True)):
@@ -553,7 +553,7 @@ else:
 # %%
 grid = np.stack(np.meshgrid(np.linspace(-10, 10, 160), np.linspace(-10, 10, 160)), axis=-1)
 height = plane_losses(torch.tensor(grid)).mean(-1).numpy()
-fig = plots.figure(9, 4.2)
+fig = plots.figure(4.2)
 ax, side = fig.subplots(1, 2, width_ratios=(1.3, 1))
 ax.contour(grid[..., 0], grid[..., 1], height, levels=16, cmap="Greys", linewidths=0.7)
 ax.plot(*FRONT.T, color="#009E73", lw=4, alpha=0.6, label="Pareto front")
@@ -665,7 +665,7 @@ points = {name: end_point(make) for name, make in makes.items()}
 print({name: point.round(4).tolist() for name, point in points.items()})
 
 # %%
-fig = plots.figure(9, 4)
+fig = plots.figure(4)
 ax = fig.subplots()
 ax.plot(*line_of.T, "o-", color="#999999", ms=4, label="fixed weights")
 ax.plot(*np.array(list(points.values())).T, "o", color="#56B4E9", ms=6, label="strategies")
@@ -758,7 +758,7 @@ def draw_differences(data):
     found = differences(data)
     tasks = list(dict.fromkeys(task for _, task in found))
     rows = list(dict.fromkeys(strategy for strategy, _ in found))
-    fig = plots.figure(10, 5)
+    fig = plots.figure(5)
     for ax, task in zip(fig.subplots(1, len(tasks), sharey=True), tasks, strict=True):
         color = plots.task_style(task)["color"]
         for y, strategy in enumerate(rows):

@@ -199,7 +199,7 @@ from mtl_helpers.weighting import constant_losses
 
 constants = constant_losses(data.train)
 loud, quiet = max(constants, key=constants.get), min(constants, key=constants.get)
-fig = plots.figure(7, 2)
+fig = plots.figure(2)
 ax = fig.subplots()
 ax.barh(list(constants), constants.values(), color=[plots.task_style(name)["color"] for name in constants])
 ax.set(xlabel="loss of the best constant (nats)", ylim=(3.5, -0.5))
@@ -379,7 +379,7 @@ print({name: round(float(value), 4) for name, value in row_metrics.items()})
 curve = metrics.reliability_curve(y, p, bins=6)
 said, seen, low, high = (curve[name] for name in ("predicted", "observed", "low", "high"))
 inside = ((low <= said) & (said <= high)).sum()
-fig = plots.figure(5.2, 3.1)
+fig = plots.figure(3.1)
 ax = fig.subplots()
 ax.plot([0, high.max()], [0, high.max()], color="#999999", lw=1, label="says what happens")
 ax.errorbar(said, seen, [seen - low, high - seen], fmt="s", color="#D55E00", capsize=3, label="purchase")
@@ -660,7 +660,7 @@ verdict("distance of that ratio from 1, ESMM − clicks only", off["ESMM"], off[
 # %%
 names = ["plain", "class weight", "focal", "down-sampled", "down-sampled, corrected", "over-sampled"]
 rare = {what: over_shops("rare", what)[names] for what in ("auc", "calibration_error", "ratio")}
-fig = plots.figure(9.5, 2.8)
+fig = plots.figure(2.8)
 titles = {"auc": "test AUC", "ratio": "mean said / observed rate (1 is right)"}
 for ax, (what, title) in zip(fig.subplots(1, 2, sharey=True), titles.items(), strict=True):
     plots.interval_dots(ax, {name: rare[what][name] for name in names})
@@ -737,7 +737,7 @@ curves = {name: values - values[0] for name, values in curves.items()}
 print({name: round(float(values[-1]), 2) for name, values in curves.items()}, "at position 8")
 
 # %%
-fig = plots.figure(5.5, 2.9)
+fig = plots.figure(2.9)
 ax = fig.subplots()
 looks = {"counted": ("o:", "#E69F00"), "model": ("s--", "#0072B2"), "truth": ("-", "#222222")}
 for name, (style, color) in looks.items():
@@ -1051,7 +1051,7 @@ labels = []
 for numeric, categorical in (ecommerce.ITEM_COLUMNS, ecommerce.PAIR_COLUMNS):
     labels += [name for name in categorical for _ in range(4)] + list(numeric)  # an embedding is four numbers
 by_feature = pd.Series(part.cpu().numpy(), index=labels).groupby(level=0).sum().sort_values()
-fig = plots.figure(7, 2.9)
+fig = plots.figure(2.9)
 ax = fig.subplots()
 ax.barh(by_feature.index, by_feature, color=np.where(by_feature > 0, "#0072B2", "#D55E00"))
 ax.set(

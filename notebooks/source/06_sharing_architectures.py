@@ -89,7 +89,7 @@ who = pd.DataFrame({label: owners(make()) for label, make in makers.items()}).T
 who
 
 # %%
-fig = plots.figure(9, 3.2)
+fig = plots.figure(3.2)
 ax, start = fig.subplots(), 0
 colors = {"shared layers": "#BBBBBB"} | {name: plots.task_style(name)["color"] for name in names}
 for part, color in colors.items():
@@ -326,7 +326,7 @@ def against(a, b, p):
 
 
 # %%
-fig = plots.figure(10, 3.8)
+fig = plots.figure(3.8)
 left, right = fig.subplots(1, 2)
 for kind in kinds:
     left.plot(levels, [table.loc[p, kind].mean() for p in levels], label=kind, **LOOK[kind])
@@ -442,7 +442,7 @@ first_row = gate_map(0.5, 4, 0)[0, 0]
 print("gate map", gate_map(0.5, 4, 0).shape, "· a task's row sums to", np.nansum(first_row).round(2))
 
 # %%
-fig = plots.figure(11, 3.4)
+fig = plots.figure(3.4)
 *maps, ax = fig.subplots(1, 3, width_ratios=(1, 1, 0.9))
 images = []
 for panel, task in zip(maps, ("first", "second"), strict=True):
@@ -573,7 +573,7 @@ for label, (build, strategy) in variants.items():
     print(f"{label}: use of the experts, last seed {collapse[label, seed][0]}")
 
 # %%
-fig = plots.figure(10, 2.8)
+fig = plots.figure(2.8)
 for ax, place, label in zip(fig.subplots(1, 2, sharey=True), (1, 2), ("experts", "error"), strict=True):
     rows = {name: [v[place] for (n, _), v in collapse.items() if n == name] for name in variants}
     ax.barh(list(rows), [np.mean(values) for values in rows.values()], color="#9DB8CC")
@@ -653,7 +653,7 @@ print("(at the edge: a lower one might do better still)." if share > 0.3 else "(
 print("made by: python notebooks/studies/nb06_shop.py")
 
 # %%
-fig = plots.figure(10, 3.4)
+fig = plots.figure(3.4)
 for ax, task in zip(fig.subplots(1, 3, sharey=True), names, strict=True):
     color = plots.task_style(task)["color"]
     for y, model in enumerate(others):

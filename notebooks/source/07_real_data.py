@@ -96,7 +96,7 @@ else:
 
 # %%
 if LIVE:
-    fig = plots.figure(8, 2.8)
+    fig = plots.figure(2.8)
     ax = fig.subplots()
     bins = np.linspace(0, frame["log_play"].max(), 50)
     parts = [frame.loc[frame["finished"] == done, "log_play"] for done in (False, True)]
@@ -228,7 +228,7 @@ print("helper ", paired_difference(shared, single))
 # %%
 def draw_against_single(rows, models, metric="auc", label="test AUC minus the single-task model's"):
     """One panel a task, one row a model; filled: the interval excludes zero."""
-    fig = plots.figure(10, 1.0 + 0.34 * len(models))
+    fig = plots.figure(1.0 + 0.34 * len(models))
     for ax, task in zip(fig.subplots(1, len(names), sharey=True), names, strict=True):
         color, marker = plots.task_style(task)["color"], plots.task_style(task)["marker"]
         gaps = [paired_difference(*against(rows, model, task, metric)) for model in models]
@@ -412,7 +412,7 @@ for kind in ("user", "video"):
     print(f"cold {kind}s: {int(size[f'rows_cold_{kind}', 'click']):,} test rows with {there} likes (seed 0)")
 
 # %%
-fig = plots.figure(10, 2.9)
+fig = plots.figure(2.9)
 for ax, task in zip(fig.subplots(1, 3), names, strict=True):
     for x, group in enumerate(groups):
         for shift, (model, color) in enumerate(models.items()):
@@ -462,7 +462,7 @@ read_against_single(runs, architectures, "grouped_auc")
 drift = table("drift")
 drift[["day", "what"]] = drift["metric"].str.split(" ", n=1, expand=True)
 drift = drift[drift["model"] == "shared bottom"]
-fig = plots.figure(10, 2.7)
+fig = plots.figure(2.7)
 for ax, task in zip(fig.subplots(1, 3), names, strict=True):
     style = plots.task_style(task)
     wide = drift[drift["task"] == task].pivot_table(index="day", columns=["what", "seed"], values="value")
@@ -518,7 +518,7 @@ for (model, task), found in bands.items():
 published
 
 # %%
-fig = plots.figure(9, 2.6)
+fig = plots.figure(2.6)
 order = ["shared bottom", "MMoE", "PLE"]
 for ax, task in zip(fig.subplots(1, 2, sharey=True), ("income", "never_married"), strict=True):
     for y, model in enumerate(order):
@@ -603,7 +603,7 @@ print(
 )
 
 # %%
-fig = plots.figure(8, 3)
+fig = plots.figure(3)
 ax = fig.subplots()
 counts = np.arange(2, 61)
 curve = ax.plot([], [], color="#0072B2", animated=True)[0]

@@ -20,7 +20,7 @@ SETUP = (
 )
 BROKEN = """\
 from mtl_helpers.widgets import Explorer, dropdown, figure, slider, toggle
-fig = figure(4, 2)
+fig = figure(2)
 line, = fig.subplots().plot([0], [0], "o", animated=True)
 
 def show(state):
