@@ -1,6 +1,7 @@
 """The demos of the course: sliders that drive its figures."""
 
 from mtl_helpers.widgets.dashboard import *
+from mtl_helpers.widgets.drawings import *
 from mtl_helpers.widgets.explorer import *
 from mtl_helpers.widgets.figures import *
 from mtl_helpers.widgets.formulas import *
