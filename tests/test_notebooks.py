@@ -40,7 +40,7 @@ warnings.warn("worth keeping")
 
 # %%
 import matplotlib.pyplot as plt
-figure, axes = plt.subplots()
+figure, axes = plt.subplots(figsize=(6, 9))
 axes.plot([1, 3, 2]);
 
 # %%
@@ -53,7 +53,8 @@ for step in plain_bar(range(2)):
     pass
 ipywidgets.VBox([ipywidgets.IntSlider()])
 
-# %%
+# %% tags=["plumbing"]
+# @title Show a slider
 import base64, io
 class Slider:
     """Shows a live widget, and a picture where there is none."""
@@ -97,10 +98,15 @@ def run_build(tree: Path, *arguments: str, **env: str) -> subprocess.CompletedPr
 
 
 def quick(tree: Path, *arguments: str) -> tuple[int, str]:
-    """The same within this process, for what executes no cell: exit status and all that is printed."""
+    """The same within this process, for what executes no cell: exit status and all that is printed. No page counts
+    as unfinished."""
     printed = io.StringIO()
     places = {"ROOT": tree, "NOTEBOOKS": tree / "notebooks", "SOURCES": tree / "notebooks" / "source"}
-    with mock.patch.multiple(build, **places), redirect_stdout(printed), redirect_stderr(printed):
+    with (
+        mock.patch.multiple(build, UNFINISHED=(), **places),
+        redirect_stdout(printed),
+        redirect_stderr(printed),
+    ):
         return build.main(list(arguments)), printed.getvalue()
 
 
@@ -163,6 +169,7 @@ def test_notebook_runs_from_top_to_bottom(path):
 def test_a_fresh_build_passes_the_check(built):
     done = run_build(built, "--check")
     assert (done.returncode, done.stderr) == (0, "")
+    assert quick(built, "--check")[0] == 0, "its page lies within the limits"
     assert "00_sample: agrees with its text" in done.stdout
 
 
@@ -304,6 +311,8 @@ FAULTS = {
     "cell 3 differs from the text in source": lambda nb: nb.cells[2].update(source="print('edited')"),
     "cell 4 differs from the text in id": lambda nb: nb.cells[3].update(id="another-id"),
     "cell 4 differs from the text in metadata": lambda nb: nb.cells[3].metadata.update(tags=["odd"]),
+    "print takes": plant("stream", name="stdout", text="a line\n" * 20),
+    "pictures takes": lambda nb: [cell.outputs.clear() for cell in nb.cells[3:6]],
     "it has 9 cells, the text has 10": lambda nb: nb.cells.pop(),
     "keeps widget state": lambda nb: nb.metadata.update(widgets={"state": {}}),
     "kernelspec": lambda nb: nb.metadata.kernelspec.update(name="my-venv"),

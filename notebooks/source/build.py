@@ -4,10 +4,11 @@
     python notebooks/source/build.py 01 02           build some
     python notebooks/source/build.py --check         say whether texts and notebooks agree, executing nothing
 
-Three markers in a text are replaced. A code cell that holds only ``# {{setup}}`` becomes the setup cell; in markdown,
-``{{colab_badge}}`` becomes the badge and ``{{repository}}`` the repository's address, which pyproject.toml holds.
-A code cell whose first line is ``# @title What it does`` is folded: JupyterLab hides it behind that line, Colab behind
-a form.
+Markers in a text are replaced. A code cell that holds only ``# {{setup}}`` becomes the setup cell; in markdown,
+``{{colab_badge}}`` becomes the badge, ``{{repository}}`` the repository's address, which pyproject.toml holds, and
+a task's name, such as ``{{next_category}}``, the words in the task's colour.
+A code cell tagged ``plumbing``, whose first line must be ``# @title What it does``, is folded: JupyterLab hides it
+behind that line, Colab behind a form.
 A notebook is written only after all its cells have run, so a cell that fails leaves the old notebook as it was.
 """
 
@@ -29,8 +30,12 @@ import nbformat
 from nbformat import NotebookNode
 from PIL import Image
 
+sys.path.insert(
+    0, str(Path(__file__).resolve().parents[2])
+)  # this copy's package, wherever another is installed
+
 from execute import CellFailed, execute
-from pages import describe, shares, too_much
+from pages import color_tasks, describe, shares, too_much
 
 SOURCES = Path(__file__).resolve().parent
 NOTEBOOKS = SOURCES.parent
@@ -38,11 +43,12 @@ ROOT = NOTEBOOKS.parent
 COMMAND = "python notebooks/source/build.py"
 MAX_BYTES = 500_000
 # Pages still to be rewritten: for them the limits of pages.py are told, not asked.
-UNFINISHED = tuple(f"{number:02d}" for number in range(8))
+UNFINISHED = ("00", "01", "02", "03", "04", "05", "06", "07")
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 SETUP = """\
-# Setup, the same in every notebook: find the course's helper package (on Colab: fetch it), then start.
+# @title Setup: find the course's helpers, then start
+# The same in every notebook. On Colab it fetches the helper package first.
 import os, subprocess, sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -106,6 +112,18 @@ def find_sources() -> dict[str, Path]:
     return {path.stem: path for path in sorted(SOURCES.glob("[0-9][0-9]_*.py"))}
 
 
+def fold(cell: NotebookNode, where: str) -> None:
+    """Hide the code of a cell tagged ``plumbing`` behind its title."""
+    plumbing = "plumbing" in cell.metadata.get("tags", [])
+    titled = re.match(r"# @title \S", cell.source) is not None
+    if plumbing and not titled:
+        raise BuildError(f"{where}: a cell tagged plumbing must begin with `# @title What it does`.")
+    if titled and not plumbing:
+        raise BuildError(f'{where}: it has a title, so head it `# %% tags=["plumbing"]`, or drop the title.')
+    if plumbing:
+        cell.metadata.update(cellView="form", jupyter={"source_hidden": True})
+
+
 def parse(name: str, text: str, address: str) -> NotebookNode:
     """Turn a text into a notebook: markers replaced, ids derived from name and content, no outputs."""
     notebook = jupytext.reads(text, fmt="py:percent")
@@ -122,14 +140,20 @@ def parse(name: str, text: str, address: str) -> NotebookNode:
             if cell.source.strip() == "# {{setup}}":
                 markers["setup"] += 1
                 cell.source = SETUP.replace("{{repository}}", address)
+                cell.metadata["tags"] = ["plumbing"]
             elif "{{setup}}" in cell.source:
                 raise BuildError(f"{name}, cell {number}: `# {{{{setup}}}}` must stand alone in its cell.")
-            if cell.source.startswith("# @title "):
-                cell.metadata.update(cellView="form", jupyter={"source_hidden": True})
+            fold(cell, f"{name}, cell {number}")
         else:
             markers["colab_badge"] += cell.source.count("{{colab_badge}}")
             cell.source = cell.source.replace("{{colab_badge}}", colab_badge(name, address))
             cell.source = cell.source.replace("{{repository}}", address)
+            cell.source = color_tasks(cell.source)
+    titles = [cell.source.splitlines()[0] for cell in notebook.cells if "cellView" in cell.metadata]
+    if twice := {title for title in titles if titles.count(title) > 1}:
+        raise BuildError(
+            f"{name}: two folded cells are called `{min(twice)}`; each needs a title of its own."
+        )
     for marker, count in markers.items():
         if count != 1:
             where = "a code cell of its own" if marker == "setup" else "the first markdown cell"

@@ -1,6 +1,6 @@
-"""How much of a notebook's page is code that is seen, prose, pictures, tables and print: estimated heights in pixels.
+"""How a notebook's page looks: its tasks' colours, and how much of it is code, prose, pictures, tables and print.
 
-Sizes are those of JupyterLab at a window of 1,300 px. A folded cell counts as the bar that is left of it.
+Heights are estimated in pixels, as in JupyterLab at a window of 1,300 px. A folded cell counts as its bar.
 """
 
 from __future__ import annotations
@@ -8,13 +8,29 @@ from __future__ import annotations
 import base64
 import re
 import struct
+import sys
+from pathlib import Path
 
 from nbformat import NotebookNode
+
+sys.path.insert(
+    0, str(Path(__file__).resolve().parents[2])
+)  # this copy's package, wherever another is installed
+
+from mtl_helpers.widgets.figures import TASK_STYLES
 
 LIMITS = {"code": (0.0, 0.38), "pictures": (0.18, 1.0), "print": (0.0, 0.06)}
 """Smallest and largest share of a page's height."""
 PICTURE, WIDTH, LETTERS = 300, 870, 118  # height where none is told, width of a page, letters of a line
 PNG = re.compile(r"data:image/png;base64,([A-Za-z0-9+/=]+)")
+
+TASK = re.compile(r"\{\{(" + "|".join(TASK_STYLES) + r")\}\}")
+
+
+def color_tasks(text: str) -> str:
+    """Each ``{{task}}`` as bold words in the task's colour; GitHub drops the colour and keeps the words."""
+    span = '<span style="color:{}">**{}**</span>'
+    return TASK.sub(lambda task: span.format(TASK_STYLES[task[1]]["color"], task[1].replace("_", " ")), text)
 
 
 def png_height(encoded: str, told: float | None = None) -> float:

@@ -14,9 +14,9 @@ from lab import DEMOS, LIVE, Book, Lab, missing, open_browser, write_notebook  #
 
 WRITTEN = (DEMOS, LIVE.format("a"), LIVE.format("b"))
 SETUP = (
-    f"import sys; sys.path[:0] = ['..', {HERE!r}]\n"
+    f"# @title Setup\nimport sys; sys.path[:0] = ['..', {HERE!r}]\n"
     "import widget_demos\n"
-    "from mtl_helpers.widgets import figures; figures.use_course_style()"
+    "from mtl_helpers.notebook import start; start()"
 )
 BROKEN = """\
 from mtl_helpers.widgets import Explorer, dropdown, figure, slider, toggle

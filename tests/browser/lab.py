@@ -153,10 +153,13 @@ def notebooks() -> list[Path]:
 
 
 def write_notebook(path: Path, cells: list[str]) -> None:
-    """A notebook of code cells."""
+    """A notebook of code cells; those with a title are folded."""
     import nbformat
 
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    for cell in book.cells:
+        if cell.source.startswith("# @title "):
+            cell.metadata["jupyter"] = {"source_hidden": True}
     book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     path.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(book, path)
@@ -259,6 +262,10 @@ class Book:
                 return cells.some(raised) || cells.length && cells.every(done) }""",
             timeout=timeout * 1000,
         )
+
+    def bars(self) -> list[str]:
+        """What stands beside each folded cell: its number, or nothing before it has run."""
+        return self.page.locator(".jp-InputPlaceholder .jp-InputPrompt").all_inner_texts()
 
     def cells(self) -> list[dict]:
         return self.page.evaluate("jupyterapp.shell.currentWidget.content.model.sharedModel.toJSON().cells")

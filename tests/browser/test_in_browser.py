@@ -7,7 +7,18 @@ import re
 
 import pandas as pd
 import pytest
-from lab import DEMOS, LIVE, NOTHING_SLEEPS_LONGER, notebooks, picture, reading, wait_for_change, wait_until
+from conftest import SETUP
+from lab import (
+    DEMOS,
+    LIVE,
+    NOTHING_SLEEPS_LONGER,
+    notebooks,
+    picture,
+    reading,
+    wait_for_change,
+    wait_until,
+    write_notebook,
+)
 
 pytestmark = pytest.mark.browser
 COURSE = [f"notebooks/{path.name}" for path in notebooks()]
@@ -47,6 +58,22 @@ def test_every_slider_moves_its_picture_by_keyboard_and_mouse(open_book, path):
                 moved += role == "slider"
     assert moved == book.page.get_by_role("slider").count(), "sliders without a picture"
     assert book.errors() == []
+
+
+def test_the_bar_of_a_folded_cell_shows_its_number(open_book, lab):
+    path = "notebooks/folded.ipynb"
+    write_notebook(lab.root / path, [SETUP, "1 + 1", *(f"# @title Quick {i}\n{i}" for i in range(9))])
+    book = open_book(path)
+    expected = [f"[{number}]:" for number in (1, *range(3, 12))]
+    assert wait_until(lambda: book.bars() == expected), book.bars()
+    book.run_cell(2)
+    assert wait_until(lambda: book.bars() == [expected[0], "[12]:", *expected[2:]]), book.bars()
+    for command in ("show", "hide"):  # unfolded and folded again
+        book.page.evaluate(f"jupyterapp.commands.execute('notebook:{command}-all-cell-code')")
+    assert wait_until(lambda: book.bars()[:3] == ["[1]:", "", "[12]:"]), book.bars()
+    book.page.evaluate("jupyterapp.shell.currentWidget.sessionContext.restartKernel()")
+    book.run_cell(0)
+    assert wait_until(lambda: book.bars() == ["[1]:"] + 10 * [""]), "a new kernel has run none of the others"
 
 
 def test_reset_brings_the_first_state_back(demo_book):
