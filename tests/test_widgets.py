@@ -226,14 +226,14 @@ def test_an_error_at_once_is_raised_and_that_of_a_button_shown():
 
 def test_what_a_notebook_stores():
     explorer = small()
-    bundle = explorer._repr_mimebundle_()
+    bundle, size = explorer._repr_mimebundle_()
     assert set(bundle) == {"application/vnd.jupyter.widget-view+json", "image/png", "text/plain"}
     assert bundle["application/vnd.jupyter.widget-view+json"]["model_id"] == explorer.widget.model_id
-    assert bundle["text/plain"] == "A point. x is 0.50"
+    assert bundle["text/plain"] == "A point. x is 0.50" and size == {"image/png": {"width": 300}}
     stored, live = pixels(base64.b64decode(bundle["image/png"])), pixels(explorer.png())
     assert (stored[: len(live)] == live).all() and len(stored) > len(live), "the reading is printed below"
     explorer.set(x=0.9)
-    assert explorer._repr_mimebundle_()["image/png"] == bundle["image/png"], "the first state is kept"
+    assert explorer._repr_mimebundle_()[0]["image/png"] == bundle["image/png"], "the first state is kept"
 
 
 @pytest.mark.parametrize("python", [p for p in (sys.executable, os.environ.get("MTL_COLAB_PYTHON")) if p])

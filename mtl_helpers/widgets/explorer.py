@@ -31,6 +31,12 @@ from matplotlib.figure import Figure
 __all__ = ["Explorer", "Stage", "choice_slider", "dropdown", "encode_png", "slider", "toggle", "undefined"]
 
 State = dict[str, Any]
+# ipywidgets gives slider handles no name; a picture beside them does, as soon as it is shown.
+NAMING = (
+    "setTimeout(() => this.closest('.widget-vbox')?.querySelectorAll('.widget-hslider').forEach(s => "
+    "s.querySelector('[role=slider]')?.setAttribute('aria-label', s.querySelector('label').textContent)), 200)"
+)
+NAMES_SLIDERS = f'<img alt="" hidden src="data:image/gif;base64,R0lGODlhAQABAAAAACw=" onload="{NAMING}">'
 
 
 def slider(
@@ -253,14 +259,14 @@ class Explorer:
 
     def html(self) -> str:
         """Picture, reading and, if any, the error."""
-        width, height = self.stage.canvas.get_width_height()
+        width, height = (self.figure.get_size_inches() * 100).round().astype(int)
         look = "color:#b00020;white-space:pre-wrap;margin:4px 0"
         problem = f'<pre class="mtl-error" role="alert" style="{look}">{html.escape(self.error)}</pre>'
         return (
             f'<figure class="mtl-demo" style="margin:0"><div class="mtl-above">{self._above}</div>'
             f'<img src="data:image/png;base64,'
             f'{base64.b64encode(self._png).decode("ascii")}" alt="{html.escape(self.alt)}" width="{width}" '
-            f'height="{height}" decoding="sync" style="max-width:100%;height:auto">'
+            f'height="{height}" decoding="sync" onload="{NAMING}" style="max-width:100%;height:auto">'
             f'<figcaption role="status" style="line-height:1.4;min-height:2.8em;max-width:{width}px">'
             f"{html.escape(self.reading)}</figcaption>{problem if self.error else ''}</figure>"
         )
@@ -268,10 +274,11 @@ class Explorer:
     def _captioned(self) -> bytes:
         """The picture with the controls' values and the reading printed below, for readers without a kernel."""
         pixels = np.array(self.stage.draw())
-        dpi, columns = self.figure.dpi, max(40, pixels.shape[1] // 7)
+        dpi, wide = self.figure.dpi, self.figure.get_figwidth()
+        columns = max(40, int(wide * 100 / 7))
         lines = textwrap.wrap(f"[{self._settings}]", columns) + textwrap.wrap(self.reading, columns)
-        strip = Figure(figsize=(pixels.shape[1] / dpi, 18 * (len(lines) + 1) / dpi), dpi=dpi)
-        look = {"va": "top", "fontsize": 72 * 12 / dpi, "parse_math": False, "color": "#333333"}
+        strip = Figure(figsize=(wide, 0.18 * (len(lines) + 1)), dpi=dpi)
+        look = {"va": "top", "fontsize": 8.6, "parse_math": False, "color": "#333333"}
         strip.text(0.01, 0.9, "\n".join(lines), **look)
         below = Stage(strip).draw()[:, : pixels.shape[1]]
         return encode_png(np.concatenate([pixels[:, : below.shape[1]], below]))
@@ -292,11 +299,12 @@ class Explorer:
         heads = [ipywidgets.HTML(f"<b>{html.escape(text)}</b>", layout=head) for text in self.groups]
         return ipywidgets.VBox([ipywidgets.HBox(pair) for pair in zip(heads, rows, strict=True)])
 
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict, dict]:
         view = {"version_major": 2, "version_minor": 0, "model_id": self.widget.model_id}
         picture = {"image/png": base64.b64encode(self._static).decode("ascii")}
         said = {"text/plain": f"{self.title}. {self.reading}"}
-        return {"application/vnd.jupyter.widget-view+json": view, **picture, **said}
+        size = {"image/png": {"width": round(self.figure.get_figwidth() * 100)}}
+        return {"application/vnd.jupyter.widget-view+json": view, **picture, **said}, size
 
 
 def explain(exception: BaseException) -> str:

@@ -151,7 +151,7 @@ class LiveTraining:
         ]
         return pd.DataFrame(rows, columns=["step", "epoch", "task", "weight", "loss", "share", "metric"])
 
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict, dict]:
         return self.explorer._repr_mimebundle_(include, exclude)
 
     def _begin(self) -> None:

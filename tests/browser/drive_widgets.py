@@ -41,7 +41,7 @@ def leaves(box) -> list:
 def drive(name: str) -> int:
     """Number of moves made."""
     demo = widget_demos.ALL[name]()
-    bundle = demo._repr_mimebundle_()
+    bundle, _ = demo._repr_mimebundle_()
     assert bundle["application/vnd.jupyter.widget-view+json"]["model_id"] and bundle["image/png"]
     explorer = getattr(demo, "explorer", demo)
     knobs, picture = explorer.widget.children
