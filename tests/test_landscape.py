@@ -64,10 +64,10 @@ def test_closed_forms_stay_finite(method, rows):
 
 
 def test_adam_is_torchs():
-    ours = descend(["Mean"], steps=300, lr=0.01)[-1, 0]
+    ours = descend(["Mean"], steps=300)[-1, 0]
     for start, end in zip(STARTS, ours, strict=True):
         x = torch.tensor(start, dtype=torch.float64, requires_grad=True)
-        optimizer = torch.optim.Adam([x], lr=0.01)
+        optimizer = torch.optim.Adam([x], lr=1e-3)
         for _ in range(300):
             optimizer.zero_grad()
             plane_losses(x).mean().backward()
@@ -83,10 +83,6 @@ def test_the_mean_sticks_where_cagrad_arrives():
     assert np.allclose(cagrad, [0, -8.36], atol=0.05)
 
 
-def test_bad_settings():
+def test_an_unknown_method_is_refused():
     with pytest.raises(ValueError, match="'Sum'"):
         descend(["Sum"], steps=1)
-    with pytest.raises(TypeError, match="list of names"):
-        descend("Mean", steps=1)
-    with pytest.raises(ValueError, match="1 or more"):
-        descend(["Mean"], steps=0)

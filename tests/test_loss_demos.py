@@ -71,5 +71,5 @@ def test_combinations_of_two_gradients():
 
 
 def test_any_method_can_be_drawn():
-    demo = loss_demos.two_gradients_explorer(("UPGrad", "Aligned-MTL", "sum"), angle=170, length=3.0)
-    assert "sum" in demo.reading
+    demo = loss_demos.two_gradients_explorer(("UPGrad", "Aligned-MTL", "sum"))
+    assert "sum" in demo.set(angle=170, length=3.0).reading

@@ -1,8 +1,7 @@
 """Sliders over the formulas of a multi-task loss: one softmax, two losses, two gradients.
 
-Taught in notebook 03; ``two_gradients_explorer`` takes any method of :mod:`mtl_helpers.gradients`. Nothing is trained
-here: each picture is computed from its formula at every move. The functions that hold the formulas
-(:func:`weighted_optimum`, :func:`two_gradients`, :func:`combine_two`) are checked in the notebook.
+Taught in notebook 03. Nothing is trained here: each picture is computed from its formula at every move. The functions
+that hold the formulas (:func:`weighted_optimum`, :func:`two_gradients`, :func:`combine_two`) are checked there.
 """
 
 from __future__ import annotations
@@ -20,15 +19,8 @@ from mtl_helpers.gradients import METHODS, combine
 from mtl_helpers.widgets import figures as plots
 from mtl_helpers.widgets.explorer import Explorer, choice_slider, dropdown, slider
 
-__all__ = [
-    "combine_two",
-    "logit_explorer",
-    "quadratic",
-    "two_gradients",
-    "two_gradients_explorer",
-    "two_losses_explorer",
-    "weighted_optimum",
-]
+__all__ = ["combine_two", "logit_explorer", "quadratic", "two_gradients", "two_gradients_explorer"]
+__all__ += ["two_losses_explorer", "weighted_optimum"]
 
 HEIGHT = 3.8
 CLASS_COLORS = ("#56B4E9", "#7A5195", "#666666")
@@ -51,45 +43,43 @@ def logit_explorer() -> Explorer:
     The slider moves the logit of the first of three classes; those of the other two stay at 1 and 0.
     """
     classes, others = ("books", "toys", "garden"), (1.0, 0.0)
-    grid = np.linspace(-6, 6, 121)
-    rows = np.column_stack([grid, *(np.full_like(grid, value) for value in others)])
-    places = range(len(classes))
+    grid, places = np.linspace(-6, 6, 121), range(len(classes))
+    rows = torch.tensor([[z, *others] for z in grid], dtype=torch.float64)
 
     fig = plots.figure(HEIGHT)
     left, middle, right = fig.subplots(1, 3, width_ratios=(1, 1.2, 1))
     left.set(title="Probabilities p", ylabel="probability", ylim=(0, 1.1))
     right.set(title="Gradient (p − y) / τ", ylabel="nats per unit of logit", ylim=(-2.2, 2.2))
     right.axhline(0, color="black", lw=1)
+    bars, texts = [], []
     for ax in (left, right):
         ax.set(xlim=(-0.6, 2.6), xticks=places, xticklabels=classes)
         ax.grid(axis="x", visible=False)
-    bars = left.bar(places, [0] * 3, color=CLASS_COLORS, animated=True)
-    slopes = right.bar(places, [0] * 3, color=CLASS_COLORS, animated=True)
-    said = [left.text(i, 0, "", ha="center", va="bottom", animated=True) for i in places]
-    pushed = [right.text(i, 0, "", ha="center", animated=True) for i in places]
+        bars += ax.bar(places, [0] * 3, color=CLASS_COLORS, animated=True)
+        texts += [ax.text(i, 0, "", ha="center", animated=True) for i in places]
     middle.set(title="Loss −log p(label)", xlabel=f"logit of {classes[0]}", ylabel="nats", xlim=(-6.2, 6.2))
     middle.set_ylim(-0.4, 15)
-    curve = middle.plot(grid, np.zeros_like(grid), color="#222222", animated=True)[0]
+    curve = middle.plot(grid, 0 * grid, color="#222222", animated=True)[0]
     dot = middle.plot([], [], "o", color="#222222", ms=9, mec="white", animated=True)[0]
 
     def update(state: dict) -> str:
-        z, t, label = state["logit"], state["temperature"], list(classes).index(state["label"])
-        log_p = _log_softmax(np.array([[z, *others]]) / t)[0]
-        slope = (np.exp(log_p) - np.eye(len(classes))[label]) / t
-        for i, (p, push) in enumerate(zip(np.exp(log_p), slope, strict=True)):
-            bars[i].set_height(p)
-            said[i].set(text=f"{p:.3f}", y=p + 0.01)
-            slopes[i].set_height(push)
-            up = push >= 0
-            pushed[i].set(text=f"{push:+.3f}", y=push + (0.05 if up else -0.05), va="bottom" if up else "top")
-        curve.set_ydata(-_log_softmax(rows / t)[:, label])
-        dot.set_data([z], [-log_p[label]])
-        top, verdict = int(log_p.argmax()), "the label has the largest probability"
-        verdict = verdict if top == label else f"the model bets on {classes[top]}"
+        z, t, label = state["logit"], state["temperature"], classes.index(state["label"])
+        log_p = (torch.tensor([z, *others], dtype=torch.float64) / t).log_softmax(0).numpy()
+        p, loss = np.exp(log_p), -log_p[label]
+        slope = (p - np.eye(len(classes))[label]) / t
+        shown = [(each, f"{each:.3f}", 0.01) for each in p] + [(each, f"{each:+.3f}", 0.05) for each in slope]
+        for bar, text, (height, says, gap) in zip(bars, texts, shown, strict=True):
+            up = height >= 0
+            bar.set_height(height)
+            text.set(text=says, y=height + (gap if up else -gap), va="bottom" if up else "top")
+        curve.set_ydata(-(rows / t).log_softmax(1)[:, label])
+        dot.set_data([z], [loss])
+        top = int(p.argmax())
+        bet = "the label has the largest probability" if top == label else f"the model bets on {classes[top]}"
         return (
-            f"The label is {classes[label]} and gets probability {np.exp(log_p[label]):.3f}, a loss of "
-            f"{-log_p[label]:.2f} nats: {verdict}. A step against the gradient lifts {classes[label]} with strength "
-            f"{-slope[label]:.3f} and lowers the others by the same in all."
+            f"The label is {classes[label]} and gets probability {p[label]:.3f}, a loss of {loss:.2f} nats: {bet}. "
+            f"A step against the gradient lifts {classes[label]} with strength {-slope[label]:.3f} and lowers the "
+            f"others by the same in all."
         )
 
     knobs = [
@@ -98,11 +88,6 @@ def logit_explorer() -> Explorer:
         dropdown("label", "label", classes, classes[1]),
     ]
     return Explorer(fig, knobs, update, title="Softmax cross-entropy of one row")
-
-
-def _log_softmax(z: np.ndarray) -> np.ndarray:
-    shifted = z - z.max(1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
 
 
 def quadratic(points: ArrayLike, curvature: ArrayLike, centre: ArrayLike) -> np.ndarray:
@@ -125,7 +110,7 @@ def two_losses_explorer(curvatures: ArrayLike, centres: ArrayLike) -> Explorer:
 
     Left: contours, each task's optimum and the weighted one with the two weighted gradients, which cancel there.
     Right: the same optima as pairs of losses, the Pareto front. Both losses are drawn in their original unit.
-    curvatures : (2, 2, 2), one positive definite matrix a task. centres : (2, 2), each task's optimum.
+    curvatures : (2, 2, 2), a positive definite matrix for each task. centres : (2, 2), its optimum.
     """
     a, c = np.asarray(curvatures, float), np.asarray(centres, float)
     shares = np.r_[0, np.geomspace(1e-4, 0.5, 60), 1 - np.geomspace(0.5, 1e-4, 60)[1:], 1]
@@ -145,11 +130,9 @@ def two_losses_explorer(curvatures: ArrayLike, centres: ArrayLike) -> Explorer:
     left.set(**PLANE, xlim=(low[0], high[0]), ylim=(low[1], high[1]), title="Parameter space")
     left.legend(fontsize=8, loc="upper right", frameon=True, framealpha=0.9)
     right.plot(*front.T, color="#222222", lw=1.2, ls="--")
-    reach = front.max(0)
-    right.set(
-        xlabel="loss of task 1 (original unit)", ylabel="loss of task 2", title="Pareto front and its tangent"
-    )
-    right.set(xlim=(-0.08 * reach[0], 1.1 * reach[0]), ylim=(-0.08 * reach[1], 1.1 * reach[1]))
+    x, y = reach = front.max(0)
+    right.set(xlim=(-0.08 * x, 1.1 * x), ylim=(-0.08 * y, 1.1 * y), title="Pareto front and its tangent")
+    right.set(xlabel="loss of task 1 (original unit)", ylabel="loss of task 2")
     look = {"color": "#222222", "ms": 9, "mec": "white", "animated": True}
     here, there = (ax.plot([], [], "D", **look)[0] for ax in (left, right))
     tangent = right.plot([], [], color="#E69F00", lw=1.6, animated=True)[0]
@@ -168,26 +151,20 @@ def two_losses_explorer(curvatures: ArrayLike, centres: ArrayLike) -> Explorer:
         there.set_data([losses[0]], [losses[1]])
         along = np.array([scaled[1], -scaled[0]]) * reach.max() / np.linalg.norm(scaled)
         tangent.set_data(*np.array([losses - 2 * along, losses + 2 * along]).T)
-        return _read_losses(state, weights, scaled / scaled.sum(), losses, length)
+        unit = "" if state["unit"] == 1 else f" and loss 1 written {state['unit']:g} times as large"
+        share, cancel = scaled / scaled.sum(), f"the two weighted gradients, {length:.3g} long, cancel"
+        if length < 1e-9:
+            cancel = f"task {1 + int(weights[0] < 0.5)} pulls alone and stands at its own optimum"
+        return (
+            f"With weights {weights[0]:.2f} and {weights[1]:.2f}{unit}, the tasks count as {share[0]:.3f} to "
+            f"{share[1]:.3f}. At the joint optimum task 1 loses {losses[0]:.3f} and task 2 {losses[1]:.3f}; {cancel}."
+        )
 
     knobs = [
         slider("weight", "weight of task 2", 0.0, 1.0, 0.5, step=0.01, unit="task 1 gets the rest"),
         choice_slider("unit", "loss 1 multiplied by", UNITS, 1.0, unit="a change of unit", fmt="g"),
     ]
     return Explorer(fig, knobs, update, title="Two quadratic losses, one weight")
-
-
-def _read_losses(
-    state: dict, weights: np.ndarray, share: np.ndarray, losses: np.ndarray, length: float
-) -> str:
-    unit = "" if state["unit"] == 1 else f" and loss 1 written {state['unit']:g} times as large"
-    cancel = f"the two weighted gradients, {length:.3g} long, cancel"
-    if length < 1e-9:
-        cancel = f"task {1 + int(weights[0] < 0.5)} pulls alone and stands at its own optimum"
-    return (
-        f"With weights {weights[0]:.2f} and {weights[1]:.2f}{unit}, the tasks count as {share[0]:.3f} to "
-        f"{share[1]:.3f}. At the joint optimum task 1 loses {losses[0]:.3f} and task 2 {losses[1]:.3f}; {cancel}."
-    )
 
 
 def _arrows(ax: Axes, colors: list[str], width: float, **look: Any) -> Quiver:
@@ -218,39 +195,34 @@ def combine_two(method: str, rows: np.ndarray) -> np.ndarray:
 
 def two_gradients_explorer(
     methods: Sequence[str] = ("sum", "normalised sum", "PCGrad", "MGDA", "CAGrad"),
-    *,
-    angle: int = 135,
-    length: float = 2.0,
 ) -> Explorer:
     """Two task gradients by angle and length, and the joint direction that each method makes of them.
 
     Left: the arrows; the dotted line is the hull of the two gradients. Right: the cosine of each joint direction with
     each gradient; a step against a direction with a negative cosine raises that task's loss.
-    methods : any of "sum", "normalised sum" and the names in ``gradients.METHODS``. angle (degrees), length : at first.
+    methods : any of "sum", "normalised sum" and the names in ``gradients.METHODS``.
     """
-    styles = [METHOD_STYLES.get(name, OTHER_METHOD) for name in methods]
-    fig = plots.figure(4.3)
+    fig, at, tips, colors = plots.figure(4.3), np.arange(len(methods)), [], [FIRST, SECOND]
     left, right = fig.subplots(1, 2, width_ratios=(1.35, 1))
     left.set(**PLANE, xlim=(-3.2, 4.2), ylim=(-0.7, 4.0), title="Gradients and joint directions")
     hull = left.plot([], [], ":", color="#888888", lw=1.4, animated=True)[0]
-    colors = [FIRST, SECOND, *(color for color, *_ in styles)]
-    arrows = _arrows(left, colors, 0.008)
-    tips = []
-    for name, (color, marker, size, full) in zip(methods, styles, strict=True):
+    for name in methods:
+        color, marker, size, full = METHOD_STYLES.get(name, OTHER_METHOD)
         look = {"color": color, "ms": size, "mfc": color if full else "none", "animated": True}
         tips += left.plot([], [], marker, mew=1.8, lw=0, label=name, **look)
+        colors.append(color)
+    arrows = _arrows(left, colors, 0.008)
     look = {"fontsize": 12, "ha": "center", "animated": True}
     names = [left.text(0, 0, name, color=color, **look) for name, color in (("g₁", FIRST), ("g₂", SECOND))]
     left.legend(fontsize=8, loc="upper right", frameon=True, framealpha=0.9, markerscale=0.75)
-    at = np.arange(len(methods))
-    sides = ((-0.19, FIRST), (0.19, SECOND))
-    bars = [right.barh(at + shift, 0.0 * at, 0.34, color=color, animated=True) for shift, color in sides]
+    bars = []
+    for i, (shift, color) in enumerate(((-0.19, FIRST), (0.19, SECOND)), 1):
+        bars += right.barh(at + shift, 0.0 * at, 0.34, color=color, animated=True)
+        right.barh([-9], [0], color=color, label=f"task {i}")
     right.axvline(0, color="black", lw=1)
     right.set(xlim=(-1.05, 1.05), ylim=(len(methods) - 0.4, -0.6), yticks=at, yticklabels=methods)
     right.set(xlabel="cosine with the task's gradient", title="Positive: a step helps the task")
     right.grid(axis="y", visible=False)
-    for i, (_, color) in enumerate(sides, 1):
-        right.barh([-9], [0], color=color, label=f"task {i}")
     right.legend(fontsize=8, loc="lower left", frameon=True)
 
     def update(state: dict) -> str:
@@ -262,31 +234,31 @@ def two_gradients_explorer(
             tip.set_data(point[:1], point[1:])
         for text, row in zip(names, rows, strict=True):
             text.set_position(row * (1 + 0.22 / np.linalg.norm(row)) + (0, -0.1))
-        sizes = np.linalg.norm(made, axis=1)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            cosines = made @ rows.T / (sizes[:, None] * np.linalg.norm(rows, axis=1))
-        cosines[sizes < 1e-9] = np.nan
-        for bar, value in zip([*bars[0], *bars[1]], np.nan_to_num(cosines.T).flat, strict=True):
+        sizes = np.linalg.norm(made, axis=1, keepdims=True)
+        sizes[sizes < 1e-9] = np.nan  # no direction
+        cosines = made @ rows.T / (sizes * np.linalg.norm(rows, axis=1))
+        for bar, value in zip(bars, np.nan_to_num(cosines.T).flat, strict=True):
             bar.set_width(value)
-        return _read_two(state, methods, cosines)
+        return _read_two(state["angle"], dict(zip(methods, cosines, strict=True)))
 
     knobs = [
-        slider("angle", "angle between the gradients", 0, 180, angle, step=1, unit="degrees"),
-        slider("length", "length of g₂", 0.1, 3.0, length, step=0.1, unit="g₁ has 1"),
+        slider("angle", "angle between the gradients", 0, 180, 135, step=1, unit="degrees"),
+        slider("length", "length of g₂", 0.1, 3.0, 2.0, step=0.1, unit="g₁ has 1"),
     ]
     return Explorer(fig, knobs, update, title="Two gradients and what methods make of them")
 
 
-def _read_two(state: dict, methods: Sequence[str], cosines: np.ndarray) -> str:
-    inner = np.cos(np.deg2rad(state["angle"]))
+def _read_two(angle: float, cosines: dict[str, np.ndarray]) -> str:
+    inner = np.cos(np.deg2rad(angle))
     kind = "agree" if inner > 1e-9 else "conflict" if inner < -1e-9 else "are at right angles"
-    hurt = [name for name, row in zip(methods, cosines, strict=True) if np.nanmin([*row, 1.0]) < -1e-6]
-    still = [name for name, row in zip(methods, cosines, strict=True) if np.isnan(row).any()]
-    first, second = cosines[0]
-    said = f"The gradients {kind} (cosine {inner:+.2f})."
-    if methods[0] not in still:
-        said += f" The {methods[0]} has cosine {first:+.2f} with g₁ and {second:+.2f} with g₂."
-    where = dict(zip(methods, cosines.argmin(axis=1) + 1, strict=True))
-    said += "".join(f" A {name} step raises the loss of task {where[name]}." for name in hurt)
-    said += "" if hurt else " No method raises a task's loss."
-    return said + (f" No direction is left for {', '.join(still)}." if still else "")
+    said, (name, (first, second)) = (
+        f"The gradients {kind} (cosine {inner:+.2f}).",
+        next(iter(cosines.items())),
+    )
+    if np.isfinite(first):
+        said += f" The {name} has cosine {first:+.2f} with g₁ and {second:+.2f} with g₂."
+    hurt = {name: row.argmin() + 1 for name, row in cosines.items() if row.min() < -1e-6}
+    raised = "".join(f" A {name} step raises the loss of task {task}." for name, task in hurt.items())
+    still = [name for name, row in cosines.items() if np.isnan(row).any()]
+    tail = f" No direction is left for {', '.join(still)}." if still else ""
+    return said + (raised or " No method raises a task's loss.") + tail

@@ -18,10 +18,8 @@ from torch import Tensor
 
 __all__ = ["FRONT", "STARTS", "WALKERS", "descend", "plane_gradients", "plane_losses", "two_task_weights"]
 
-STARTS = ((-8.5, 7.5), (-8.5, -5.0), (9.0, 9.0))
-"""The three starting points of the papers."""
-FRONT = np.stack([np.linspace(-7, 7, 101), np.full(101, -8.3552)], axis=1)
-"""The Pareto front (101, 2): x₁ from −7 to 7 at x₂ = −8.3552."""
+STARTS = ((-8.5, 7.5), (-8.5, -5.0), (9.0, 9.0))  # of the papers
+FRONT = np.stack([np.linspace(-7, 7, 101), np.full(101, -8.3552)], axis=1)  # the Pareto front
 WALKERS = ("Mean", "PCGrad", "MGDA", "CAGrad", "Nash-MTL", "IMTL-G", "Aligned-MTL", "UPGrad")
 FLOOR = 5e-6
 
@@ -32,41 +30,39 @@ def plane_losses(x: Tensor, scale: float = 1.0) -> Tensor:
     scale : multiplies the first loss; 1 in the CAGrad paper, 0.1 in those of Nash-MTL and FAMO.
     """
     x1, x2 = x[..., 0], x[..., 1]
-    f1 = torch.clamp((0.5 * (-x1 - 7) - torch.tanh(-x2)).abs(), min=FLOOR).log() + 6
-    f2 = torch.clamp((0.5 * (-x1 + 3) + torch.tanh(-x2) + 2).abs(), min=FLOOR).log() + 6
-    upper, lower = torch.clamp(torch.tanh(x2 / 2), min=0), torch.clamp(torch.tanh(-x2 / 2), min=0)
-    q1 = ((-x1 + 7) ** 2 + 0.1 * (-x2 - 8) ** 2) / 10 - 20
-    q2 = ((-x1 - 7) ** 2 + 0.1 * (-x2 - 8) ** 2) / 10 - 20
-    return torch.stack([scale * (f1 * upper + q1 * lower), f2 * upper + q2 * lower], dim=-1)
+    upper, lower = torch.tanh(x2 / 2).clamp(min=0), torch.tanh(-x2 / 2).clamp(min=0)
+    losses = []
+    for inside, centre in ((0.5 * (-x1 - 7) + torch.tanh(x2), 7), (0.5 * (7 - x1) - torch.tanh(x2), -7)):
+        valley = inside.abs().clamp(min=FLOOR).log() + 6
+        bowl = ((x1 - centre) ** 2 + 0.1 * (x2 + 8) ** 2) / 10 - 20
+        losses.append(valley * upper + bowl * lower)
+    return torch.stack([scale * losses[0], losses[1]], dim=-1)
 
 
 def plane_gradients(points: np.ndarray, scale: float = 1.0) -> np.ndarray:
     """Gradients of both losses at points (n, 2): (n, 2 losses, 2 coordinates), derived by hand."""
-    x1, x2 = points[:, 0], points[:, 1]
+    x1, x2 = points.T
     tanh, half = np.tanh(x2), np.tanh(x2 / 2)
-    up, down = half > 0, half < 0
-    slope = 0.5 * (1 - half**2)
+    up, down, slope = half > 0, half < 0, 0.5 * (1 - half**2)
     rows = np.empty((len(points), 2, 2))
-    for i, (inside, bend, centre) in enumerate(
-        ((0.5 * (-x1 - 7) + tanh, 1.0, 7.0), (0.5 * (7 - x1) - tanh, -1.0, -7.0))
-    ):
+    valleys = (0.5 * (-x1 - 7) + tanh, 1.0, 7.0), (0.5 * (7 - x1) - tanh, -1.0, -7.0)
+    for i, (inside, bend, centre) in enumerate(valleys):
         live = np.abs(inside) > FLOOR
-        safe = np.where(live, inside, 1.0)
+        steep = live / np.where(live, inside, 1.0)
         value = np.log(np.maximum(np.abs(inside), FLOOR)) + 6
         bowl = ((x1 - centre) ** 2 + 0.1 * (x2 + 8) ** 2) / 10 - 20
-        rows[:, i, 0] = np.where(live, -0.5 / safe, 0) * half * up - 0.2 * (x1 - centre) * half * down
-        rows[:, i, 1] = (np.where(live, bend * (1 - tanh**2) / safe, 0) * half + value * slope) * up - (
-            0.02 * (x2 + 8) * half + bowl * slope
-        ) * down
+        rows[:, i, 0] = -0.5 * steep * half * up - 0.2 * (x1 - centre) * half * down
+        above, below = (
+            bend * (1 - tanh**2) * steep * half + value * slope,
+            0.02 * (x2 + 8) * half + bowl * slope,
+        )
+        rows[:, i, 1] = above * up - below * down
     rows[:, 0] *= scale
     return rows
 
 
-def two_task_weights(method: str, gram: np.ndarray, c: float = 0.4) -> np.ndarray:
-    """Closed forms, for two tasks, of the methods of :mod:`mtl_helpers.gradients`: (n, 2) weights.
-
-    gram : (n, 2, 2) inner products of the two gradients. c : of CAGrad.
-    """
+def two_task_weights(method: str, gram: np.ndarray) -> np.ndarray:
+    """Closed forms, for two tasks, of :mod:`mtl_helpers.gradients`: inner products (n, 2, 2) → weights (n, 2)."""
     a, b, d = gram[:, 0, 0], gram[:, 0, 1], gram[:, 1, 1]
     tiny = 1e-12 * (a + d) + 1e-300
     if method == "Mean":
@@ -93,13 +89,13 @@ def two_task_weights(method: str, gram: np.ndarray, c: float = 0.4) -> np.ndarra
         # both principal directions of (½, ½), the larger one cut to the size of the smaller
         return 0.5 - ((1 - shrink) * top.sum(1) / 2)[:, None] * top
     if method == "CAGrad":
-        return _cagrad_of_two(a, b, d, c, tiny)
+        return _cagrad_of_two(a, b, d, tiny)
     raise ValueError(f"method is {method!r}: expected one of {', '.join(WALKERS)}.")
 
 
-def _cagrad_of_two(a: np.ndarray, b: np.ndarray, d: np.ndarray, c: float, tiny: np.ndarray) -> np.ndarray:
+def _cagrad_of_two(a: np.ndarray, b: np.ndarray, d: np.ndarray, tiny: np.ndarray) -> np.ndarray:
     """Set the slope of t ↦ g_w·g₀ + r‖g_w‖ to zero: with u = p·t + q it is r·√p·u / √(u² + det) = k."""
-    r = c * np.sqrt(np.maximum(a + 2 * b + d, 0)) / 2
+    r = 0.4 * np.sqrt(np.maximum(a + 2 * b + d, 0)) / 2
     p, q, k = np.maximum(a - 2 * b + d, tiny), b - d, (d - a) / 2
     spare = r * r * p - k * k
     u = np.sign(k) * np.sqrt(k * k * np.maximum(a * d - b * b, 0) / np.where(spare > 0, spare, 1))
@@ -110,24 +106,13 @@ def _cagrad_of_two(a: np.ndarray, b: np.ndarray, d: np.ndarray, c: float, tiny: 
 
 
 def descend(
-    methods: Sequence[str] = WALKERS,
-    *,
-    scale: float = 1.0,
-    steps: int = 100_000,
-    lr: float = 1e-3,
-    keep_every: int = 200,
+    methods: Sequence[str] = WALKERS, *, scale: float = 1.0, steps: int = 100_000, keep_every: int = 200
 ) -> np.ndarray:
     """Walk from :data:`STARTS` with Adam along each method's combined gradient, all walks at once.
 
-    methods : names in :data:`WALKERS`. scale : of the first loss. steps, lr : of Adam.
-    keep_every : a point is kept after every so many steps.
-
-    Returns (kept, methods, starts, 2) points; the first are the starts, the last the ends.
+    scale : of the first loss. Returns (kept, methods, starts, 2) points: the starts, one after every ``keep_every``
+    steps, and the ends.
     """
-    if steps < 1 or keep_every < 1:
-        raise ValueError(f"steps and keep_every must be 1 or more; got {steps} and {keep_every}.")
-    if isinstance(methods, str):
-        raise TypeError(f"methods is the text {methods!r}: expected a list of names, such as [{methods!r}].")
     points = np.tile(np.array(STARTS), (len(methods), 1, 1))
     moment, square, path = np.zeros_like(points), np.zeros_like(points), [points]
     for step in range(1, steps + 1):
@@ -137,7 +122,7 @@ def descend(
         slope = (weights[..., None, :] @ rows)[..., 0, :]
         moment = 0.9 * moment + 0.1 * slope
         square = 0.999 * square + 0.001 * slope**2
-        points = points - lr * moment / (1 - 0.9**step) / (np.sqrt(square / (1 - 0.999**step)) + 1e-8)
+        points = points - 1e-3 * moment / (1 - 0.9**step) / (np.sqrt(square / (1 - 0.999**step)) + 1e-8)
         if step % keep_every == 0 or step == steps:
             path.append(points)
     return np.stack(path)
