@@ -1,10 +1,7 @@
 """The shop owner's dashboard: task weights, fusion and diversity over live product lists and what they earn.
 
-Taught in notebook 05. A :class:`Shopfront` holds the predictions of models that were trained with different task
-weights, and turns a setting into lists and their figures; :func:`shop_dashboard` puts sliders on it.
-
-A setting acts at three places: task weights choose one of the trained models, fusion exponents make one score of its
-predictions, and diversity re-ranks by category (:func:`mtl_helpers.ranking.mmr`).
+Taught in notebook 05. A setting acts at three places: task weights choose one of the trained models, fusion exponents
+make one score of its predictions, and diversity re-ranks by category (:func:`mtl_helpers.ranking.mmr`).
 """
 
 from __future__ import annotations
@@ -13,6 +10,7 @@ import html
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -54,36 +52,17 @@ class Shopfront:
 
     Parameters
     ----------
-    items : (I rows) with columns ``category``, ``brand`` and ``price``, 0 or more. Its rows are the items 0 … I − 1 of
-        all other arrays.
+    items : (I rows) with columns ``category``, ``brand`` and ``price``; item i of all arrays is its row i.
     users : (U,) names for the picker, all different.
     weightings : (K rows), a column of weights for each task, as ``Sweep.weightings`` has them.
-    predictions : ``{signal: (K, U, I)}``, one to three; probabilities, or other values of 0 or more. Row k belongs to
-        weighting k.
+    predictions : ``{signal: (K, U, I)}``, one to three; probabilities, or other values of 0 or more.
     true_purchase : (U, I) true purchase probability of an impression at the first place.
     relevance : (U, I), 0 or more, for NDCG: say, what was bought later. ``true_purchase`` unless given.
     counts : (I,) past interactions, for novelty; without them there is no such figure.
     position_factors : (k,) what each place leaves of the purchase probability; 1 unless told.
     k : length of a list, 1 to 10.
 
-    Raises ValueError or KeyError, in words, for shapes that do not fit, NaN, negative prices or predictions, missing
-    categories, and a catalogue smaller than k.
-
-    Example
-    -------
-    >>> front = Shopfront(
-    ...     items=pd.DataFrame({"category": ["books", "toys", "toys"], "brand": list("abc"), "price": [9.0, 5, 7]}),
-    ...     users=["Ann", "Bo"],
-    ...     weightings=pd.DataFrame({"buy": [0.2, 0.8], "next": [0.8, 0.2]}),
-    ...     predictions={"p_buy": np.full((2, 2, 3), 0.1), "p_next": np.full((2, 2, 3), 1 / 3)},
-    ...     true_purchase=np.full((2, 3), 0.1),
-    ...     k=2,
-    ... )
-    >>> lists = front.rank(weighting=0, exponents={"p_buy": 1, "price": 1}, diversity=0.5)
-    >>> lists.tolist()
-    [[0, 2], [0, 2]]
-    >>> round(front.measure(lists)["revenue"])
-    800
+    Raises ValueError or KeyError, in words, for parts that do not fit each other or cannot be measured.
     """
 
     items: pd.DataFrame
@@ -98,8 +77,7 @@ class Shopfront:
     _logs: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        missing = [name for name in ("category", "brand", "price") if name not in self.items]
-        if missing:
+        if missing := [name for name in ("category", "brand", "price") if name not in self.items]:
             raise KeyError(f"items lack the columns {missing}; they have {list(self.items)}.")
         self.items = self.items.reset_index(drop=True)
         self.users = [str(user) for user in self.users]
@@ -110,19 +88,19 @@ class Shopfront:
         for row in self.weightings.to_dict("records"):
             check_weights(row, list(self.weightings))
         self.weightings = self.weightings.reset_index(drop=True).astype(float)
-        shape = (len(self.weightings), len(self.users), len(self.items))
         if not 1 <= len(self.predictions) <= 3 or "price" in self.predictions:
             raise ValueError(f"predictions need one to three beside price; got {[*self.predictions]}.")
         self.predictions = {name: np.asarray(values) for name, values in self.predictions.items()}
         self.true_purchase = np.asarray(self.true_purchase, float)
         self.relevance = self.true_purchase if self.relevance is None else np.asarray(self.relevance, float)
-        truth = {"true_purchase": self.true_purchase, "relevance": self.relevance}
-        for name, values in {**self.predictions, **truth}.items():
-            axes = "(users, items)" if name in truth else "(weightings, users, items)"
-            wanted = shape[1:] if name in truth else shape
-            if values.shape != wanted:
-                raise ValueError(f"{name} has shape {values.shape}, expected {axes} = {wanted}.")
-            if name in self.predictions and not (np.isfinite(values).all() and values.min() >= 0):
+        one = (len(self.users), len(self.items))
+        parts = {name: (getattr(self, name), one) for name in ("true_purchase", "relevance")}
+        parts |= {name: (p, (len(self.weightings), *one)) for name, p in self.predictions.items()}
+        for name, (values, shape) in parts.items():
+            axes = "(users, items)" if shape == one else "(weightings, users, items)"
+            if values.shape != shape:
+                raise ValueError(f"{name} has shape {values.shape}, expected {axes} = {shape}.")
+            if shape != one and not (np.isfinite(values).all() and values.min() >= 0):
                 raise ValueError(f"predictions of {name!r} hold NaN, infinite or negative values.")
         self._price = self.items["price"].to_numpy(float)
         self._category = self.items["category"].to_numpy()
@@ -144,16 +122,12 @@ class Shopfront:
 
         Raises ValueError for exponents of other signals, below 0 or not finite.
         """
-        unknown = [name for name in exponents if name not in self.signals]
-        if unknown:
+        if unknown := [name for name in exponents if name not in self.signals]:
             raise ValueError(f"No signal {', '.join(unknown)}; there are {', '.join(self.signals)}.")
-        wrong = {name: a for name, a in exponents.items() if not (math.isfinite(a) and a >= 0)}
-        if wrong:
+        if wrong := {name: a for name, a in exponents.items() if not 0 <= a < math.inf}:
             raise ValueError(f"A fusion exponent is a finite number, 0 or more; got {wrong}.")
         if self._logs.get("weighting") != weighting:
-            raised = {name: values[weighting] for name, values in self.predictions.items()} | {
-                "price": self._price
-            }
+            raised = {name: p[weighting] for name, p in self.predictions.items()} | {"price": self._price}
             logs = {name: np.log(np.maximum(p, SMALLEST, dtype=float)) for name, p in raised.items()}
             self._logs = logs | {"weighting": weighting}
         powers = (a * self._logs[name] for name, a in exponents.items() if a)
@@ -188,126 +162,112 @@ class Shopfront:
     ) -> pd.DataFrame:
         """Measure every combination: a row each, with ``weighting``, ``exponents``, ``diversity`` and the figures."""
         every = range(len(self.weightings)) if weightings is None else weightings
-        return pd.DataFrame(
-            {"weighting": w, "exponents": dict(powers), "diversity": d}
-            | self.measure(self.rank(w, powers, d))
-            for w in every
-            for powers in exponents
-            for d in diversities
-        )
+        rows = [
+            {"weighting": at, "exponents": dict(powers), "diversity": d}
+            | self.measure(self.rank(at, powers, d))
+            for at, powers, d in product(every, exponents, diversities)
+        ]
+        return pd.DataFrame(rows)
 
 
 def shop_dashboard(
-    front: Shopfront,
-    *,
-    exponents: Mapping[str, float],
-    weights: Mapping[str, float] | None = None,
-    settings: pd.DataFrame | None = None,
+    front: Shopfront, *, exponents: Mapping[str, float], weights: Mapping[str, float] | None = None
 ) -> Explorer:
     """Steer a shop's lists: product cards, their figures against today's setting, revenue against coverage.
 
     The first state is *today's setting*, which the others are compared with. Task-weight sliders stand on trained
     weightings. Cards show a product's category, brand, price and predictions; bars are shares of the largest
-    prediction that this user has for any product.
+    prediction that this user has for any product. The ready-made settings of the picture of revenue and coverage are
+    every weighting with today's exponents, and today's weighting with other exponents, each at three diversities.
 
     Parameters
     ----------
     front : the predictions and the truth.
     exponents : today's, one to four of ``front.signals``; these get sliders from 0 to 2, in quarters.
     weights : today's task weights; the trained weighting nearest to equal weights unless told.
-    settings : as ``front.settings`` makes it, for the picture of revenue and coverage; unless given, every weighting
-        with today's exponents, and today's weighting with other exponents, each at three diversities.
 
     Controls are named ``<task>_weight`` (several weightings only), ``<signal>_exponent``, ``diversity`` and ``user``.
     """
     if not exponents:
         raise ValueError(f"exponents need one to four of {', '.join(front.signals)}; got none.")
-    board = _Board(front, exponents, weights, settings)
-    title = "The shop owner's dashboard"
-    return Explorer(board.figure, board.groups, board.update, title=title, link=board.trained.link)
+    trained = TrainedWeights(front.weightings, "_weight")
+    start = front.nearest(weights or dict.fromkeys(front.weightings, 1.0))
+    groups = {"Task weights": trained.sliders(list(front.weightings), start)}
+    if min(front.weightings.shape) == 1:
+        groups = {}
+    look = {"step": 0.25, "fmt": ".2f"}
+    groups["Exponents"] = [
+        slider(f"{name}_exponent", name, 0.0, 2.0, a, **look) for name, a in exponents.items()
+    ]
+    diversity = slider("diversity", "diversity", 0.0, 1.0, 0.0, step=0.05, fmt=".2f")
+    groups["List"] = [diversity, dropdown("user", "user", front.users)]
+    shown = front.rank(start, exponents)
+    today, settings = front.measure(shown), _ready_made(front, exponents, start)
+    fig = figure(HEIGHT)
+    left, right = fig.subplots(1, 2, width_ratios=(1.25, 1))
+    move_bars = _draw_changes(left, today, settings, front.k)
+    here = _draw_front(right, settings, today)
 
-
-class _Board:
-    """What a dashboard compares with, its controls by group, and how it draws a state."""
-
-    def __init__(self, front: Shopfront, exponents, weights, settings) -> None:
-        self.front, self.names = front, list(exponents)
-        self.trained = TrainedWeights(front.weightings, "_weight")
-        today = front.nearest(weights or dict.fromkeys(front.weightings, 1.0))
-        several = len(front.weightings) > 1 and front.weightings.shape[1] > 1
-        self.groups = {"Task weights": self.trained.sliders(list(front.weightings), today)} if several else {}
-        self.groups["Exponents"] = [
-            slider(f"{name}_exponent", name, 0.0, 2.0, a, step=0.25, fmt=".2f")
-            for name, a in exponents.items()
-        ]
-        diversity = slider("diversity", "diversity", 0.0, 1.0, 0.0, step=0.05, fmt=".2f")
-        self.groups["List"] = [diversity, dropdown("user", "user", front.users)]
-        self.lists = front.rank(today, exponents)
-        self.today = front.measure(self.lists)
-        if settings is None:
-            varied = ({**exponents, name: a} for name in exponents for a in VARIED_EXPONENTS)
-            others = [powers for powers in varied if any(powers.values()) and powers != dict(exponents)]
-            ready_made = front.settings([exponents]), front.settings(others, weightings=[today])
-            settings = pd.concat(ready_made, ignore_index=True)
-        self.settings = settings
-        self.figure = figure(HEIGHT)
-        left, right = self.figure.subplots(1, 2, width_ratios=(1.25, 1))
-        self.move_bars = _draw_changes(left, self.today, settings, front.k)
-        self.here = _draw_front(right, settings, self.today)
-        self.color = dict(zip(dict.fromkeys(front.items["category"]), 2 * CATEGORY_COLORS, strict=False))
-
-    def update(self, state: Mapping[str, Any]) -> tuple[str, str, str]:
-        front, today, user = self.front, self.today, self.front.users.index(state["user"])
-        at = self.trained.row(state) if "Task weights" in self.groups else 0
-        powers = {name: state[f"{name}_exponent"] for name in self.names}
+    def update(state: Mapping[str, Any]) -> tuple[str, str, str]:
+        user = front.users.index(state["user"])
+        at = trained.row(state) if "Task weights" in groups else 0
+        powers = {name: state[f"{name}_exponent"] for name in exponents}
         lists = front.rank(at, powers, state["diversity"])
         now = front.measure(lists)
-        self.move_bars(now)
-        self.here.set_data([now["coverage"] * 100], [now["revenue"]])
+        move_bars(now)
+        here.set_data([now["coverage"] * 100], [now["revenue"]])
         score = " · ".join(f"{name}^{a:.2f}" for name, a in powers.items() if a) or "1"
         model = " + ".join(f"{weight:.2f} {name}" for name, weight in front.weightings.iloc[at].items())
         head = f"{state['user']}: score = {score}, diversity {state['diversity']:.2f}, loss = {model}"
-        better = (self.settings["revenue"] > now["revenue"]) & (self.settings["coverage"] > now["coverage"])
-        new = len(set(lists[user].tolist()) - set(self.lists[user].tolist()))
+        better = (settings["revenue"] > now["revenue"]) & (settings["coverage"] > now["coverage"])
+        cards, text, new = _cards(front, user, lists[user].tolist(), shown[user].tolist(), at)
+        flat = " All exponents are 0: every product scores the same, so lists follow the catalogue's order."
         said = (
-            f"{head}. Over all "
-            f"{len(front.users):,} users: revenue {now['revenue']:,.1f} {CURRENCY} per 1,000 impressions "
-            f"({_change(now['revenue'], today['revenue'])} against today), NDCG@{front.k} {now['ndcg']:.4f} "
-            f"(today {today['ndcg']:.4f}), {now['coverage']:.1%} of the catalogue shown "
+            f"{head}. Over all {len(front.users):,} users: revenue {now['revenue']:,.1f} {CURRENCY} per 1,000 "
+            f"impressions ({_change(now['revenue'], today['revenue'])} against today), NDCG@{front.k} "
+            f"{now['ndcg']:.4f} (today {today['ndcg']:.4f}), {now['coverage']:.1%} of the catalogue shown "
             f"(today {today['coverage']:.1%}), {int(better.sum())} of {len(better)} ready-made settings earn and show "
-            f"more. {new} of {front.k} products are new to this user's list."
+            f"more. {new} of {front.k} products are new to this user's list.{flat * (score == '1')}"
         )
-        if score == "1":
-            said += (
-                " All exponents are 0: every product scores the same, so lists follow the catalogue's order."
-            )
-        cards, text = self._cards(user, lists[user].tolist(), at)
         above = f'<div style="{HEAD}">{html.escape(f"Top {front.k} for {head}")}</div>{cards}'
         return said, f"The list: {text}", above
 
-    def _cards(self, user: int, items: list[int], at: int) -> tuple[str, str]:
-        """A user's list as HTML cards, five in a row, and in words."""
-        places = {item: place for place, item in enumerate(self.lists[user].tolist())}
-        cards, said = "", []
-        shown = self.front.items.iloc[items]
-        products = zip(items, shown["category"], shown["brand"], shown["price"], strict=True)
-        for place, (item, category, brand, price) in enumerate(products):
-            cost, was = f"{price:,.2f} {CURRENCY}", places.get(item, place)
+    return Explorer(fig, groups, update, title="The shop owner's dashboard", link=trained.link)
+
+
+def _ready_made(front: Shopfront, exponents: Mapping[str, float], today: int) -> pd.DataFrame:
+    varied = ({**exponents, name: a} for name in exponents for a in VARIED_EXPONENTS)
+    others = [powers for powers in varied if any(powers.values()) and powers != dict(exponents)]
+    return pd.concat(
+        [front.settings([exponents]), front.settings(others, weightings=[today])], ignore_index=True
+    )
+
+
+def _cards(front: Shopfront, user: int, items: list[int], before: list[int], at: int) -> tuple[str, str, int]:
+    """A user's list as HTML cards, five in a row, and in words; how many were not in the list before."""
+    colors = dict(zip(dict.fromkeys(front.items["category"]), 2 * CATEGORY_COLORS, strict=False))
+    cards, said = "", []
+    for place, (item, row) in enumerate(zip(items, front.items.iloc[items].to_dict("records"), strict=True)):
+        category, brand, cost, moved = row["category"], row["brand"], f"{row['price']:,.2f} {CURRENCY}", "new"
+        if item in before:
+            was = before.index(item)
             moved = f"{'▲' if was > place else '▼'}{abs(was - place)}" * (was != place)
-            rows, numbers = "", []
-            for color, (name, values) in zip(BAR_COLORS, self.front.predictions.items(), strict=False):
-                value, most = float(values[at, user, item]), float(values[at, user].max())
-                share = 100 * value / most if most else 0
-                bar = f'<span style="{BAR};width:{share:.0f}%;background:{color}"></span>'
-                rows += f'<div style="{ROW}"><span>{html.escape(name)}</span><span>{bar}</span>{_digits(value)}</div>'
-                numbers.append(f"{name} {_digits(value)}")
-            head = f"<b>{html.escape(f'{place + 1}  {category}')}</b><span>{moved if item in places else 'new'}</span>"
-            cards += (
-                f'<div style="{CARD};border-left:6px solid {self.color[category]}"><div style="{LINE}">{head}</div>'
-                f"<div>{html.escape(f'{brand} · {cost}')}</div>{rows}</div>"
+        bars, numbers = "", []
+        for color, (name, values) in zip(BAR_COLORS, front.predictions.items(), strict=False):
+            value, most = float(values[at, user, item]), float(values[at, user].max())
+            share = 100 * value / most if most else 0
+            bar = f'<span style="{BAR};width:{share:.0f}%;background:{color}"></span>'
+            bars += (
+                f'<div style="{ROW}"><span>{html.escape(name)}</span><span>{bar}</span>{_digits(value)}</div>'
             )
-            said.append(f"{place + 1} {category}, {brand}, {cost} ({', '.join(numbers)})")
-        return f'<div style="{GRID}">{cards}</div>', "; ".join(said)
+            numbers.append(f"{name} {_digits(value)}")
+        head = f"<b>{html.escape(f'{place + 1}  {category}')}</b><span>{moved}</span>"
+        cards += (
+            f'<div style="{CARD};border-left:6px solid {colors[category]}"><div style="{LINE}">{head}</div>'
+            f"<div>{html.escape(f'{brand} · {cost}')}</div>{bars}</div>"
+        )
+        said.append(f"{place + 1} {category}, {brand}, {cost} ({', '.join(numbers)})")
+    return f'<div style="{GRID}">{cards}</div>', "; ".join(said), len(set(items) - set(before))
 
 
 WIDE = f"max-width:{WIDTH * 100:.0f}px"
@@ -359,12 +319,8 @@ def _draw_front(ax: Axes, settings: pd.DataFrame, today: Mapping[str, float]) ->
     ax.plot(today["coverage"] * 100, today["revenue"], "s", color="#E69F00", ms=9, label="today", lw=0)
     ax.margins(0.12)
     low, high = ax.get_ylim()
-    ax.set(
-        xlabel="catalogue shown, %",
-        ylabel=f"revenue per 1,000, {CURRENCY}",
-        ylim=(low, high + 0.45 * (high - low)),
-    )
-    ax.set_title("What each setting earns and shows")
+    ax.set(xlabel="catalogue shown, %", ylabel=f"revenue per 1,000, {CURRENCY}")
+    ax.set(title="What each setting earns and shows", ylim=(low, high + 0.45 * (high - low)))
     ax.set_autoscale_on(False)
     style = {"color": "#D55E00", "ms": 10, "mec": "white", "lw": 0, "clip_on": False}
     here = ax.plot([], [], "D", label="you are here", animated=True, **style)[0]

@@ -21,21 +21,15 @@ COLORS = dict(zip(MODELS, (GREY, "#0072B2"), strict=True))
 def scarcity_explorer(table: pd.DataFrame, *, task: str = "purchase", split: str = "validation") -> Explorer:
     """A single-task model and a shared bottom over the label budgets that they were trained on, seed by seed.
 
-    Parameters
-    ----------
-    table : a tidy row for each trained run with columns ``label_budget``, ``model`` ("single-task" or
-        "shared-bottom"), ``seed`` and ``auc``. Runs of equal seed are paired.
+    table : a row for each trained run with columns ``label_budget``, ``model`` ("single-task" or "shared-bottom"),
+        ``seed`` and ``auc`` (else ValueError). Runs of equal seed are paired.
     task, split : whose AUC it is and on which rows, for titles.
-
-    Raises ValueError for missing columns or models; the message says what the table has.
     """
     missing = [column for column in ("label_budget", "model", "seed", "auc") if column not in table]
     if missing or not set(MODELS) <= set(table["model"]):
         there = list(table) if missing else sorted(set(table["model"]))
         raise ValueError(f"the table lacks {missing or 'runs of a model of ' + str(MODELS)}; it has {there}")
-    wide = table.pivot(index=["label_budget", "seed"], columns="model", values="auc")[
-        list(MODELS)
-    ].sort_index()
+    wide = table.pivot(index=["label_budget", "seed"], columns="model", values="auc")[[*MODELS]].sort_index()
     budgets = wide.index.unique("label_budget").tolist()
     found = {budget: _compare(wide.loc[budget]) for budget in budgets}
 
@@ -63,14 +57,16 @@ def _compare(runs: pd.DataFrame) -> dict[str, Any]:
     each, lost = (both[other] - both[base]).to_numpy(), len(runs) - len(both)
     text = ", ".join(f"{name} {runs[name].mean():.4f}" for name in (other, base))
     if len(each) < 2:
-        gap, verdict = (each.mean() if len(each) else np.nan, np.nan, np.nan), "too few pairs"
+        gap, verdict = (*each, np.nan, np.nan, np.nan)[:3], "too few pairs"
         text += f"; {len(each)} pair{'s' * (len(each) != 1)} of runs: no interval, no claim."
     else:
         found = paired_difference(both[other], both[base])
-        gap = (found.mean, found.low, found.high)
-        verdict = ("sharing helps" if gap[0] > 0 else "sharing hurts") if found.excludes_zero else "a tie"
-        tail = f"excludes zero: {verdict}." if found.excludes_zero else "includes zero: a tie, no claim."
-        text += f"; gain {gap[0]:+.4f} over {len(each)} seeds, 95 % interval [{gap[1]:+.4f}, {gap[2]:+.4f}] {tail}"
+        gap, verdict, claim = (found.mean, found.low, found.high), "a tie", "includes zero: a tie, no claim"
+        if found.excludes_zero:
+            verdict = "sharing helps" if found.mean > 0 else "sharing hurts"
+            claim = f"excludes zero: {verdict}"
+        span = f"95 % interval [{found.low:+.4f}, {found.high:+.4f}]"
+        text += f"; gain {found.mean:+.4f} over {len(each)} seeds, {span} {claim}."
     if lost:
         text += f" {lost} pair{'s' * (lost != 1)} left out, undefined (NaN) or missing."
     return {"each": each, "gap": gap, "verdict": verdict, "reading": text}

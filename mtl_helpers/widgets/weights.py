@@ -5,7 +5,7 @@ Taught in notebooks 00, 02 and 04; :func:`weight_explorer` is what readers impor
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,8 @@ from mtl_helpers.widgets.explorer import Explorer, choice_slider, undefined
 from mtl_helpers.widgets.figures import GREY, HEIGHT, figure, task_style
 
 __all__ = ["TrainedWeights", "weight_explorer"]
+
+Move = Callable[[int], None]  # moves what is animated to the weighting of a row
 
 
 class TrainedWeights:
@@ -53,24 +55,25 @@ class TrainedWeights:
         return int(np.abs(self.shares - wanted / wanted.sum()).max(axis=1).argmin())
 
     def row(self, state: Mapping[str, Any]) -> int:
-        """The row on which the sliders of a state stand."""
-        return self.nearest({name: state[name + self.suffix] for name in self.names})
+        """The row on which the sliders of a state stand; one of two tasks may have none and gets the rest."""
+        stands = {name: state[name + self.suffix] for name in self.names if name + self.suffix in state}
+        return self.nearest(dict.fromkeys(self.names, 1 - sum(stands.values())) | stands)
 
     def sliders(self, tasks: Sequence[str], row: int, label: str = "{}", unit: str = "") -> list[Widget]:
         """One slider for each of the tasks, on that row; ``label`` holds the task's name as {}."""
         made = []
         for task in tasks:
             shares = self.shares[:, self.names.index(task)]
-            stops, look = np.unique(shares), {"unit": unit, "fmt": ".2f"}
-            if len(np.unique(stops.round(2))) < len(stops):
-                look["fmt"] = ".3f"
-            made.append(choice_slider(task + self.suffix, label.format(task), stops, shares[row], **look))
+            stops = np.unique(shares)
+            fmt = ".2f" if len(np.unique(stops.round(2))) == len(stops) else ".3f"
+            name, start = task + self.suffix, shares[row]
+            made.append(choice_slider(name, label.format(task), stops, start, unit=unit, fmt=fmt))
         return made
 
     def link(self, state: Mapping[str, Any], moved: str) -> dict[str, Any]:
         """The state with all weights on one trained weighting, ``moved`` where it was put."""
         keys = [name + self.suffix for name in self.names]
-        if moved not in keys:
+        if moved not in keys or not set(keys) <= set(state):
             return dict(state)
         now, at = {key: state[key] for key in keys}, keys.index(moved)
         if self._last != (moved, now | {moved: self._last[1].get(moved)}):  # another slider, or another start
@@ -94,20 +97,18 @@ def weight_explorer(
     """Task weights over models that were really trained: front, gains and learning curves (notebooks 00, 02, 04).
 
     With two tasks one slider gives the weight of the last one and the other gets the rest. With three tasks there is
-    a slider each; moving one moves the other two, to the trained weighting that fits best. The reading says the weights
-    of the model that is shown. Metrics are validation AUC, accuracy or RMSE by kind of task.
+    a slider each; moving one moves the other two, to the trained weighting that fits best. Metrics are validation AUC,
+    accuracy or RMSE by kind of task.
 
     Parameters
     ----------
-    sweep : with ``tasks``, ``weightings`` (a row each, a column per task), ``records`` (columns weighting, seed,
-        epoch, split, task, metric, value) and ``final()``, the records of the epoch that counts.
+    sweep : of two or three tasks (else ValueError).
     baselines : ``{task: metric of a single-task model}``, a number or one for each seed of the sweep in the order
         of its seeds (then differences are paired). Without it gains are against the weighting nearest to equal.
     start : ``{task: weight}``; the first state is the trained weighting nearest to it, or to equal weights.
-
-    Raises ValueError for other than two or three tasks, or records that lack the metric; KeyError without a baseline.
     """
     names = [task.name for task in sweep.tasks]
+    *others, last = names
     if len(names) not in (2, 3):
         raise ValueError(f"weight_explorer shows two or three tasks; this sweep has {', '.join(names)}")
     chosen = {task.name: MAIN_METRIC[task.kind] for task in sweep.tasks}
@@ -127,21 +128,22 @@ def weight_explorer(
 
     fig = figure(HEIGHT)
     left, middle, right = fig.subplots(1, 3, width_ratios=(1.25, 1, 1))
-    alone = base.mean(axis=0) if baselines is not None else None
-    move_star = _draw_front(left, centre, front, names, labels, alone)
-    kinds = {metric.upper() for metric in chosen.values()}
-    unit = kinds.pop() if len(kinds) == 1 else "own metric"
-    move_bars = _draw_gains(middle, gains, names, f"gain over {versus} ({unit})")
-    move_curves = _draw_curves(right, sweep.records, names, len(front))
+    alone = {} if baselines is None else dict(zip(names, base.mean(axis=0), strict=True))
+    units = {metric.upper() for metric in chosen.values()}
+    unit = units.pop() if len(units) == 1 else "own metric"
+    moves = (
+        _draw_front(left, centre, front, labels, alone),
+        _draw_gains(middle, gains, names, f"gain over {versus} ({unit})"),
+        _draw_curves(right, sweep.records, names, len(front)),
+    )
     fmt = ".2f" if np.allclose(trained.shares * 100, (trained.shares * 100).round()) else ".3f"
 
     def update(state: dict) -> str:
-        share = state[names[-1]]
-        row = trained.row(state if len(names) == 3 else {names[0]: 1 - share, names[1]: share})
-        for move in (move_star, move_bars, move_curves):
+        row = trained.row(state)
+        for move in moves:
             move(row)
-        weights = zip(trained.shares[row], names, strict=True)
-        loss = " + ".join(f"{weight:{fmt}} {name}" for weight, name in weights)
+        shares = zip(trained.shares[row], names, strict=True)
+        loss = " + ".join(f"{share:{fmt}} {name}" for share, name in shares)
         place = "on the Pareto front" if front[row] else "dominated by another weighting"
         means = zip(labels, centre[row], gains[:, row].mean(axis=0), strict=True)
         said = ", ".join(f"{label} {value:.4f} ({gain:+.4f})" for label, value, gain in means)
@@ -149,30 +151,26 @@ def weight_explorer(
         return (text + undefined(dict(zip(names, centre[row], strict=True)))).strip()
 
     first = equal if start is None else trained.nearest(start)
-    title, label = f"Task weights of {' and '.join([', '.join(names[:-1]), names[-1]])}", "weight of {}"
-    if len(names) == 2:
-        knobs = trained.sliders(names[1:], first, label, f"{names[0]} gets the rest")
-        return Explorer(fig, knobs, update, title=title)
-    return Explorer(fig, trained.sliders(names, first, label), update, title=title, link=trained.link)
+    slid, unit = ([last], f"{others[0]} gets the rest") if len(names) == 2 else (names, "")
+    knobs = trained.sliders(slid, first, "weight of {}", unit)
+    title = f"Task weights of {', '.join(others)} and {last}"
+    return Explorer(fig, knobs, update, title=title, link=trained.link)
 
 
 def _final_metrics(final: pd.DataFrame, count: int, chosen: Mapping[str, str]) -> np.ndarray:
     """(seeds, weightings, tasks) on the validation rows; NaN where a run has no such number."""
     found = []
     for name, metric in chosen.items():
-        rows = final[(final["task"] == name) & (final["metric"] == metric) & (final["split"] == "valid")]
+        rows = final.query("task == @name and metric == @metric and split == 'valid'")
         if not len(rows):
             raise ValueError(f"the sweep has no valid {metric!r} of {name!r}")
-        found.append(
-            rows.pivot(index="seed", columns="weighting", values="value").reindex(columns=range(count))
-        )
+        wide = rows.pivot(index="seed", columns="weighting", values="value")
+        found.append(wide.reindex(columns=range(count)))
     return np.stack(found, axis=2)
 
 
-def _draw_front(
-    ax: Axes, centre: np.ndarray, front: np.ndarray, names: list[str], labels: list[str], base: Any
-) -> Any:
-    """All trained weightings, front and baseline; returns what moves the star, and the mark on a third task's scale."""
+def _draw_front(ax: Axes, centre: np.ndarray, front: np.ndarray, labels: list[str], alone: dict) -> Move:
+    """All trained weightings, front and baselines; what moves is the star, and the mark on a third task's scale."""
     x, y = centre[:, 0], centre[:, 1]
     ax.plot(x[~front], y[~front], "o", mfc="none", mec=GREY, ms=5, label="dominated")
     look = {"label": "Pareto front", "zorder": 3}
@@ -183,25 +181,25 @@ def _draw_front(
         dots = ax.scatter(x[front], y[front], c=centre[front, 2], cmap="viridis", s=30, **look)
     ax.set(xlabel=labels[0], ylabel=labels[1], title="What weights can buy")
     ax.locator_params(nbins=5)
-    moving = [ax.plot([], [], "*", color="#E69F00", mec="black", ms=17, animated=True, zorder=9)[0]]
+    star = ax.plot([], [], "*", color="#E69F00", mec="black", ms=17, animated=True, zorder=9)[0]
+    marks = []
     if centre.shape[1] == 3:
         scale = ax.figure.colorbar(dots, ax=ax, label=labels[2], aspect=30, pad=0.02).ax
-        moving.append(scale.axhline(np.nan, color="#E69F00", lw=4, animated=True))
-    if base is not None:
-        for draw, value, name in ((ax.axvline, base[0], names[0]), (ax.axhline, base[1], names[1])):
-            draw(value, color=task_style(name)["color"], lw=1, ls="--", label=f"{name} alone")
+        marks.append(scale.axhline(np.nan, color="#E69F00", lw=4, animated=True))
+    for (name, value), draw in zip(alone.items(), (ax.axvline, ax.axhline), strict=False):
+        draw(value, color=task_style(name)["color"], lw=1, ls="--", label=f"{name} alone")
     ax.legend(fontsize=8, loc="best")
 
     def move(row: int) -> None:
-        moving[0].set_data(centre[row, :1], centre[row, 1:2])
-        for mark in moving[1:]:
+        star.set_data(centre[row, :1], centre[row, 1:2])
+        for mark in marks:
             mark.set_ydata([centre[row, 2]] * 2)
 
     return move
 
 
-def _draw_gains(ax: Axes, gains: np.ndarray, names: list[str], label: str) -> Any:
-    """A bar with its interval for each task; returns what moves them to a weighting."""
+def _draw_gains(ax: Axes, gains: np.ndarray, names: list[str], label: str) -> Move:
+    """A bar with its interval for each task."""
     reach = np.max(np.abs(gains[np.isfinite(gains)]), initial=0) * 1.35 or 1.0
     moving = []
     for at, name in enumerate(names):
@@ -217,33 +215,32 @@ def _draw_gains(ax: Axes, gains: np.ndarray, names: list[str], label: str) -> An
 
     def move(row: int) -> None:
         for at, bar, whisker, tag in moving:
-            values = gains[:, row, at]
-            mean = float(values.mean())
+            mean, ends = float(gains[:, row, at].mean()), []
+            if len(gains) > 1 and np.isfinite(mean):  # a single run has no interval
+                interval = mean_interval(gains[:, row, at])
+                ends = [interval.low, interval.high]
             bar.set_width(mean)
-            whisker.set_data([], [])
-            if len(values) > 1 and np.isfinite(values).all():  # a single run has no interval
-                interval = mean_interval(values)
-                whisker.set_data([interval.low, interval.high], [at, at])
+            whisker.set_data(ends, [at] * len(ends))
             tag.set_text(f"{mean:+.4f}" if np.isfinite(mean) else "undefined")
 
     return move
 
 
-def _draw_curves(ax: Axes, records: pd.DataFrame, names: list[str], count: int) -> Any:
+def _draw_curves(ax: Axes, records: pd.DataFrame, names: list[str], count: int) -> Move:
     """Losses as multiples of the first epoch's, means over seeds: a line for each task and split, on limits that hold
-    every weighting; returns what moves them to one."""
+    every weighting."""
     losses = records[(records["metric"] == "loss") & records["task"].isin(names)]
     table = losses.pivot_table(index=["task", "split", "weighting"], columns="epoch", values="value")
     splits, lines = sorted({"train", "valid"} & set(losses["split"])), {}
     curves = table.reindex(pd.MultiIndex.from_product([names, splits, range(count)], names=table.index.names))
     curves = curves.div(curves.iloc[:, 0].groupby(["task", "split"]).transform("mean"), axis=0).sort_index()
     for name in names:
-        style = task_style(name)
-        looks = {"valid": {"ls": style["linestyle"], "lw": 1.8}, "train": {"ls": "-", "lw": 1, "alpha": 0.45}}
+        color, dashes = (task_style(name)[part] for part in ("color", "linestyle"))
+        looks = {"valid": {"ls": dashes, "lw": 1.8}, "train": {"ls": "-", "lw": 1, "alpha": 0.45}}
         for split in splits:
-            (line,) = ax.plot([], [], color=style["color"], animated=True, **looks[split])
+            (line,) = ax.plot([], [], color=color, animated=True, **looks[split])
             lines[line] = curves.loc[name, split].to_numpy()
-        ax.plot([], [], color=style["color"], label=name, **looks["valid"])
+        ax.plot([], [], color=color, label=name, **looks["valid"])
     if "train" in splits:
         ax.plot([], [], color=GREY, lw=1, alpha=0.6, label="thin: training")
     finite = curves.to_numpy()[np.isfinite(curves.to_numpy())]
