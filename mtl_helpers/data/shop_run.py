@@ -11,19 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from mtl_helpers.data.shop_world import (
-    CATEGORIES,
-    DAY,
-    LOG,
-    PAGE,
-    PARENT,
-    SUBS,
-    ShopConfig,
-    World,
-    faded,
-    generator,
-    sigmoid,
-)
+from mtl_helpers.data.shop_world import DAY, LOG, PAGE, PARENT, ShopConfig, World, faded, generator, sigmoid
 
 __all__ = ["make_world"]
 
@@ -33,18 +21,16 @@ _POOL = 40  # products the old ranker considers in a session
 def make_world(config: ShopConfig | None = None) -> World:
     """Draw the hidden world of a config and let its shop run: always the same one."""
     config = config or ShopConfig()
-    world = World(config)
-    pilot = replace(config, n_users=min(config.n_users, 400), n_impressions=min(config.n_impressions, 40_000))
-    small = World(pilot)
+    world, most = World(config), {"n_users": 400, "n_impressions": 40_000}
+    pilot = World(replace(config, **{name: min(getattr(config, name), n) for name, n in most.items()}))
     for _ in range(2):  # two short runs find the intercepts that give the wanted rates
-        log = Run(small).log()
-        small.click_intercept += np.log(config.click_rate / max(log["click"].mean(), 1e-3))
+        log, _ = Run(pilot).records()
+        pilot.click_intercept += np.log(config.click_rate / max(log["click"].mean(), 1e-3))
         conversion = log["p_purchase_given_click"][log["click"]].mean()
-        small.purchase_intercept += np.log(config.conversion / conversion)
-    world.click_intercept = round(float(small.click_intercept), 3)
-    world.purchase_intercept = round(float(small.purchase_intercept), 3)
-    run = Run(world)
-    world.log, world.pages = run.log(), run.states()
+        pilot.purchase_intercept += np.log(config.conversion / conversion)
+    world.click_intercept = round(float(pilot.click_intercept), 3)
+    world.purchase_intercept = round(float(pilot.purchase_intercept), 3)
+    world.log, world.pages = Run(world).records()
     return world
 
 
@@ -54,7 +40,7 @@ class Run:
     def __init__(self, world: World) -> None:
         n_users, n_items = world.config.n_users, world.config.n_items
         self.world, self.rng = world, generator(world.config, LOG)
-        self.excitement, self.satiation, self.affinity = np.zeros((3, n_users, len(SUBS)), np.float32)
+        self.excitement, self.satiation, self.affinity = np.zeros((3, *world.taste.shape), np.float32)
         self.seen = np.zeros((n_users, n_items), np.uint16)
         self.last, self.mission = np.zeros(n_users, np.int64), np.full(n_users, -1)
         wish = np.exp(world.taste)  # divided by its mean: no sub-category is everybody's mission
@@ -83,7 +69,8 @@ class Run:
             self._night(self.pages[first:])
 
     def _session(self, session, user, start, day, surface, pages) -> None:
-        keeps = (start - self.last[user] < 4 * DAY) & (self.rng.random(len(user)) < 0.65)
+        rng = self.rng
+        keeps = (start - self.last[user] < 4 * DAY) & (rng.random(len(user)) < 0.65)
         keeps &= self.mission[user] >= 0
         self._wait(user, start)
         self.mission[user] = np.where(keeps, self.mission[user], self._new_mission(user))
@@ -91,7 +78,11 @@ class Run:
         for page in range(pages.max()):
             more = pages > page
             item, value = (x[more, PAGE * page : PAGE * (page + 1)] for x in (pool, score))
-            item = self._explore(item.copy(), pool[more], day)
+            # a stranger takes one of the places 3 to 8 of three pages in four: else new ones would never be seen
+            stranger, place = rng.integers(0, len(self.views), len(item)), rng.integers(2, PAGE, len(item))
+            free = (rng.random(len(item)) < 0.75) & (self.world.first_day[stranger] <= day)
+            free &= ~(pool[more] == stranger[:, None]).any(1)
+            item = np.where(free[:, None] & (np.arange(PAGE) == place[:, None]), stranger[:, None], item)
             self._show(session[more], user[more], start[more] + 60 * page, surface[more], item, value)
 
     def _wait(self, user: np.ndarray, moment: np.ndarray) -> None:
@@ -109,7 +100,7 @@ class Run:
         world, affinity = self.world, self.affinity[user].astype(float)
         rate = np.log(self.clicks / self.views)
         rate[world.first_day > day] = -np.inf
-        kin = affinity.reshape(len(user), len(CATEGORIES), -1).sum(2)[:, PARENT]
+        kin = affinity.reshape(len(user), -1, 4).sum(2)[:, PARENT]
         interest = np.log(0.25 + affinity + 0.25 * kin)[:, world.sub]
         rough = 0.7 * rate + 1.0 * interest + 0.6 * self.rng.gumbel(size=interest.shape)
         away = PARENT[world.sub] != PARENT[self.mission[user]][:, None]
@@ -120,15 +111,6 @@ class Run:
         score = score + 0.3 * self.rng.gumbel(size=pool.shape)
         order = np.argsort(-score, axis=1, kind="stable")
         return np.take_along_axis(pool, order, 1), np.take_along_axis(score, order, 1)
-
-    def _explore(self, item: np.ndarray, pool: np.ndarray, day: int) -> np.ndarray:
-        """Put any product into one of the places 3 to 8 of three pages in four: else new ones would never be seen."""
-        n = len(item)
-        stranger, place = self.rng.integers(0, self.world.config.n_items, n), self.rng.integers(2, PAGE, n)
-        free = (self.rng.random(n) < 0.75) & (self.world.first_day[stranger] <= day)
-        free &= ~(pool == stranger[:, None]).any(1)
-        item[free, place[free]] = stranger[free]
-        return item
 
     def _show(self, session, user, moment, surface, item, score) -> None:
         """Draw clicks and purchases on a page each; both change what is wanted next."""
@@ -164,25 +146,21 @@ class Run:
             np.add.at(self.clicks, page["item"], page["click"])
             np.add.at(self.views, page["item"], 1)
 
-    def _joined(self, name: str) -> np.ndarray:
-        return np.concatenate([page[name] for page in self.pages])
-
-    def log(self) -> dict[str, np.ndarray]:
-        """The clean log with its truth, one row an impression, sorted by time."""
-        order = np.lexsort((self._joined("session"), self._joined("moment")))
-        pages, rows = ("session", "user", "moment", "surface"), ("item", "score", "click", "purchase")
-        columns = {name: np.repeat(self._joined(name)[order], PAGE) for name in pages}
-        for name in (*rows, "p_click", "p_purchase_given_click"):
-            columns[name] = self._joined(name)[order].ravel()
-        return columns | {"position": np.tile(np.arange(1, PAGE + 1), len(order))}
-
-    def states(self) -> dict[str, np.ndarray]:
-        """What every page left its user in, by user and moment, and who saw what when: see World.probabilities."""
-        key, log = self._joined("user").astype(np.int64) << 32 | self._joined("moment"), self.log()
+    def records(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """The clean log with its truth, one row an impression, sorted by time; and what :meth:`World.probabilities`
+        looks up: the state every page left its user in, by user and moment, and who saw what when. Once only."""
+        pages = {name: np.concatenate([page.pop(name) for page in self.pages]) for name in [*self.pages[0]]}
+        key = pages["user"].astype(np.int64) << 32 | pages["moment"]
         order = np.argsort(key)
-        view = (log["user"].astype(np.int64) * self.world.config.n_items + log["item"]) << 32
-        states = {name: self._joined(name)[order] for name in ("mission", "excitement", "satiation")}
-        return states | {"key": key[order], "views": np.sort(view | log["moment"])}
+        state = {name: pages.pop(name)[order] for name in ("mission", "excitement", "satiation")}
+        state["key"], order = key[order], np.lexsort((pages["session"], pages["moment"]))
+        log = {
+            name: np.repeat(values[order], PAGE) if values.ndim == 1 else values[order].ravel()
+            for name, values in pages.items()
+        }
+        log["position"] = np.tile(np.arange(1, PAGE + 1), len(order))
+        view = (log["user"].astype(np.int64) * len(self.views) + log["item"]) << 32
+        return log, state | {"views": np.sort(view | log["moment"])}
 
 
 def _moments(config: ShopConfig, share: np.ndarray) -> np.ndarray:
