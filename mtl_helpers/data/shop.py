@@ -1,8 +1,5 @@
 """The shop's files: its raw log, dirt included, its products with pictures, and the truth laid apart.
 
-:mod:`mtl_helpers.data.shop_world` and :mod:`mtl_helpers.data.shop_run` simulate,
-:mod:`mtl_helpers.data.shop_log` prepares the log for learning.
-
 ``python -m mtl_helpers.data`` writes the shipped files anew, to the same bytes.
 """
 
@@ -19,7 +16,17 @@ import pandas as pd
 
 from mtl_helpers.data.shop_content import draw_sheet, encode_rgb
 from mtl_helpers.data.shop_run import make_world
-from mtl_helpers.data.shop_world import DIRT, PICTURES, START, SUBS, SURFACES, ShopConfig, World, generator
+from mtl_helpers.data.shop_world import (
+    DAY,
+    DIRT,
+    PICTURES,
+    START,
+    SUBS,
+    SURFACES,
+    ShopConfig,
+    World,
+    generator,
+)
 from mtl_helpers.files import write_atomically
 
 __all__ = ["SHOP_FOLDER", "Shop", "load_shop", "pictures", "simulate", "write_shop"]
@@ -31,22 +38,16 @@ _TABLES = ("users", "items", "impressions", "truth", "hidden")
 
 @dataclass(frozen=True, eq=False)
 class Shop:
-    """A shop's raw tables, as :func:`simulate` or :func:`load_shop` return them.
-
-    Attributes
-    ----------
-    users, items, impressions : the raw tables, dirt included (columns in ``datasets/shop/README.md``).
-    truth : impression_id, p_click, p_purchase_given_click, p_purchase. For judging, never for training.
-    hidden : item_id and its quality, appeal, era, ornament, mood, which words and pictures hint at. For judging, too.
-    config : the knobs, with which ``make_world(config)`` brings back the whole :class:`World`.
-    """
+    """A shop's raw tables, dirt included (columns in ``datasets/shop/README.md``), and what only judges may read."""
 
     users: pd.DataFrame
     items: pd.DataFrame
     impressions: pd.DataFrame
-    truth: pd.DataFrame
-    hidden: pd.DataFrame
-    config: ShopConfig
+    truth: pd.DataFrame  # impression_id, p_click, p_purchase_given_click, p_purchase
+    hidden: (
+        pd.DataFrame
+    )  # item_id and its quality, appeal, era, ornament, mood: words and pictures hint at them
+    config: ShopConfig  # ``make_world(config)`` brings back the whole :class:`World`
 
     def __repr__(self) -> str:
         sizes = f"{len(self.users):,} users, {len(self.items):,} items, {len(self.impressions):,} raw rows"
@@ -90,13 +91,17 @@ def _raw_log(world: World, rng: np.random.Generator) -> tuple[pd.DataFrame, pd.D
     log, n = world.log, len(world.log["item"])
     dear, quality = world.relative_price[log["item"]], world.quality[log["item"]]
     days = 0.28 * np.exp(2.0 * rng.standard_normal(n) + 0.5 * dear)  # from a click to the purchase
-    paid = log["moment"] + np.rint(days * 86_400).astype(np.int64)
-    bought = log["purchase"] & (paid < world.config.days * 86_400)  # the others are still pending
+    paid = log["moment"] + np.rint(days * DAY).astype(np.int64)
+    bought = log["purchase"] & (paid < world.config.days * DAY)  # the others are still pending
     dwell = np.exp(3.2 + 0.35 * quality + 0.9 * log["purchase"] + 0.5 * rng.standard_normal(n))
+
+    def stamps(seconds: np.ndarray) -> np.ndarray:
+        return np.datetime_as_string(START + seconds.astype("timedelta64[s]")).astype(object)
+
     impressions = {
         "impression_id": np.arange(n),
         "session_id": log["session"],
-        "timestamp": _stamps(log["moment"]),
+        "timestamp": stamps(log["moment"]),
         "user_id": log["user"],
         "item_id": log["item"],
         "position": log["position"],
@@ -105,31 +110,30 @@ def _raw_log(world: World, rng: np.random.Generator) -> tuple[pd.DataFrame, pd.D
         "click": log["click"].astype(np.int64),
         "dwell_seconds": np.where(log["click"], np.clip(np.rint(dwell), 1, 1800), np.nan),
         "purchase": bought.astype(np.int64),
-        "purchase_time": pd.Series(_stamps(paid)).where(bought),
+        "purchase_time": pd.Series(stamps(paid)).where(bought),
     }
-    truth = {"impression_id": np.arange(n)}
-    truth |= {name: log[name].round(6) for name in ("p_click", "p_purchase_given_click")}
-    truth["p_purchase"] = (log["p_click"] * log["p_purchase_given_click"]).round(6)
+    truth = pd.DataFrame({name: log[name] for name in ("p_click", "p_purchase_given_click")})
+    truth = truth.assign(p_purchase=truth.prod(axis=1)).round(6)
+    truth.insert(0, "impression_id", np.arange(n))
     twice = np.repeat(np.arange(n), 1 + (rng.random(n) < 0.01))
-    return pd.DataFrame(impressions).iloc[twice].reset_index(drop=True), pd.DataFrame(truth)
-
-
-def _stamps(seconds: np.ndarray) -> np.ndarray:
-    return np.datetime_as_string(START + seconds.astype("timedelta64[s]")).astype(object)
-
-
-# ------------------------------------------------------------------------------------------------- files
+    return pd.DataFrame(impressions).iloc[twice].reset_index(drop=True), truth
 
 
 def write_shop(config: ShopConfig | None = None, folder: str | Path = SHOP_FOLDER) -> list[Path]:
-    """Simulate a shop and write its files; the same config gives the same bytes.
+    """Simulate a shop and write its files; the same config gives the same bytes. Returns their paths.
 
-    Writes ``users``, ``items``, ``impressions``, ``truth`` and ``hidden`` as ``.csv.gz``, the pictures of the
-    products as ``pictures.png`` (see :func:`pictures`), and the knobs as ``config.json``. Returns the paths.
+    These are the tables as ``.csv.gz``, ``pictures.png`` (see :func:`pictures`) and the knobs, ``config.json``.
     """
     shop, folder = simulate(config), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    contents = {f"{name}.csv.gz": _gzip(getattr(shop, name)) for name in _TABLES}
+    contents = {}
+    for name in _TABLES:
+        packed = io.BytesIO()
+        with gzip.GzipFile(
+            "", "wb", 9, packed, mtime=0
+        ) as file:  # without name and time, the bytes are the content's
+            file.write(getattr(shop, name).to_csv(index=False, lineterminator="\n").encode())
+        contents[f"{name}.csv.gz"] = packed.getvalue()
     contents["config.json"] = (json.dumps(asdict(shop.config), indent=2) + "\n").encode()
     contents["pictures.png"] = encode_rgb(pictures(shop))
     for name, content in contents.items():
@@ -144,14 +148,6 @@ def pictures(shop: Shop) -> np.ndarray:
     return draw_sheet(sub, shop.hidden.drop(columns="item_id").to_numpy(), generator(shop.config, PICTURES))
 
 
-def _gzip(frame: pd.DataFrame) -> bytes:
-    buffer = io.BytesIO()
-    # no name and no time in the header: the bytes depend on the content (and the zlib) alone
-    with gzip.GzipFile(filename="", mode="wb", compresslevel=9, fileobj=buffer, mtime=0) as file:
-        file.write(frame.to_csv(index=False, lineterminator="\n").encode())
-    return buffer.getvalue()
-
-
 def load_shop(folder: str | Path | None = None) -> Shop:
     """Read a shop's files, by default the shipped ones; where those are missing (the package was installed without the
     data), the same shop is simulated in memory. Raises FileNotFoundError when ``folder`` lacks a file.
@@ -161,6 +157,5 @@ def load_shop(folder: str | Path | None = None) -> Shop:
     folder = Path(folder or SHOP_FOLDER)
     read = {"keep_default_na": False, "na_values": [""]}
     tables = {name: pd.read_csv(folder / f"{name}.csv.gz", **read) for name in _TABLES}
-    return Shop(
-        **tables, config=ShopConfig(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    )
+    config = ShopConfig(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    return Shop(**tables, config=config)
