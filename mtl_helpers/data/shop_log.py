@@ -1,14 +1,10 @@
 """The shop's raw log made ready for learning: cleaned, joined, with features of the past only, and split.
 
-Taught in notebook 01 (from the raw log to features). :func:`clean_users`, :func:`clean_items` and
-:func:`clean_impressions` undo the dirt, :func:`shop_frame` joins and adds features that look at earlier sessions only,
-:func:`history_sequences` gives each row's last clicks to models that read sequences, :func:`shop_splits` cuts the
-frame without a leak, and :func:`bayes_auc` is the ceiling of every model.
+Taught in notebook 01: :func:`clean_users`, :func:`clean_items` and :func:`clean_impressions` undo the dirt,
+:func:`shop_frame` joins and adds features, :func:`shop_splits` cuts without a leak.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -64,21 +60,16 @@ def tidy_text(values: pd.Series) -> pd.Series:
 
 
 def convert_units(values: pd.Series, unit: pd.Series, factors: dict[str, float]) -> pd.Series:
-    """Multiply each value by the factor of its unit, e.g. ``{"EUR": 1, "cent": 0.01}``.
-
-    Raises ValueError for a unit without a factor: a silent guess would be off by that factor.
-    """
+    """Multiply each value by the factor of its unit, e.g. ``{"EUR": 1, "cent": 0.01}``. Raises ValueError for a unit
+    without a factor: a silent guess would be off by that factor."""
     if unknown := sorted(set(unit.fillna("(missing)")) - set(factors)):
         raise ValueError(f"No factor for unit {', '.join(unknown)}: known are {', '.join(factors)}.")
     return values * unit.map(factors).astype(float)
 
 
 def clip_outliers(values: pd.Series, k: float = 3.0, log: bool = False) -> pd.Series:
-    """Clip values further than ``k`` interquartile ranges outside the quartiles (Tukey's far-out fences for k = 3).
-
-    ``log=True`` measures on the log scale, right for prices and counts; all values must then be positive.
-    Missing values stay missing.
-    """
+    """Clip values further than ``k`` interquartile ranges outside the quartiles (Tukey's far-out fences for k = 3);
+    missing ones stay. ``log=True`` measures on the log scale, right for prices and counts, all above 0."""
     if log and (values.dropna() <= 0).any():
         raise ValueError(f"clip_outliers(log=True) needs values above 0; {values.name!r} has {values.min()}.")
     scale = np.log(values) if log else values
@@ -93,44 +84,35 @@ def _refuse(values: pd.Series, bad: pd.Series, why: str) -> None:
         raise ValueError(f"{values.name} {values[bad].iloc[0]!s} {why}.")
 
 
-def clean_users(users: pd.DataFrame) -> pd.DataFrame:
-    """Drop duplicate rows and turn impossible ages (below 14, above 100) into missing ones.
+def _tidied(table: pd.DataFrame, key: str, *texts: str) -> pd.DataFrame:
+    """The distinct rows, one for each ``key``, with tidy texts."""
+    table = drop_duplicate_rows(table)
+    _refuse(table[key], table[key].duplicated(), "stands for two different rows")
+    return table.assign(**{name: tidy_text(table[name]) for name in texts})
 
-    A missing age stays missing: the encoder fills it with the mean of the training rows.
-    """
-    users = drop_duplicate_rows(users)
-    _refuse(users["user_id"], users["user_id"].duplicated(), "stands for two different rows")
-    tidied = {name: tidy_text(users[name]) for name in ("region", "loyalty_tier")}
-    return users.assign(age=users["age"].where(users["age"].between(14, 100)), **tidied)
+
+def clean_users(users: pd.DataFrame) -> pd.DataFrame:
+    """Drop duplicate rows, tidy the texts and turn impossible ages (below 14, above 100) into missing ones, which the
+    encoder fills with the mean of the training rows. Raises ValueError when an id stands for two different rows."""
+    users = _tidied(users, "user_id", "region", "loyalty_tier")
+    return users.assign(age=users["age"].where(users["age"].between(14, 100)))
 
 
 def clean_items(items: pd.DataFrame) -> pd.DataFrame:
-    """Drop duplicate rows, tidy the categories, bring all prices to EUR and clip outliers within their category.
-
-    The column ``price_unit`` goes; ``on_sale_since`` becomes a date.
-    """
-    items = drop_duplicate_rows(items)
-    _refuse(items["item_id"], items["item_id"].duplicated(), "stands for two different rows")
-    items = items.assign(
-        category=tidy_text(items["category"]),
-        brand=tidy_text(items["brand"]),
-        price=convert_units(items["price"], items["price_unit"], {"EUR": 1.0, "cent": 0.01}),
-        on_sale_since=pd.to_datetime(items["on_sale_since"]),
-    )
-    expected = f"is unknown: expected one of {', '.join(CATEGORIES)}"
-    _refuse(items["category"], ~items["category"].isin(CATEGORIES), expected)
-    clipped = items.groupby("category")["price"].transform(clip_outliers, log=True)
-    return items.assign(price=clipped.round(2)).drop(columns="price_unit")
+    """Drop duplicate rows, tidy the texts, bring all prices to EUR (``price_unit`` goes), clip outliers within their
+    category, read ``on_sale_since`` as a date. Raises ValueError for a doubled id, an unknown category or unit."""
+    items = _tidied(items, "item_id", "category", "brand")
+    unknown = ~items["category"].isin(CATEGORIES)
+    _refuse(items["category"], unknown, f"is unknown: expected one of {', '.join(CATEGORIES)}")
+    price = convert_units(items["price"], items.pop("price_unit"), {"EUR": 1.0, "cent": 0.01})
+    price = price.groupby(items["category"]).transform(clip_outliers, log=True)
+    return items.assign(price=price.round(2), on_sale_since=pd.to_datetime(items["on_sale_since"]))
 
 
 def clean_impressions(impressions: pd.DataFrame) -> pd.DataFrame:
-    """Drop duplicate rows, read the timestamps and sort by time.
-
-    Raises ValueError when an impression id stands for two different rows, a label is not 0 or 1, or something was
-    bought without a click.
-    """
-    log = drop_duplicate_rows(impressions)
-    _refuse(log["impression_id"], log["impression_id"].duplicated(), "stands for two different rows")
+    """Drop duplicate rows, read the timestamps and sort by time. Raises ValueError when an id stands for two different
+    rows, a label is not 0 or 1, or something was bought without a click."""
+    log = _tidied(impressions, "impression_id")
     for name in ("click", "purchase"):
         _refuse(log[name], ~log[name].isin((0, 1)), "is no label: expected 0 or 1")
     _refuse(log["impression_id"], log["purchase"] > log["click"], "was bought without a click")
@@ -143,13 +125,10 @@ def clean_impressions(impressions: pd.DataFrame) -> pd.DataFrame:
 
 
 def shop_frame(shop: Shop) -> pd.DataFrame:
-    """Clean, join and extract features: one row an impression, sorted by time.
-
-    Holds the columns of the three tables and
+    """Clean, join and extract features: one row an impression, sorted by time. Adds to the columns of the tables
 
     - ``hour``, ``weekday`` (Monday is 0), ``session_start``; ``log_price``; ``price_vs_category``, the log price minus
-      the mean log price of the item's category in the catalogue; ``age_group`` ("unknown" without an age);
-      ``days_on_sale``;
+      its mean in the catalogue's category; ``age_group`` ("unknown" without an age); ``days_on_sale``;
     - :data:`SHOP_COUNTS` and :data:`SHOP_HISTORY`, over events strictly before the session began. Click rates are
       smoothed: (clicks + PRIOR_VIEWS · PRIOR_CTR) / (views + PRIOR_VIEWS). ``last_sub_category`` is that of the
       user's last click ("none" without one);
@@ -178,34 +157,43 @@ def shop_frame(shop: Shop) -> pd.DataFrame:
 
 
 class _Events:
-    """Rows with the same key at a moment of theirs: sums of a value over those before each row's session began.
+    """Rows with the same key, all or some, at a moment of theirs; and what each row of the frame finds among them
+    before, or after, its session began. Key and second share one sorted int64, in which a search finds the place."""
 
-    Key and second share one sorted int64, so that a search finds where a row's past ends.
-    """
-
-    def __init__(self, frame: pd.DataFrame, *key: str, moment: str = "timestamp") -> None:
+    def __init__(self, frame: pd.DataFrame, *key: str, moment: str = "timestamp", only=slice(None)) -> None:
         self.group = frame.groupby(list(key), sort=False).ngroup().to_numpy().astype(np.int64) << 32
         self.moment, self.start = _seconds(frame, moment), _seconds(frame, "session_start")
-        self.order = np.argsort(self.group | self.moment, kind="stable")
-        self.events = (self.group | self.moment)[self.order]
-        self.first, self.end = self._before(-self.start), self._before(0)
+        rows = np.arange(len(frame))[only]
+        self.rows = rows[np.argsort((self.group | self.moment)[rows], kind="stable")]
+        self.events = (self.group | self.moment)[self.rows]
+        self.first, self.end = self._place(-self.start), self._place(0)
 
-    def _before(self, later: np.ndarray | int) -> np.ndarray:
-        """How many events stand before a row's session start plus some seconds, counted over all keys."""
-        return np.searchsorted(self.events, self.group | (self.start + later))
+    def _place(self, later: np.ndarray | int, side: str = "left") -> np.ndarray:
+        """How many events, counted over all keys, stand before a row's session start plus some seconds."""
+        return np.searchsorted(self.events, self.group | (self.start + later), side)
 
-    def total(self, values: np.ndarray | float, later: int = 0) -> np.ndarray:
+    def total(self, values: np.ndarray, later: int = 0) -> np.ndarray:
         """Sum over all earlier events, or, with ``later`` seconds, over those that soon after the session's start."""
-        running = np.concatenate([[0], np.cumsum(np.broadcast_to(values, self.order.shape)[self.order])])
-        last, first = (self._before(later), self.end) if later else (self.end, self.first)
+        running = np.concatenate([[0], np.cumsum(values[self.rows])])
+        last, first = (self._place(later), self.end) if later else (self.end, self.first)
         return running[last] - running[first]
 
     def fading(self, values: np.ndarray, half_life: float) -> np.ndarray:
         """The sum of value · ½^(days ago / half_life)."""
-        risen = pd.Series((values * 2 ** (np.minimum(self.moment, 2**24) / 86_400 / half_life))[self.order])
-        running = risen.groupby(self.group[self.order]).cumsum().to_numpy()
+        risen = pd.Series((values * 2 ** (np.minimum(self.moment, 2**24) / 86_400 / half_life))[self.rows])
+        running = risen.groupby(self.group[self.rows]).cumsum().to_numpy()
         found = np.where(self.end > self.first, running[self.end - 1], 0)
         return found * 2 ** (-self.start / 86_400 / half_life)
+
+    def latest(self, n: int) -> np.ndarray:
+        """Rows (rows, n) of the last events, latest first; -1 where there are none."""
+        place = self.end[:, None] - 1 - np.arange(n)
+        return np.append(self.rows, -1)[np.where(place >= self.first[:, None], place, -1)]
+
+    def following(self) -> np.ndarray:
+        """Rows (rows,) of the first event later than the session's start; -1 where there is none."""
+        place = self._place(0, "right")
+        return np.append(self.rows, -1)[np.where(place < self._place(2**32 - 1 - self.start), place, -1)]
 
 
 def _seconds(frame: pd.DataFrame, moment: str) -> np.ndarray:
@@ -215,80 +203,65 @@ def _seconds(frame: pd.DataFrame, moment: str) -> np.ndarray:
 
 
 def _history(frame: pd.DataFrame) -> dict[str, np.ndarray]:
-    click, bought = frame["click"].to_numpy(float), frame["purchase"].to_numpy(float)
-    user, item, seen = (_Events(frame, *key) for key in (["user_id"], ["item_id"], ["user_id", "item_id"]))
+    clicked, bought = frame["click"] == 1, frame["purchase"].to_numpy(float)
+    click = clicked.to_numpy(float)
+    user, item = _Events(frame, "user_id"), _Events(frame, "item_id")
     category, sub, brand = (_Events(frame, "user_id", name) for name in ("category", "sub_category", "brand"))
-    paid = _Events(frame, "user_id", "sub_category", moment="purchase_time")
-    rates = {
-        f"{name}_past_ctr": (past.total(click) + PRIOR_VIEWS * PRIOR_CTR) / (past.total(1.0) + PRIOR_VIEWS)
-        for name, past in (("user", user), ("item", item))
-    }
-    last = frame.loc[frame["click"] == 1, ["user_id", "timestamp", "sub_category"]]
-    last = last.rename(columns={"timestamp": "last_click", "sub_category": "last_sub_category"})
-    last = _nearest(frame, last, "last_click", "backward")
-    days = (frame["session_start"] - last["last_click"]).dt.total_seconds() / 86_400
-    return rates | {
+    last = _Events(frame, "user_id", only=clicked).latest(1)[:, 0]
+    last = frame[["timestamp", "sub_category"]].reindex(last).set_axis(frame.index)
+    days = (frame["session_start"] - last["timestamp"]).dt.total_seconds() / 86_400
+    return {
+        **{
+            f"{name}_past_ctr": (past.total(click) + PRIOR_VIEWS * PRIOR_CTR)
+            / (past.end - past.first + PRIOR_VIEWS)
+            for name, past in (("user", user), ("item", item))
+        },
         "user_past_clicks": user.total(click),
         "user_category_past_clicks": category.total(click),
         "user_brand_past_clicks": brand.total(click),
         "sub_clicks_day": sub.fading(click, 1),
         "category_clicks_day": category.fading(click, 1),
         "sub_clicks_week": sub.fading(click, 7),
-        "sub_bought": paid.fading(bought, 15),
-        "item_seen": np.log1p(seen.total(1.0)),
+        "sub_bought": _Events(frame, "user_id", "sub_category", moment="purchase_time").fading(bought, 15),
+        "item_seen": np.log1p(_Events(frame, "user_id", "item_id").total(np.ones(len(frame)))),
         "item_clicks_week": np.log1p(item.fading(click, 7)),
         **{f"past_{name}": user.fading(click * (frame["category"] == name), 7) for name in CATEGORIES},
         "days_since_click": np.log1p(days.fillna(60)),
-        "last_sub_category": last["last_sub_category"].fillna("none"),
-        "same_sub_as_last": (last["last_sub_category"] == frame["sub_category"]).astype(float),
+        "last_sub_category": last["sub_category"].fillna("none"),
+        "same_sub_as_last": (last["sub_category"] == frame["sub_category"]).astype(float),
     }
 
 
 def _future(frame: pd.DataFrame) -> dict[str, pd.Series | np.ndarray]:
-    clicks = frame.loc[frame["click"] == 1, ["user_id", "session_start", "timestamp", "category", "item_id"]]
-    clicks = clicks.drop_duplicates(["user_id", "session_start"])
-    clicks = clicks.assign(category=pd.Index(CATEGORIES).get_indexer(clicks["category"]).astype(float))
-    names = {"timestamp": "next_click_time", "category": "next_category", "item_id": "next_item"}
-    found = _nearest(frame, clicks.rename(columns=names), "session_start", "forward")
+    later = _Events(frame, "user_id", moment="session_start", only=frame["click"] == 1).following()
+    later = frame[["timestamp", "category", "item_id"]].reindex(later).set_axis(frame.index)
     paid = _Events(frame, "user_id", moment="purchase_time")
     spend = paid.total((frame["purchase"] * frame["price"]).to_numpy(float), later=7 * 86_400)
     full = frame["session_start"] + pd.Timedelta(days=7) <= frame["timestamp"].max()
-    return {name: found[name] for name in names.values()} | {"spend_7d": np.where(full, spend, np.nan)}
-
-
-def _nearest(frame: pd.DataFrame, events: pd.DataFrame, moment: str, direction: str) -> pd.DataFrame:
-    """For each row its user's nearest event strictly before, or after, the session began."""
-    order = frame[["session_start", "user_id"]].sort_values("session_start", kind="stable")
-    events = events.sort_values(moment, kind="stable")
-    join = {"left_on": "session_start", "right_on": moment, "by": "user_id", "allow_exact_matches": False}
-    return pd.merge_asof(order, events, direction=direction, **join).set_axis(order.index).sort_index()
+    return {
+        "next_click_time": later["timestamp"],
+        "next_category": later["category"].map({name: float(k) for k, name in enumerate(CATEGORIES)}),
+        "next_item": later["item_id"],
+        "spend_7d": np.where(full, spend, np.nan),
+    }
 
 
 def history_sequences(frame: pd.DataFrame, length: int = 20) -> dict[str, np.ndarray]:
     """The last clicks of each row's user before the session began, latest first, for models that read sequences.
 
-    Returns
-    -------
-    ``item`` (n, length) int64: item_id + 1, or 0 where there is no further click; ``sub_category`` (n, length), a
-    number of its own for each name, likewise; ``hours`` (n, length) float32, since then; ``bought`` (n, length), if
+    Returns ``item`` (n, length) int64, item_id + 1, or 0 where there is no further click; ``sub_category`` (n, length),
+    a number of its own for each name, likewise; ``hours`` (n, length) float32, since then; ``bought`` (n, length), if
     the click's purchase was in when the session began.
     """
     frame = frame.reset_index(drop=True)
-    event = frame[frame["click"] == 1].sort_values(["user_id", "timestamp"], kind="stable")
-    second, paid = (_seconds(frame, name)[event.index] for name in ("timestamp", "purchase_time"))
-    start = _seconds(frame, "session_start")
-    user = frame["user_id"].to_numpy().astype(np.int64) << 32
-    keys = event["user_id"].to_numpy().astype(np.int64) << 32 | second
-    end, first = np.searchsorted(keys, user | start), np.searchsorted(keys, user)
-    place = end[:, None] - 1 - np.arange(length)
-    there = place >= first[:, None]
-    place = np.where(there, place, 0)
-    sub = pd.factorize(frame["sub_category"], sort=True)[1].get_indexer(event["sub_category"])
+    clicks = _Events(frame, "user_id", only=frame["click"] == 1)
+    row, start = clicks.latest(length), clicks.start[:, None]
+    sub = pd.factorize(frame["sub_category"], sort=True)[0]
     return {
-        "item": np.where(there, event["item_id"].to_numpy()[place] + 1, 0),
-        "sub_category": np.where(there, sub[place] + 1, 0),
-        "hours": np.where(there, (start[:, None] - second[place]) / 3600, 0).astype(np.float32),
-        "bought": there & (paid[place] < start[:, None]),
+        "item": np.where(row >= 0, frame["item_id"].to_numpy()[row] + 1, 0),
+        "sub_category": np.where(row >= 0, sub[row] + 1, 0),
+        "hours": np.where(row >= 0, (start - clicks.moment[row]) / 3600, 0).astype(np.float32),
+        "bought": (row >= 0) & (_seconds(frame, "purchase_time")[row] < start),
     }
 
 
@@ -302,8 +275,7 @@ def mask_future_labels(frame: pd.DataFrame, until: pd.Timestamp, pending: str = 
     counts as none, or, with ``pending="unknown"``, ``purchase`` of the last four days, in which many are pending, is
     NaN: unbiased, at the price of the latest rows.
     """
-    known = frame["next_click_time"] < until
-    bought = (frame["purchase_time"] < until).astype(float)
+    known, bought = frame["next_click_time"] < until, (frame["purchase_time"] < until).astype(float)
     return frame.assign(
         **{name: frame[name].where(known) for name in ("next_category", "next_item", "next_click_time")},
         spend_7d=frame["spend_7d"].where(frame["session_start"] + pd.Timedelta(days=7) <= until),
@@ -311,29 +283,19 @@ def mask_future_labels(frame: pd.DataFrame, until: pd.Timestamp, pending: str = 
     )
 
 
-def shop_splits(
-    frame: pd.DataFrame,
-    split: str = "time",
-    fractions: Sequence[float] = (0.7, 0.1, 0.2),
-    seed: int = 0,
-    pending: str = "no",
-) -> dict[str, pd.DataFrame]:
-    """Split a :func:`shop_frame` into ``{"train", "valid", "test"}`` without a leak from the future.
+def shop_splits(frame: pd.DataFrame, split: str = "time", pending: str = "no") -> dict[str, pd.DataFrame]:
+    """Split a :func:`shop_frame` 70 / 10 / 20 into ``{"train", "valid", "test"}`` without a leak from the future.
 
-    Parameters
-    ----------
-    split : ``"time"`` cuts at two moments. The training part knows what was known at its end
-        (:func:`mask_future_labels`, which takes ``pending``); in the validation part next clicks are cut, too, while
-        purchases are judged as the whole log knows them, as in the test part. ``"user"`` keeps all rows of a user
-        together, over the same weeks: a next click belongs to the same user, so nothing is masked.
-    seed : of the random choice of users; a split by time has none.
+    ``split="time"`` cuts at two moments. The training part knows what was known at its end
+    (:func:`mask_future_labels`, which takes ``pending``); in the validation part next clicks are cut, too, while
+    purchases are judged as the whole log knows them, as in the test part. ``"user"`` keeps all rows of a user
+    together, over the same weeks: a next click belongs to the same user, so nothing is masked.
     """
+    fractions = (0.7, 0.1, 0.2)
     if split == "user":
-        return split_by_user(frame, fractions=fractions, seed=seed)
+        return split_by_user(frame, fractions=fractions)
     if split != "time" or pending not in ("no", "unknown"):
-        raise ValueError(
-            f"split={split!r}, pending={pending!r}: expected 'time' or 'user', 'no' or 'unknown'."
-        )
+        raise ValueError(f"{split=}, {pending=}: expected 'time' or 'user', 'no' or 'unknown'.")
     parts = split_by_time(frame, fractions=fractions)
     train = mask_future_labels(parts["train"], parts["valid"]["timestamp"].min(), pending)
     valid = mask_future_labels(parts["valid"], parts["test"]["timestamp"].min())
