@@ -40,8 +40,7 @@ from mtl_helpers.data import (
     write_shop,
 )
 from mtl_helpers.data.shop_content import NOISE, WORDS, describe
-from mtl_helpers.data.shop_run import Run
-from mtl_helpers.data.shop_world import AGE_EDGES, DIRT, PARENT, PICTURES, SUBS, generator, sigmoid
+from mtl_helpers.data.shop_world import AGE_EDGES, DIRT, PARENT, PICTURES, SUBS, Run, generator, sigmoid
 from mtl_helpers.metrics import auc, expected_auc, expected_log_loss, log_loss
 
 SMALL = ShopConfig(n_users=150, n_items=240, n_impressions=12_000, days=14, click_rate=0.15, seed=3)

@@ -6,6 +6,5 @@ from mtl_helpers.data.inspect import *
 from mtl_helpers.data.public import *
 from mtl_helpers.data.shop import *
 from mtl_helpers.data.shop_log import *
-from mtl_helpers.data.shop_run import *
 from mtl_helpers.data.shop_world import *
 from mtl_helpers.data.tables import *

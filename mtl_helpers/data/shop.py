@@ -14,19 +14,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from mtl_helpers.data import shop_world as sim
 from mtl_helpers.data.shop_content import draw_sheet, encode_rgb
-from mtl_helpers.data.shop_run import make_world
-from mtl_helpers.data.shop_world import (
-    DAY,
-    DIRT,
-    PICTURES,
-    START,
-    SUBS,
-    SURFACES,
-    ShopConfig,
-    World,
-    generator,
-)
+from mtl_helpers.data.shop_world import ShopConfig, World, generator, make_world
 from mtl_helpers.files import write_atomically
 
 __all__ = ["SHOP_FOLDER", "Shop", "load_shop", "pictures", "simulate", "write_shop"]
@@ -57,10 +47,10 @@ class Shop:
 def simulate(config: ShopConfig | None = None) -> Shop:
     """Draw a whole shop: its raw tables, with dirt, and the truth apart."""
     world = make_world(config)
-    rng = generator(world.config, DIRT)
+    rng = generator(world.config, sim.DIRT)
     users, items = _dirty_users(world.users, rng), _dirty_items(world.items, rng)
     impressions, truth = _raw_log(world, rng)
-    hidden = np.column_stack([world.quality, world.appeal, world.style]).round(3)
+    hidden = world.hidden.round(3)
     hidden = pd.DataFrame(hidden, columns=["quality", "appeal", "era", "ornament", "mood"])
     hidden.insert(0, "item_id", world.items["item_id"])
     return Shop(users, items, impressions, truth, hidden, world.config)
@@ -91,12 +81,12 @@ def _raw_log(world: World, rng: np.random.Generator) -> tuple[pd.DataFrame, pd.D
     log, n = world.log, len(world.log["item"])
     dear, quality = world.relative_price[log["item"]], world.quality[log["item"]]
     days = 0.28 * np.exp(2.0 * rng.standard_normal(n) + 0.5 * dear)  # from a click to the purchase
-    paid = log["moment"] + np.rint(days * DAY).astype(np.int64)
-    bought = log["purchase"] & (paid < world.config.days * DAY)  # the others are still pending
+    paid = log["moment"] + np.rint(days * sim.DAY).astype(np.int64)
+    bought = log["purchase"] & (paid < world.config.days * sim.DAY)  # the others are still pending
     dwell = np.exp(3.2 + 0.35 * quality + 0.9 * log["purchase"] + 0.5 * rng.standard_normal(n))
 
     def stamps(seconds: np.ndarray) -> np.ndarray:
-        return np.datetime_as_string(START + seconds.astype("timedelta64[s]")).astype(object)
+        return np.datetime_as_string(sim.START + seconds.astype("timedelta64[s]")).astype(object)
 
     impressions = {
         "impression_id": np.arange(n),
@@ -105,7 +95,7 @@ def _raw_log(world: World, rng: np.random.Generator) -> tuple[pd.DataFrame, pd.D
         "user_id": log["user"],
         "item_id": log["item"],
         "position": log["position"],
-        "surface": np.array(SURFACES, object)[log["surface"]],
+        "surface": np.array(sim.SURFACES, object)[log["surface"]],
         "old_score": log["score"].round(3),
         "click": log["click"].astype(np.int64),
         "dwell_seconds": np.where(log["click"], np.clip(np.rint(dwell), 1, 1800), np.nan),
@@ -144,8 +134,10 @@ def write_shop(config: ShopConfig | None = None, folder: str | Path = SHOP_FOLDE
 
 def pictures(shop: Shop) -> np.ndarray:
     """Pictures of the products, 32 pixels square, 40 a row in the order of ``item_id``: uint8 (rows·32, 1280, 3)."""
-    sub = pd.Index(SUBS).get_indexer(shop.items["sub_category"])
-    return draw_sheet(sub, shop.hidden.drop(columns="item_id").to_numpy(), generator(shop.config, PICTURES))
+    sub = pd.Index(sim.SUBS).get_indexer(shop.items["sub_category"])
+    return draw_sheet(
+        sub, shop.hidden.drop(columns="item_id").to_numpy(), generator(shop.config, sim.PICTURES)
+    )
 
 
 def load_shop(folder: str | Path | None = None) -> Shop:

@@ -1,19 +1,19 @@
 """A simulated shop, set by realism: its log looks like a shop's, and its true probabilities are known.
 
-Taught in notebook 00; ``datasets/shop/README.md`` tells how a row comes about. Here are the knobs and the hidden world;
-:mod:`mtl_helpers.data.shop_run` lets its shop run, :mod:`mtl_helpers.data.shop` turns that into files.
+Taught in notebook 00; ``datasets/shop/README.md`` tells how a row comes about. A :class:`World` holds what users want
+and what products are; in a :class:`Run` its shop is open; :mod:`mtl_helpers.data.shop` turns that into files.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 from mtl_helpers.data.shop_content import describe
 
-__all__ = ["AGE_GROUPS", "CATEGORIES", "PAGE", "SURFACES", "TIERS", "ShopConfig", "World"]
+__all__ = ["AGE_GROUPS", "CATEGORIES", "PAGE", "SURFACES", "TIERS", "ShopConfig", "World", "make_world"]
 
 SUB_CATEGORIES = {
     "books": ("novels", "cookbooks", "travel guides", "comics"),
@@ -37,11 +37,12 @@ AGE_GROUPS = ("18-24", "25-34", "35-44", "45-54", "55+")
 AGE_EDGES = (18, 25, 35, 45, 55, 81)
 PAGE = 8
 """Products a page shows, at positions 1 to 8. A session has one to five pages."""
+_POOL = 40  # products the old ranker considers in a session
 DAY = 86_400
 START = np.datetime64("2025-03-03T00:00:00", "s")  # a Monday
 
 # Random streams: each has its own child seed, so that a change to one leaves the others as they are.
-_USERS, _ITEMS, _TRENDS, LOG, _WORDS, DIRT, PICTURES = range(7)
+_USERS, _ITEMS, _TRENDS, _LOG, _WORDS, DIRT, PICTURES = range(7)
 
 
 @dataclass(frozen=True)
@@ -69,20 +70,11 @@ class ShopConfig:
             raise ValueError(f"{self}: expected {rule}, rates between 0 and 0.5.")
 
 
-def generator(config: ShopConfig, key: int) -> np.random.Generator:
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(config.seed, spawn_key=(key,))))
-
-
 class World:
-    """What the simulator knows and a shop does not.
+    """What the simulator knows and a shop does not; ``users`` and ``items`` are the tables it sees, before any dirt.
 
-    ``users`` and ``items`` are the tables a shop sees, before any dirt. Of users: ``eager``, ``activity``,
-    ``price_sensitivity`` (n_users,); ``taste`` and ``taste_purchase`` for sub-categories (n_users, 32), ``style_taste``
-    and ``style_taste_purchase`` for three axes of style (n_users, 3), of standard deviation 1. Of items: ``sub``,
-    ``quality``, ``appeal``, ``relative_price`` (on the log scale, within the category), ``first_day`` of the log on
-    which it can be shown (n_items,); ``style`` (n_items, 3). ``complement`` (32,) is the sub-category that goes with
-    one; ``trend`` (days, n_items) what is in fashion. ``log``, the clean log with its truth, one row an impression,
-    sorted by time, and ``pages`` come from :func:`mtl_helpers.data.make_world`.
+    ``log``, the clean log with its truth, one row an impression, sorted by time, and ``pages``, the state in which each
+    page left its user, come from :func:`make_world`.
     """
 
     click_intercept, purchase_intercept = -3.8, -4.4
@@ -91,18 +83,18 @@ class World:
         self.config = config
         self._draw_users(generator(config, _USERS))
         self._draw_items(generator(config, _ITEMS))
-        rng = generator(config, _TRENDS)
-
-        def walk(n: int, deviation: float, half_life: float) -> np.ndarray:
-            """(days, n) random walks that come back to 0."""
+        rng, self.trend = (
+            generator(config, _TRENDS),
+            np.zeros((config.days, config.n_items)),
+        )  # what is in fashion
+        for n, deviation, half_life, of in (
+            (config.n_items, 0.35, 7, slice(None)),
+            (len(SUBS), 0.12, 14, self.sub),
+        ):
             keep, steps = 0.5 ** (1 / half_life), deviation * rng.standard_normal((config.days, n))
-            for day in range(1, config.days):
+            for day in range(1, config.days):  # a random walk that comes back to 0
                 steps[day] = keep * steps[day - 1] + np.sqrt(1 - keep**2) * steps[day]
-            return steps
-
-        self.trend = (
-            walk(config.n_items, 0.35, half_life=7) + walk(len(SUBS), 0.12, half_life=14)[:, self.sub]
-        )
+            self.trend += steps[:, of]
 
     def _draw_users(self, rng: np.random.Generator) -> None:
         n, rho, edges = self.config.n_users, self.config.relatedness, np.array(AGE_EDGES)
@@ -122,9 +114,9 @@ class World:
             other = _standardise(other - (other * click).mean(0) * click)
             return click, rho * click + np.sqrt(1 - rho**2) * other
 
-        both = zip(pair(len(CATEGORIES)), pair(len(SUBS)), strict=True)
+        both = zip(pair(len(CATEGORIES)), pair(len(SUBS)), strict=True)  # for sub-categories (n_users, 32):
         self.taste, self.taste_purchase = (0.8 * category[:, PARENT] + 0.6 * sub for category, sub in both)
-        self.style_taste, self.style_taste_purchase = pair(3)
+        self.style_taste, self.style_taste_purchase = pair(3)  # for three axes of style (n_users, 3)
         users = {
             "user_id": np.arange(n),
             "age": edges[group] + np.floor(rng.random(n) * np.diff(edges)[group]).astype(np.int64),
@@ -144,15 +136,16 @@ class World:
         category = PARENT[self.sub]
         brand = category * 5 + rng.integers(0, 5, n)
         self.quality = _standardise(0.5 * rng.standard_normal(40)[brand] + 0.85 * rng.standard_normal(n))
+        # on the log scale, within the category
         self.relative_price = 0.45 * _standardise(0.35 * self.quality + 0.94 * rng.standard_normal(n))
         new = n_subs + rng.permutation(n - n_subs)[: n // 8]
-        self.first_day = np.zeros(n, np.int64)
+        self.first_day = np.zeros(n, np.int64)  # of the log, on which it can be shown
         self.first_day[new] = rng.integers(1, self.config.days, len(new))
         self.appeal, self.style = rng.standard_normal(n), rng.standard_normal((n, 3))
         # no category is everybody's darling
         self.appeal -= (np.bincount(category, self.appeal) / np.bincount(category))[category]
-        ring = rng.permutation(n_subs)  # each goes with the one before it
-        self.complement = np.roll(ring, 1)[np.argsort(ring)]
+        ring = rng.permutation(n_subs)
+        self.complement = np.roll(ring, 1)[np.argsort(ring)]  # (32,): each goes with the one before it
         age = np.floor(300 * rng.exponential(size=n)).astype(int)
         since = START.astype("datetime64[D]") + np.where(self.first_day > 0, self.first_day, -age)
         items = {
@@ -163,8 +156,8 @@ class World:
             "price": np.round(_TYPICAL_PRICE[category] * np.exp(self.relative_price), 2),
             "on_sale_since": np.datetime_as_string(since).astype(object),
         }
-        hidden = np.column_stack([self.quality, self.appeal, self.style])
-        words = describe(items["sub_category"], items["brand"], hidden, generator(self.config, _WORDS))
+        self.hidden = np.column_stack([self.quality, self.appeal, self.style])
+        words = describe(items["sub_category"], items["brand"], self.hidden, generator(self.config, _WORDS))
         self.items = pd.DataFrame(items | words)
 
     def probabilities(self, user, item, time, position=1, surface="home") -> tuple[np.ndarray, np.ndarray]:
@@ -215,7 +208,11 @@ class World:
         return click, purchase
 
 
-def faded(values: np.ndarray, seconds: np.ndarray, half_life: float) -> np.ndarray:
+def generator(config: ShopConfig, key: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(config.seed, spawn_key=(key,))))
+
+
+def faded(values: np.ndarray, seconds: np.ndarray, half_life: float | np.ndarray) -> np.ndarray:
     """Values after some seconds, with a half-life in days."""
     return (values * 0.5 ** np.minimum(seconds / (half_life * DAY), 100)).astype(np.float32)
 
@@ -226,3 +223,144 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 
 def _standardise(values: np.ndarray) -> np.ndarray:
     return (values - values.mean(0)) / values.std(0)
+
+
+class Run:
+    """The shop while it is open: users come with a mission; an old ranker, which counts clicks every night, fills their
+    pages; what they click, buy and have seen changes what they want next."""
+
+    def __init__(self, world: World) -> None:
+        n_users, n_items = world.config.n_users, world.config.n_items
+        self.world, self.rng, self.pages = world, generator(world.config, _LOG), []
+        self.state = np.zeros((3, n_users, len(SUBS)), np.float32)
+        self.excitement, self.satiation, self.affinity = self.state
+        self.seen = np.zeros((n_users, n_items), np.uint16)
+        self.last, self.mission = np.zeros(n_users, np.int64), np.full(n_users, -1)
+        wish = np.exp(world.taste)  # divided by its mean: no sub-category is everybody's mission
+        self.wishes = np.cumsum(wish / np.average(wish, 0, world.activity), 1)
+        self.clicks, self.views = np.full(n_items, 1.5), np.full(n_items, 20.0)
+        self._run(world.config, self.rng)
+
+    def _run(self, config: ShopConfig, rng: np.random.Generator) -> None:
+        total = config.n_impressions // PAGE
+        pages = np.minimum(rng.geometric(0.5, total), 5)
+        pages = pages[: np.searchsorted(np.cumsum(pages), total) + 1]
+        pages[-1] -= pages.sum() - total
+        hours = np.arange(config.days * 24)  # quiet nights, busy weekends
+        clock, weekend = hours % 24, hours // 24 % 7 >= 5
+        traffic = 0.15 + np.exp(-(((clock - 13) / 4.0) ** 2)) + 1.4 * np.exp(-(((clock - 20.5) / 2.5) ** 2))
+        passed = np.append(0.0, np.cumsum(np.where(weekend, 1.3, 1.0) * traffic))
+        moment = np.interp(rng.random(len(pages)) * passed[-1], passed, np.arange(len(passed)) * 3600.0)
+        moment = np.sort(np.minimum(np.floor(moment), config.days * DAY - 1).astype(np.int64))
+        user = rng.choice(config.n_users, len(pages), p=self.world.activity / self.world.activity.sum())
+        surface = rng.choice(3, len(pages), p=(0.65, 0.25, 0.10))
+        # a user's sessions of one day come one after the other; those of different users run side by side
+        turn = pd.Series(user).groupby([user, moment // DAY]).cumcount().to_numpy()
+        for today in range(config.days):
+            first, here = len(self.pages), np.flatnonzero(moment // DAY == today)
+            for k in range(turn[here].max(initial=-1) + 1):
+                session = here[turn[here] == k]
+                start = np.maximum(moment[session], self.last[user[session]] + 1800)
+                self._session(session, user[session], start, today, surface[session], pages[session])
+            keep = 0.5 ** (1 / 7)  # at night the day is counted; older days fade with a half-life of a week
+            self.clicks = keep * self.clicks + (1 - keep) * 1.5
+            self.views = keep * self.views + (1 - keep) * 20
+            for page in self.pages[first:]:
+                np.add.at(self.clicks, page["item"], page["click"])
+                np.add.at(self.views, page["item"], 1)
+
+    def _session(self, session, user, start, day, surface, pages) -> None:
+        rng = self.rng
+        keeps = (start - self.last[user] < 4 * DAY) & (rng.random(len(user)) < 0.65)
+        keeps &= self.mission[user] >= 0
+        self._wait(user, start)
+        self.mission[user] = np.where(keeps, self.mission[user], self._new_mission(user))
+        pool, score = self.rank(user, day, surface)
+        for page in range(pages.max()):
+            more = pages > page
+            item, value = (x[more, PAGE * page : PAGE * (page + 1)] for x in (pool, score))
+            # a stranger takes one of the places 3 to 8 of three pages in four: else new ones would never be seen
+            stranger, place = rng.integers(0, len(self.views), len(item)), rng.integers(2, PAGE, len(item))
+            free = (rng.random(len(item)) < 0.75) & (self.world.first_day[stranger] <= day)
+            free &= ~(pool[more] == stranger[:, None]).any(1)
+            item = np.where(free[:, None] & (np.arange(PAGE) == place[:, None]), stranger[:, None], item)
+            self._show(session[more], user[more], start[more] + 60 * page, surface[more], item, value)
+
+    def _wait(self, user: np.ndarray, moment: np.ndarray) -> None:
+        gap, half_lives = (moment - self.last[user])[:, None], np.array([1, 15, 20])[:, None, None]
+        self.state[:, user] = faded(self.state[:, user], gap, half_lives)
+        self.last[user] = moment
+
+    def _new_mission(self, user: np.ndarray) -> np.ndarray:
+        wishes = self.wishes[user]
+        return (wishes < self.rng.random((len(user), 1)) * wishes[:, -1:]).sum(1)
+
+    def rank(self, user, day, surface) -> tuple[np.ndarray, np.ndarray]:
+        """The old ranker: 40 products a user (n, 40), best first, by last night's click rates and the user's clicks."""
+        world, affinity = self.world, self.affinity[user].astype(float)
+        rate = np.log(self.clicks / self.views)
+        rate[world.first_day > day] = -np.inf
+        kin = affinity.reshape(len(user), -1, 4).sum(2)[:, PARENT]
+        interest = np.log(0.25 + affinity + 0.25 * kin)[:, world.sub]
+        rough = 0.7 * rate + 1.0 * interest + 0.6 * self.rng.gumbel(size=interest.shape)
+        away = PARENT[world.sub] != PARENT[self.mission[user]][:, None]
+        rough[(surface == 1)[:, None] & away] -= 1e6
+        pool = np.argpartition(-rough, _POOL, axis=1)[:, :_POOL]
+        recent = np.minimum(self.excitement[user[:, None], world.sub[pool]], 2)
+        score = rate[pool] + 0.6 * np.take_along_axis(interest, pool, 1) + 0.3 * recent
+        score = score + 0.3 * self.rng.gumbel(size=pool.shape)
+        order = np.argsort(-score, axis=1, kind="stable")
+        return np.take_along_axis(pool, order, 1), np.take_along_axis(score, order, 1)
+
+    def _show(self, session, user, moment, surface, item, score) -> None:
+        """Draw clicks and purchases on a page each; both change what is wanted next."""
+        world, rng, who, sub = self.world, self.rng, user[:, None], self.world.sub[item]
+        self._wait(user, moment)
+        day, mission = np.minimum(moment // DAY, world.config.days - 1), self.mission[user]
+        state = self.excitement[who, sub], self.satiation[who, sub], self.seen[who, item]
+        email = (surface == 2)[:, None]
+        click, purchase = world.utilities(who, item, day[:, None], email, mission[:, None], *state)
+        p_click, p_purchase = np.arange(1, PAGE + 1) ** -0.45 * sigmoid(click), sigmoid(purchase)
+        clicked = rng.random(item.shape) < p_click
+        bought = clicked & (rng.random(item.shape) < p_purchase)
+        np.add.at(self.seen, (who, item), 1)
+        kind, row, place = np.nonzero(np.stack([clicked, bought, clicked]))
+        np.add.at(self.state, (kind, user[row], sub[row, place]), 1)
+        row, place = np.nonzero(clicked & (rng.random(item.shape) < 0.25))
+        self.mission[user[row]] = sub[row, place]
+        row, place = np.nonzero(bought)
+        onward, goes_with = rng.random(len(row)) < 0.4, world.complement[sub[row, place]]
+        self.mission[user[row]] = np.where(onward, goes_with, self._new_mission(user[row]))
+        page = {"session": session, "user": user, "moment": moment, "surface": surface, "mission": mission}
+        page |= {"excitement": self.excitement[user], "satiation": self.satiation[user], "item": item}
+        page |= {"score": score, "p_click": p_click, "p_purchase_given_click": p_purchase}
+        self.pages.append(page | {"click": clicked, "purchase": bought})
+
+    def records(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """The log, and what :meth:`World.probabilities` looks up: pages by user and moment, and who saw what when."""
+        pages = {name: np.concatenate([page.pop(name) for page in self.pages]) for name in [*self.pages[0]]}
+        key = pages["user"].astype(np.int64) << 32 | pages["moment"]
+        order = np.argsort(key)
+        state = {name: pages.pop(name)[order] for name in ("mission", "excitement", "satiation")}
+        order, state["key"] = np.lexsort((pages["session"], pages["moment"])), key[order]
+        pages = {name: values[order] for name, values in pages.items()}
+        log = {name: np.repeat(x, PAGE) if x.ndim == 1 else x.ravel() for name, x in pages.items()}
+        view = (log["user"].astype(np.int64) * self.world.config.n_items + log["item"]) << 32
+        state["views"] = np.sort(view | log["moment"])
+        return log | {"position": np.tile(np.arange(1, PAGE + 1), len(order))}, state
+
+
+def make_world(config: ShopConfig | None = None) -> World:
+    """Draw the hidden world of a config and let its shop run: always the same one."""
+    config = config or ShopConfig()
+    pilot = replace(config, n_users=min(config.n_users, 400), n_impressions=min(config.n_impressions, 40_000))
+    world, small = World(config), World(pilot)
+    for _ in range(2):  # two short runs find the intercepts that give the wanted rates
+        log, _ = Run(small).records()
+        small.click_intercept += np.log(config.click_rate / max(log["click"].mean(), 1e-3))
+        conversion = log["p_purchase_given_click"][log["click"]].mean()
+        small.purchase_intercept += np.log(config.conversion / conversion)
+    world.click_intercept = round(float(small.click_intercept), 3)
+    world.purchase_intercept = round(float(small.purchase_intercept), 3)
+    world.log, world.pages = Run(world).records()
+    return world
