@@ -30,7 +30,6 @@ from mtl_helpers.data import (
     clean_impressions,
     clean_items,
     clean_users,
-    history_sequences,
     load_shop,
     make_world,
     pictures,
@@ -61,9 +60,6 @@ def frame(shop):
     return shop_frame(shop)
 
 
-# ------------------------------------------------------------------------------------------------- the files
-
-
 @pytest.mark.slow
 def test_the_same_config_gives_the_same_bytes_and_a_small_folder(tmp_path):
     first, again = (write_shop(folder=tmp_path / name) for name in ("first", "again"))
@@ -72,10 +68,10 @@ def test_the_same_config_gives_the_same_bytes_and_a_small_folder(tmp_path):
     assert (tmp_path / "first" / "pictures.png").stat().st_size <= 1.5e6
 
 
-def test_a_shop_comes_back_from_its_files(tmp_path, shop):
+def test_a_shop_comes_back_from_its_files_and_another_seed_is_another_shop(tmp_path, shop):
     write_shop(SMALL, tmp_path)
     back = load_shop(tmp_path)
-    assert back.config == SMALL
+    assert back.config == SMALL and simulate(replace(SMALL, seed=4)).users["age"].ne(shop.users["age"]).any()
     for name in ("users", "items", "impressions", "truth", "hidden"):
         pd.testing.assert_frame_equal(getattr(back, name), getattr(shop, name), check_dtype=False)
     (tmp_path / "truth.csv.gz").unlink()
@@ -83,17 +79,11 @@ def test_a_shop_comes_back_from_its_files(tmp_path, shop):
         load_shop(tmp_path)
 
 
-def test_another_seed_is_another_shop(shop):
-    other = simulate(replace(SMALL, seed=4))
-    assert not shop.impressions["item_id"].head(500).equals(other.impressions["item_id"].head(500))
-
-
-@pytest.mark.parametrize(
-    "change", [{"n_impressions": 100}, {"relatedness": 1.5}, {"click_rate": 0}, {"n_items": 20}]
-)
+@pytest.mark.parametrize("change", ["n_impressions 100", "relatedness 1.5", "click_rate 0", "n_items 20"])
 def test_knobs_outside_their_range(change):
+    name, value = change.split()
     with pytest.raises(ValueError, match="ShopConfig"):
-        replace(SMALL, **change)
+        replace(SMALL, **{name: float(value)})
 
 
 def test_dirt_as_promised(shop):
@@ -105,9 +95,6 @@ def test_dirt_as_promised(shop):
     assert prices.max() < 1000 and set(clean_items(items)["category"]) == set(CATEGORIES)
     assert clean_users(users)["age"].dropna().between(14, 100).all()
     assert not clean_impressions(log)["impression_id"].duplicated().any()
-
-
-# ------------------------------------------------------------------------------------------------- the truth
 
 
 def test_the_truth_of_a_logged_row_is_the_worlds(world, shop):
@@ -127,10 +114,8 @@ def test_position_is_a_factor_of_examination(world):
 
 def test_the_truth_is_calibrated(world):
     log = world.log
-    for chance, happened in (
-        (log["p_click"], log["click"]),
-        (log["p_purchase_given_click"][log["click"]], log["purchase"][log["click"]]),
-    ):
+    bought = log["p_purchase_given_click"][log["click"]], log["purchase"][log["click"]]
+    for chance, happened in ((log["p_click"], log["click"]), bought):
         for part in np.array_split(np.argsort(chance), 5):
             p = chance[part]
             assert abs(happened[part].mean() - p.mean()) < 4 * np.sqrt((p * (1 - p)).sum()) / len(p)
@@ -153,9 +138,8 @@ def test_expected_metrics_are_those_of_drawn_labels():
     drawn = [(rng.random(1500) < p).astype(float) for _ in range(200)]
     aucs, losses = [auc(y, score) for y in drawn], [log_loss(y, guess) for y in drawn]
     assert np.mean(aucs) == pytest.approx(expected_auc(p, score), abs=4 * np.std(aucs) / np.sqrt(200))
-    assert np.mean(losses) == pytest.approx(
-        expected_log_loss(p, guess), abs=4 * np.std(losses) / np.sqrt(200)
-    )
+    error = 4 * np.std(losses) / np.sqrt(200)
+    assert np.mean(losses) == pytest.approx(expected_log_loss(p, guess), abs=error)
     assert expected_auc(drawn[0], score) == pytest.approx(aucs[0])
 
 
@@ -170,30 +154,27 @@ def test_expected_metrics_spread_less_from_test_set_to_test_set():
     assert 0 < by_truth_auc < 0.6 * by_labels_auc and 0 < by_truth_loss < 0.8 * by_labels_loss
 
 
-# ------------------------------------------------------------------------------------------------- features
-
-
 def test_features_look_at_earlier_sessions_only(frame):
     click, moment = frame["click"] == 1, frame["timestamp"]
     for _, row in frame.sample(500, random_state=0).iterrows():
+
+        def same(*names, row=row):
+            return (frame[[*names]] == row[[*names]]).all(axis=1)
+
+        def days(moments, row=row):
+            return (row["session_start"] - moments).dt.total_seconds() / 86_400
+
         past = moment < row["session_start"]
-        mine = past & (frame["user_id"] == row["user_id"])
-        sub = mine & (frame["sub_category"] == row["sub_category"])
+        mine, item, sub = past & same("user_id"), past & same("item_id"), same("user_id", "sub_category")
         assert row["user_past_clicks"] == (mine & click).sum()
-        assert (
-            row["user_category_past_clicks"] == (mine & click & (frame["category"] == row["category"])).sum()
+        assert row["user_category_past_clicks"] == (mine & click & same("category")).sum()
+        assert row["item_past_ctr"] == pytest.approx(((item & click).sum() + 1.4) / (item.sum() + 20))
+        assert row["item_seen"] == pytest.approx(np.log1p((item & mine).sum()))
+        assert row["sub_clicks_day"] == pytest.approx(
+            (0.5 ** days(moment[past & sub & click])).sum(), abs=1e-6
         )
-        same = past & (frame["item_id"] == row["item_id"])
-        assert row["item_past_ctr"] == pytest.approx(((same & click).sum() + 1.4) / (same.sum() + 20))
-        assert row["item_seen"] == pytest.approx(np.log1p((same & mine).sum()))
-        age = (row["session_start"] - moment[sub & click]).dt.total_seconds() / 86_400
-        assert row["sub_clicks_day"] == pytest.approx((0.5**age).sum(), abs=1e-6)
-        paid = frame.loc[
-            (frame["user_id"] == row["user_id"]) & (frame["sub_category"] == row["sub_category"]),
-            "purchase_time",
-        ]
-        age = (row["session_start"] - paid[paid < row["session_start"]]).dt.total_seconds() / 86_400
-        assert row["sub_bought"] == pytest.approx((0.5 ** (age / 15)).sum(), abs=1e-6)
+        paid = frame.loc[sub & (frame["purchase_time"] < row["session_start"]), "purchase_time"]
+        assert row["sub_bought"] == pytest.approx((0.5 ** (days(paid) / 15)).sum(), abs=1e-6)
         last = frame.loc[mine & click, "sub_category"]
         assert row["last_sub_category"] == (last.iloc[-1] if len(last) else "none")
 
@@ -218,41 +199,14 @@ def test_changing_the_future_changes_no_feature(shop, frame):
     pd.testing.assert_frame_equal(frame.loc[past, columns], other.loc[past, columns])
 
 
-def test_history_sequences_hold_the_last_clicks(frame):
-    found = history_sequences(frame, length=5)
-    for i in np.random.default_rng(0).integers(0, len(frame), 300):
-        row = frame.iloc[i]
-        past = frame[
-            (frame["user_id"] == row["user_id"])
-            & (frame["click"] == 1)
-            & (frame["timestamp"] < row["session_start"])
-        ]
-        last = past.sort_values(["timestamp", "impression_id"], kind="stable").tail(5).iloc[::-1]
-        assert found["item"][i].tolist() == [*(last["item_id"] + 1), *[0] * (5 - len(last))]
-        hours = (row["session_start"] - last["timestamp"]).dt.total_seconds() / 3600
-        np.testing.assert_allclose(found["hours"][i, : len(last)], hours, rtol=1e-5)
-        assert (
-            found["bought"][i, : len(last)].tolist()
-            == (last["purchase_time"] < row["session_start"]).tolist()
-        )
-
-
 def test_labels_that_look_ahead(frame):
     for _, row in frame.sample(200, random_state=1).iterrows():
-        mine = frame[frame["user_id"] == row["user_id"]]
-        later = mine[(mine["click"] == 1) & (mine["session_start"] > row["session_start"])]
-        if len(later):
-            first = later.sort_values(["session_start", "timestamp", "position"]).iloc[0]
-            assert (
-                CATEGORIES[int(row["next_category"])] == first["category"]
-                and row["next_item"] == first["item_id"]
-            )
-        else:
-            assert np.isnan(row["next_category"])
-        soon = mine["purchase_time"].between(
-            row["session_start"], row["session_start"] + pd.Timedelta("7D"), "left"
-        )
-        assert np.isnan(row["spend_7d"]) or row["spend_7d"] == pytest.approx(mine.loc[soon, "price"].sum())
+        later = (frame["user_id"] == row["user_id"]) & (frame["session_start"] > row["session_start"])
+        later = frame[later & (frame["click"] == 1)].sort_values(["session_start", "timestamp", "position"])
+        for first in later.head(1).itertuples():
+            assert CATEGORIES[int(row["next_category"])] == first.category
+            assert row["next_item"] == first.item_id and row["next_click_time"] == first.timestamp
+        assert len(later) or row[["next_category", "next_item"]].isna().all()
 
 
 def test_labels_are_cut_at_the_end_of_their_part(frame):
@@ -261,9 +215,8 @@ def test_labels_are_cut_at_the_end_of_their_part(frame):
     train = parts["train"]
     assert train["timestamp"].max() < end
     assert (train["next_click_time"].dropna() < end).all() and train["next_category"].notna().any()
-    assert (
-        train["purchase"].notna().all() and (train.loc[train["purchase"] == 1, "purchase_time"] < end).all()
-    )
+    assert train["purchase"].notna().all()
+    assert (train.loc[train["purchase"] == 1, "purchase_time"] < end).all()
     assert (
         frame.loc[train.index, "purchase"] > train["purchase"]
     ).any()  # in by the end of the log, not by then
@@ -281,32 +234,24 @@ def test_leaks_are_caught_and_clean_features_are_not(frame):
     parts = shop_splits(frame)
     tasks, features = SHOP_TASKS[:2], [*SHOP_NUMERIC, *SHOP_CATEGORICAL]
     assert check_leaks(parts, features, tasks, time="timestamp")["passed"].all()
-    for name, leak in (
-        ("dwell", lambda part: part["dwell_seconds"]),
-        (
-            "clicks_of_the_session",
-            lambda part: part["click"] + 0.1 * part.groupby("session_id")["click"].transform("sum"),
+    leaks = {
+        "dwell": lambda part: part["dwell_seconds"],
+        "clicks_of_it": lambda part: (
+            part["click"] + 0.1 * part.groupby("session_id")["click"].transform("sum")
         ),
-        ("order_id", lambda part: part["impression_id"].where(part["purchase"] == 1)),
-    ):
+        "order_id": lambda part: part["impression_id"].where(part["purchase"] == 1),
+    }
+    for name, leak in leaks.items():
         leaking = {key: part.assign(**{name: leak(part)}) for key, part in parts.items()}
         found = check_leaks(leaking, [*features, name], tasks, time="timestamp")
         assert not found["passed"].all() and name in " ".join(found["finding"])
 
 
-# ------------------------------------------------------------------------------------------------- content
-
-
 def test_words_can_be_kept_out():
     hidden = np.random.default_rng(0).standard_normal((200, 5))
-    seen, unseen = (
-        " ".join(
-            describe(["lamps"] * 200, ["brand-01"] * 200, hidden, np.random.default_rng(1), flag)[
-                "description"
-            ]
-        ).lower()
-        for flag in (False, True)
-    )
+    products = ["lamps"] * 200, ["brand-01"] * 200, hidden
+    texts = (describe(*products, np.random.default_rng(1), unseen)["description"] for unseen in (False, True))
+    seen, unseen = (" ".join(text).lower() for text in texts)
     for levels in WORDS.values():
         for *known, kept_out in levels:
             assert kept_out == "" or (kept_out not in seen.split(".") and f" {kept_out} " not in seen)
@@ -318,9 +263,6 @@ def test_pictures_lie_in_the_order_of_the_products(shop):
     assert sheet.shape == (-(-SMALL.n_items // 40) * 32, 1280, 3) and sheet.dtype == np.uint8
     assert np.array_equal(sheet, pictures(shop))
     assert len(SUBS) == 32 and DIRT != PICTURES
-
-
-# ------------------------------------------------------------------------------------------------- realism
 
 
 class Rivals(Run):
@@ -345,13 +287,8 @@ class Rivals(Run):
             shown, place = known[:, :PAGE], np.zeros((len(user), PAGE, 1)) + np.log(looked)[:, None]
             clicked = self.chance.random((len(user), PAGE)) < click[:, :PAGE] * looked
             bought = clicked & (self.chance.random(clicked.shape) < purchase[:, :PAGE])
-            self.rows.append(
-                (
-                    np.concatenate([shown, place], -1).reshape(clicked.size, -1),
-                    clicked.ravel(),
-                    bought.ravel(),
-                )
-            )
+            shown = np.concatenate([shown, place], -1).reshape(clicked.size, -1)
+            self.rows.append((shown, clicked.ravel(), bought.ravel()))
         elif len(user):
             if self.models is None:
                 x, y, z = (np.concatenate(part) for part in zip(*self.rows, strict=True))
@@ -370,36 +307,42 @@ class Rivals(Run):
         """What a shop knows of candidates (n, 40): counts, prices, and tastes by age group."""
         world, sub = self.world, self.world.sub[pool]
         kin = self.affinity[user].reshape(len(user), len(CATEGORIES), -1).sum(2)
-        past = [
-            np.log(0.25 + np.take_along_axis(x, at, 1))
-            for x, at in ((self.affinity[user], sub), (kin, PARENT[sub]))
-        ]
-        price = world.relative_price[pool]
-        numbers = [
-            np.log(self.clicks / self.views)[pool],
-            *past,
-            np.minimum(excitement, 2),
-            satiation,
-            np.log1p(seen),
-        ]
+        counts = (self.affinity[user], sub), (kin, PARENT[sub])
+        past = [np.log(0.25 + np.take_along_axis(x, at, 1)) for x, at in counts]
+        rate, price = np.log(self.clicks / self.views)[pool], world.relative_price[pool]
+        numbers = [rate, *past, np.minimum(excitement, 2), satiation, np.log1p(seen), price]
         by_tier = self.tier[user][:, None] * price[..., None]
         by_age = self.age[user][:, None, :, None] * np.eye(8)[PARENT[sub]][:, :, None]
-        return np.concatenate([np.stack([*numbers, price], -1), by_tier, by_age.reshape(*pool.shape, -1)], -1)
+        return np.concatenate([np.stack(numbers, -1), by_tier, by_age.reshape(*pool.shape, -1)], -1)
+
+
+def fitted(numbers, names, train, label):
+    numeric = make_pipeline(SimpleImputer(), StandardScaler())
+    texts = OneHotEncoder(handle_unknown="ignore")
+    columns = make_column_transformer((numeric, list(numbers)), (texts, list(names)))
+    return make_pipeline(columns, LogisticRegression(C=0.03, max_iter=300)).fit(train, train[label])
 
 
 def realism(seed: int) -> dict[str, float]:
     """The figures of the realism table for one shop of full size."""
     config = ShopConfig(seed=seed)
-    world = make_world(config)
-    gains = Rivals(world).gains
-    shop = simulate(config)
-    frame = shop_frame(shop).merge(shop.truth, on="impression_id")
-    log, users = (
-        world.log,
-        frame.groupby("user_id")["click"].agg(["size", "sum"]).reindex(range(config.n_users), fill_value=0),
+    world, shop = make_world(config), simulate(config)
+    log, gains, frame = world.log, Rivals(world).gains, shop_frame(shop).merge(shop.truth, on="impression_id")
+    users = (
+        frame.groupby("user_id")["click"].agg(["size", "sum"]).reindex(range(config.n_users), fill_value=0)
     )
     bought = frame[frame["purchase"] == 1]
     delay = (bought["purchase_time"] - bought["timestamp"]).dt.total_seconds() / 3600
+    parts, history = shop_splits(frame), {}
+    plain = [name for name in SHOP_CATEGORICAL if name != "last_sub_category"]
+    for kind, columns in {"counts": (SHOP_COUNTS, plain), "all": (SHOP_NUMERIC, SHOP_CATEGORICAL)}.items():
+        said = fitted(*columns, parts["train"], "click").predict_proba(parts["test"])[:, 1]
+        history[kind] = expected_auc(parts["test"]["p_click"], said)
+    known = {name: part.dropna(subset=["next_category"]) for name, part in parts.items()}
+    train, test = (known[name].drop_duplicates("session_id") for name in ("train", "test"))
+    lately = [name for name in SHOP_NUMERIC if name.startswith("past_")] + ["days_since_click"]
+    who = ["region", "loyalty_tier", "age_group", "last_sub_category"]
+    model = fitted(lately, who, train, "next_category")
     found = {
         "click rate": frame["click"].mean(),
         "conversion": log["purchase"].sum() / log["click"].sum(),
@@ -410,38 +353,13 @@ def realism(seed: int) -> dict[str, float]:
         "delay, median hours": delay.median(),
         "delay within a week": (delay <= 168).mean(),
         "still pending": (log["purchase"].sum() - len(bought)) / len(bought),
-        **{f"{name} / old": gains[name] / gains["old"] for name in ("truth", "model", "random")},
+        "history, AUC of click": history["all"] - history["counts"],
+        "next_category, majority": test["next_category"].value_counts(normalize=True).max(),
+        "next_category, logistic regression": model.score(test, test["next_category"]),
+        "next_category, users": test["user_id"].nunique(),
     }
-    found |= {f"Bayes {name}": value for name, value in bayes_auc(shop).items()}
-    parts = shop_splits(frame)
-
-    def fitted(numbers, names, train, label):
-        numeric = make_pipeline(SimpleImputer(), StandardScaler())
-        columns = make_column_transformer(
-            (numeric, list(numbers)), (OneHotEncoder(handle_unknown="ignore"), list(names))
-        )
-        return make_pipeline(columns, LogisticRegression(C=0.03, max_iter=300)).fit(train, train[label])
-
-    plain = [name for name in SHOP_CATEGORICAL if name != "last_sub_category"]
-    by_counts, by_history = (
-        expected_auc(
-            parts["test"]["p_click"], fitted(n, c, parts["train"], "click").predict_proba(parts["test"])[:, 1]
-        )
-        for n, c in ((SHOP_COUNTS, plain), (SHOP_NUMERIC, SHOP_CATEGORICAL))
-    )
-    found["history, AUC of click"] = by_history - by_counts
-    train, test = (
-        parts[name].dropna(subset=["next_category"]).drop_duplicates("session_id")
-        for name in ("train", "test")
-    )
-    lately = [name for name in SHOP_NUMERIC if name.startswith("past_")] + ["days_since_click"]
-    model = fitted(
-        lately, ["region", "loyalty_tier", "age_group", "last_sub_category"], train, "next_category"
-    )
-    found["next_category, majority"] = test["next_category"].value_counts(normalize=True).max()
-    found["next_category, logistic regression"] = model.score(test, test["next_category"])
-    found["next_category, users"] = test["user_id"].nunique()
-    return found | content_shares(shop)
+    found |= {f"{name} / old": gains[name] / gains["old"] for name in ("truth", "model", "random")}
+    return found | {f"Bayes {name}": value for name, value in bayes_auc(shop).items()} | content_shares(shop)
 
 
 def content_shares(shop) -> dict[str, float]:

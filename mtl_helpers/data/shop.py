@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from mtl_helpers.data import shop_world as sim
-from mtl_helpers.data.shop_content import draw_sheet, encode_rgb
+from mtl_helpers.data.shop_content import WORDS, draw_sheet, encode_rgb
 from mtl_helpers.data.shop_world import ShopConfig, World, generator, make_world
 from mtl_helpers.files import write_atomically
 
@@ -26,7 +26,7 @@ SHOP_FOLDER = Path(__file__).resolve().parents[2] / "datasets" / "shop"
 _TABLES = ("users", "items", "impressions", "truth", "hidden")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Shop:
     """A shop's raw tables, dirt included (columns in ``datasets/shop/README.md``), and what only judges may read."""
 
@@ -34,38 +34,20 @@ class Shop:
     items: pd.DataFrame
     impressions: pd.DataFrame
     truth: pd.DataFrame  # impression_id, p_click, p_purchase_given_click, p_purchase
-    hidden: (
-        pd.DataFrame
-    )  # item_id and its quality, appeal, era, ornament, mood: words and pictures hint at them
+    hidden: pd.DataFrame  # item_id, and what its words and pictures hint at
     config: ShopConfig  # ``make_world(config)`` brings back the whole :class:`World`
-
-    def __repr__(self) -> str:
-        sizes = f"{len(self.users):,} users, {len(self.items):,} items, {len(self.impressions):,} raw rows"
-        return f"Shop({sizes}, config={self.config})"
 
 
 def simulate(config: ShopConfig | None = None) -> Shop:
     """Draw a whole shop: its raw tables, with dirt, and the truth apart."""
     world = make_world(config)
-    rng = generator(world.config, sim.DIRT)
-    users, items = _dirty_users(world.users, rng), _dirty_items(world.items, rng)
-    impressions, truth = _raw_log(world, rng)
-    hidden = world.hidden.round(3)
-    hidden = pd.DataFrame(hidden, columns=["quality", "appeal", "era", "ornament", "mood"])
-    hidden.insert(0, "item_id", world.items["item_id"])
-    return Shop(users, items, impressions, truth, hidden, world.config)
-
-
-def _dirty_users(users: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
-    """Missing ages, and impossible ones."""
+    rng, users, items = generator(world.config, sim.DIRT), world.users, world.items
+    # missing ages, and impossible ones
     age, odd = users["age"].to_numpy(float), rng.random(len(users)) < 0.005
     age[rng.random(len(users)) < 0.08] = np.nan
     odd[rng.integers(len(users))] = True
-    return users.assign(age=np.where(odd, rng.choice([999.0, 0.0], len(users), p=(0.7, 0.3)), age))
-
-
-def _dirty_items(items: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
-    """Categories spelled in several ways, prices in cents, and one with a lost decimal point."""
+    users = users.assign(age=np.where(odd, rng.choice([999.0, 0.0], len(users), p=(0.7, 0.3)), age))
+    # categories spelled in several ways, prices in cents, and one with a lost decimal point
     spell = {0: str.upper, 1: str.title, 2: lambda name: f" {name}", 3: lambda name: f"{name.title()}  "}
     how, cents = rng.integers(0, 12, len(items)), rng.random(len(items)) < 0.15
     category = [spell.get(k, str)(name) for k, name in zip(how, items["category"], strict=True)]
@@ -73,7 +55,9 @@ def _dirty_items(items: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
     price[rng.integers(len(items))] *= 1000
     items = items.assign(category=category, price=np.where(cents, np.rint(price * 100), price.round(2)))
     items.insert(items.columns.get_loc("price") + 1, "price_unit", np.where(cents, "cent", "EUR"))
-    return items
+    hidden = pd.DataFrame(world.hidden.round(3), columns=[*WORDS])
+    hidden.insert(0, "item_id", items["item_id"])
+    return Shop(users, items, *_raw_log(world, rng), hidden, world.config)
 
 
 def _raw_log(world: World, rng: np.random.Generator) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -84,14 +68,12 @@ def _raw_log(world: World, rng: np.random.Generator) -> tuple[pd.DataFrame, pd.D
     paid = log["moment"] + np.rint(days * sim.DAY).astype(np.int64)
     bought = log["purchase"] & (paid < world.config.days * sim.DAY)  # the others are still pending
     dwell = np.exp(3.2 + 0.35 * quality + 0.9 * log["purchase"] + 0.5 * rng.standard_normal(n))
-
-    def stamps(seconds: np.ndarray) -> np.ndarray:
-        return np.datetime_as_string(sim.START + seconds.astype("timedelta64[s]")).astype(object)
-
+    stamps = (sim.START + seconds.astype("timedelta64[s]") for seconds in (log["moment"], paid))
+    shown, paid = (np.datetime_as_string(times).astype(object) for times in stamps)
     impressions = {
         "impression_id": np.arange(n),
         "session_id": log["session"],
-        "timestamp": stamps(log["moment"]),
+        "timestamp": shown,
         "user_id": log["user"],
         "item_id": log["item"],
         "position": log["position"],
@@ -100,7 +82,7 @@ def _raw_log(world: World, rng: np.random.Generator) -> tuple[pd.DataFrame, pd.D
         "click": log["click"].astype(np.int64),
         "dwell_seconds": np.where(log["click"], np.clip(np.rint(dwell), 1, 1800), np.nan),
         "purchase": bought.astype(np.int64),
-        "purchase_time": pd.Series(stamps(paid)).where(bought),
+        "purchase_time": pd.Series(paid).where(bought),
     }
     truth = pd.DataFrame({name: log[name] for name in ("p_click", "p_purchase_given_click")})
     truth = truth.assign(p_purchase=truth.prod(axis=1)).round(6)
@@ -110,18 +92,14 @@ def _raw_log(world: World, rng: np.random.Generator) -> tuple[pd.DataFrame, pd.D
 
 
 def write_shop(config: ShopConfig | None = None, folder: str | Path = SHOP_FOLDER) -> list[Path]:
-    """Simulate a shop and write its files; the same config gives the same bytes. Returns their paths.
-
-    These are the tables as ``.csv.gz``, ``pictures.png`` (see :func:`pictures`) and the knobs, ``config.json``.
-    """
+    """Simulate a shop and write its files: the tables as ``.csv.gz``, ``pictures.png`` (see :func:`pictures`), the
+    knobs as ``config.json``. The same config gives the same bytes. Returns the paths."""
     shop, folder = simulate(config), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     contents = {}
     for name in _TABLES:
         packed = io.BytesIO()
-        with gzip.GzipFile(
-            "", "wb", 9, packed, mtime=0
-        ) as file:  # without name and time, the bytes are the content's
+        with gzip.GzipFile("", "wb", 9, packed, mtime=0) as file:  # a header without name and time
             file.write(getattr(shop, name).to_csv(index=False, lineterminator="\n").encode())
         contents[f"{name}.csv.gz"] = packed.getvalue()
     contents["config.json"] = (json.dumps(asdict(shop.config), indent=2) + "\n").encode()
@@ -135,15 +113,12 @@ def write_shop(config: ShopConfig | None = None, folder: str | Path = SHOP_FOLDE
 def pictures(shop: Shop) -> np.ndarray:
     """Pictures of the products, 32 pixels square, 40 a row in the order of ``item_id``: uint8 (rows·32, 1280, 3)."""
     sub = pd.Index(sim.SUBS).get_indexer(shop.items["sub_category"])
-    return draw_sheet(
-        sub, shop.hidden.drop(columns="item_id").to_numpy(), generator(shop.config, sim.PICTURES)
-    )
+    return draw_sheet(sub, shop.hidden[[*WORDS]].to_numpy(), generator(shop.config, sim.PICTURES))
 
 
 def load_shop(folder: str | Path | None = None) -> Shop:
-    """Read a shop's files, by default the shipped ones; where those are missing (the package was installed without the
-    data), the same shop is simulated in memory. Raises FileNotFoundError when ``folder`` lacks a file.
-    """
+    """Read a shop's files, by default the shipped ones; an installation without them simulates the same shop anew.
+    Raises FileNotFoundError when ``folder`` lacks a file."""
     if folder is None and not (SHOP_FOLDER / "users.csv.gz").is_file():
         return simulate()
     folder = Path(folder or SHOP_FOLDER)

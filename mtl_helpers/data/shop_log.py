@@ -6,6 +6,8 @@ Taught in notebook 01: :func:`clean_users`, :func:`clean_items` and :func:`clean
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 
@@ -19,7 +21,7 @@ from mtl_helpers.metrics import expected_auc
 __all__ = [
     "PRIOR_CTR", "PRIOR_VIEWS", "SHOP_CATEGORICAL", "SHOP_COUNTS", "SHOP_HISTORY", "SHOP_IDS", "SHOP_NUMERIC",
     "SHOP_TASKS", "bayes_auc", "clean_impressions", "clean_items", "clean_users", "clip_outliers", "convert_units",
-    "drop_duplicate_rows", "history_sequences", "mask_future_labels", "shop_frame", "shop_splits", "tidy_text",
+    "drop_duplicate_rows", "mask_future_labels", "shop_frame", "shop_splits", "tidy_text",
 ]
 
 PRIOR_CTR, PRIOR_VIEWS = 0.07, 20.0
@@ -43,10 +45,6 @@ SHOP_HISTORY = (
 """What a user did lately: fading sums (half-life a day, a week, a fortnight), and the last click."""
 SHOP_NUMERIC = (*SHOP_COUNTS, *SHOP_HISTORY)
 # fmt: on
-_WAIT = pd.Timedelta(days=4)  # nine of ten purchases are in by then
-
-
-# ------------------------------------------------------------------------------------------------- cleaning
 
 
 def drop_duplicate_rows(frame: pd.DataFrame) -> pd.DataFrame:
@@ -64,7 +62,7 @@ def convert_units(values: pd.Series, unit: pd.Series, factors: dict[str, float])
     without a factor: a silent guess would be off by that factor."""
     if unknown := sorted(set(unit.fillna("(missing)")) - set(factors)):
         raise ValueError(f"No factor for unit {', '.join(unknown)}: known are {', '.join(factors)}.")
-    return values * unit.map(factors).astype(float)
+    return values * unit.map(factors).to_numpy(float)
 
 
 def clip_outliers(values: pd.Series, k: float = 3.0, log: bool = False) -> pd.Series:
@@ -121,9 +119,6 @@ def clean_impressions(impressions: pd.DataFrame) -> pd.DataFrame:
     return log.sort_values(["timestamp", "impression_id"], kind="stable", ignore_index=True)
 
 
-# ------------------------------------------------------------------------------------------------- features
-
-
 def shop_frame(shop: Shop) -> pd.DataFrame:
     """Clean, join and extract features: one row an impression, sorted by time. Adds to the columns of the tables
 
@@ -133,8 +128,8 @@ def shop_frame(shop: Shop) -> pd.DataFrame:
       smoothed: (clicks + PRIOR_VIEWS · PRIOR_CTR) / (views + PRIOR_VIEWS). ``last_sub_category`` is that of the
       user's last click ("none" without one);
     - labels that look ahead: ``next_category`` (class in :data:`CATEGORIES`) and ``next_item`` of the user's first
-      click in a later session, at ``next_click_time``; ``spend_7d``, EUR the user spends within 7 days after the
-      session began. NaN when the log does not hold them. Split with :func:`shop_splits`, which cuts them.
+      click in a later session, at ``next_click_time``. NaN when the log does not hold it. Split with
+      :func:`shop_splits`, which cuts them.
 
     ``dwell_seconds``, ``purchase_time``, ``next_click_time`` and the labels are outcomes: never features. Raises
     ValueError for a user or an item that its table does not know.
@@ -153,133 +148,79 @@ def shop_frame(shop: Shop) -> pd.DataFrame:
         session_start=frame.groupby("session_id")["timestamp"].transform("min"),
         days_on_sale=(frame["timestamp"] - frame["on_sale_since"]).dt.days,
     )
-    return frame.assign(**_history(frame)).assign(**_future(frame))
+    later = _nearest_click(frame, "session_start", "forward", ["timestamp", "category", "item_id"])
+    return frame.assign(
+        **_history(frame),
+        next_click_time=later["timestamp"],
+        next_category=later["category"].map({name: float(k) for k, name in enumerate(CATEGORIES)}),
+        next_item=later["item_id"],
+    )
 
 
-class _Events:
-    """Rows with the same key, all or some, at a moment of theirs; and what each row of the frame finds among them
-    before, or after, its session began. Key and second share one sorted int64, in which a search finds the place."""
+def _earlier(frame: pd.DataFrame, *key: str, moment: str = "timestamp") -> Callable[..., np.ndarray]:
+    """A function of values and a half-life in days: for each row, the sum of value · ½^(days ago / half-life) over the
+    rows of the same key whose moment lies before the row's session began."""
+    group = frame.groupby(list(key), sort=False).ngroup().to_numpy().astype(np.int64) << 32
+    since = (frame[name] - frame["session_start"].min() for name in ("session_start", moment))
+    start, second = (x.dt.total_seconds().fillna(2**31).to_numpy().astype(np.int64) for x in since)
+    order = np.argsort(group | second, kind="stable")
+    # key and second share one sorted int64, in which a search finds where a row's past begins and ends
+    first, end = (np.searchsorted((group | second)[order], group | moment) for moment in (0, start))
 
-    def __init__(self, frame: pd.DataFrame, *key: str, moment: str = "timestamp", only=slice(None)) -> None:
-        self.group = frame.groupby(list(key), sort=False).ngroup().to_numpy().astype(np.int64) << 32
-        self.moment, self.start = _seconds(frame, moment), _seconds(frame, "session_start")
-        rows = np.arange(len(frame))[only]
-        self.rows = rows[np.argsort((self.group | self.moment)[rows], kind="stable")]
-        self.events = (self.group | self.moment)[self.rows]
-        self.first, self.end = self._place(-self.start), self._place(0)
+    def past(values: np.ndarray, half_life: float = np.inf) -> np.ndarray:
+        risen = pd.Series((values * 2 ** (np.minimum(second, 2**24) / 86_400 / half_life))[order])
+        running = risen.groupby(group[order]).cumsum().to_numpy()
+        return np.where(end > first, running[end - 1], 0) * 2 ** (-start / 86_400 / half_life)
 
-    def _place(self, later: np.ndarray | int, side: str = "left") -> np.ndarray:
-        """How many events, counted over all keys, stand before a row's session start plus some seconds."""
-        return np.searchsorted(self.events, self.group | (self.start + later), side)
-
-    def total(self, values: np.ndarray, later: int = 0) -> np.ndarray:
-        """Sum over all earlier events, or, with ``later`` seconds, over those that soon after the session's start."""
-        running = np.concatenate([[0], np.cumsum(values[self.rows])])
-        last, first = (self._place(later), self.end) if later else (self.end, self.first)
-        return running[last] - running[first]
-
-    def fading(self, values: np.ndarray, half_life: float) -> np.ndarray:
-        """The sum of value · ½^(days ago / half_life)."""
-        risen = pd.Series((values * 2 ** (np.minimum(self.moment, 2**24) / 86_400 / half_life))[self.rows])
-        running = risen.groupby(self.group[self.rows]).cumsum().to_numpy()
-        found = np.where(self.end > self.first, running[self.end - 1], 0)
-        return found * 2 ** (-self.start / 86_400 / half_life)
-
-    def latest(self, n: int) -> np.ndarray:
-        """Rows (rows, n) of the last events, latest first; -1 where there are none."""
-        place = self.end[:, None] - 1 - np.arange(n)
-        return np.append(self.rows, -1)[np.where(place >= self.first[:, None], place, -1)]
-
-    def following(self) -> np.ndarray:
-        """Rows (rows,) of the first event later than the session's start; -1 where there is none."""
-        place = self._place(0, "right")
-        return np.append(self.rows, -1)[np.where(place < self._place(2**32 - 1 - self.start), place, -1)]
-
-
-def _seconds(frame: pd.DataFrame, moment: str) -> np.ndarray:
-    """Whole seconds since the log's first session; far in the future where the moment is missing."""
-    since = (frame[moment] - frame["session_start"].min()).dt.total_seconds()
-    return since.fillna(2**31).to_numpy().astype(np.int64)
+    return past
 
 
 def _history(frame: pd.DataFrame) -> dict[str, np.ndarray]:
-    clicked, bought = frame["click"] == 1, frame["purchase"].to_numpy(float)
-    click = clicked.to_numpy(float)
-    user, item = _Events(frame, "user_id"), _Events(frame, "item_id")
-    category, sub, brand = (_Events(frame, "user_id", name) for name in ("category", "sub_category", "brand"))
-    last = _Events(frame, "user_id", only=clicked).latest(1)[:, 0]
-    last = frame[["timestamp", "sub_category"]].reindex(last).set_axis(frame.index)
+    click, shown, prior = frame["click"].to_numpy(float), np.ones(len(frame)), PRIOR_VIEWS * PRIOR_CTR
+    user, item = _earlier(frame, "user_id"), _earlier(frame, "item_id")
+    kinds = ("category", "sub_category", "brand", "item_id")
+    category, sub, brand, seen = (_earlier(frame, "user_id", name) for name in kinds)
+    paid = _earlier(frame, "user_id", "sub_category", moment="purchase_time")
+    last = _nearest_click(frame, "timestamp", "backward", ["sub_category"])
     days = (frame["session_start"] - last["timestamp"]).dt.total_seconds() / 86_400
+    tastes = {name: click * (frame["category"] == name).to_numpy() for name in CATEGORIES}
     return {
-        **{
-            f"{name}_past_ctr": (past.total(click) + PRIOR_VIEWS * PRIOR_CTR)
-            / (past.end - past.first + PRIOR_VIEWS)
-            for name, past in (("user", user), ("item", item))
-        },
-        "user_past_clicks": user.total(click),
-        "user_category_past_clicks": category.total(click),
-        "user_brand_past_clicks": brand.total(click),
-        "sub_clicks_day": sub.fading(click, 1),
-        "category_clicks_day": category.fading(click, 1),
-        "sub_clicks_week": sub.fading(click, 7),
-        "sub_bought": _Events(frame, "user_id", "sub_category", moment="purchase_time").fading(bought, 15),
-        "item_seen": np.log1p(_Events(frame, "user_id", "item_id").total(np.ones(len(frame)))),
-        "item_clicks_week": np.log1p(item.fading(click, 7)),
-        **{f"past_{name}": user.fading(click * (frame["category"] == name), 7) for name in CATEGORIES},
+        "user_past_ctr": (user(click) + prior) / (user(shown) + PRIOR_VIEWS),
+        "item_past_ctr": (item(click) + prior) / (item(shown) + PRIOR_VIEWS),
+        "user_past_clicks": user(click),
+        "user_category_past_clicks": category(click),
+        "user_brand_past_clicks": brand(click),
+        "sub_clicks_day": sub(click, 1),
+        "category_clicks_day": category(click, 1),
+        "sub_clicks_week": sub(click, 7),
+        "sub_bought": paid(frame["purchase"].to_numpy(float), 15),
+        "item_seen": np.log1p(seen(shown)),
+        "item_clicks_week": np.log1p(item(click, 7)),
+        **{f"past_{name}": user(clicks, 7) for name, clicks in tastes.items()},
         "days_since_click": np.log1p(days.fillna(60)),
         "last_sub_category": last["sub_category"].fillna("none"),
         "same_sub_as_last": (last["sub_category"] == frame["sub_category"]).astype(float),
     }
 
 
-def _future(frame: pd.DataFrame) -> dict[str, pd.Series | np.ndarray]:
-    later = _Events(frame, "user_id", moment="session_start", only=frame["click"] == 1).following()
-    later = frame[["timestamp", "category", "item_id"]].reindex(later).set_axis(frame.index)
-    paid = _Events(frame, "user_id", moment="purchase_time")
-    spend = paid.total((frame["purchase"] * frame["price"]).to_numpy(float), later=7 * 86_400)
-    full = frame["session_start"] + pd.Timedelta(days=7) <= frame["timestamp"].max()
-    return {
-        "next_click_time": later["timestamp"],
-        "next_category": later["category"].map({name: float(k) for k, name in enumerate(CATEGORIES)}),
-        "next_item": later["item_id"],
-        "spend_7d": np.where(full, spend, np.nan),
-    }
-
-
-def history_sequences(frame: pd.DataFrame, length: int = 20) -> dict[str, np.ndarray]:
-    """The last clicks of each row's user before the session began, latest first, for models that read sequences.
-
-    Returns ``item`` (n, length) int64, item_id + 1, or 0 where there is no further click; ``sub_category`` (n, length),
-    a number of its own for each name, likewise; ``hours`` (n, length) float32, since then; ``bought`` (n, length), if
-    the click's purchase was in when the session began.
-    """
-    frame = frame.reset_index(drop=True)
-    clicks = _Events(frame, "user_id", only=frame["click"] == 1)
-    row, start = clicks.latest(length), clicks.start[:, None]
-    sub = pd.factorize(frame["sub_category"], sort=True)[0]
-    return {
-        "item": np.where(row >= 0, frame["item_id"].to_numpy()[row] + 1, 0),
-        "sub_category": np.where(row >= 0, sub[row] + 1, 0),
-        "hours": np.where(row >= 0, (start - clicks.moment[row]) / 3600, 0).astype(np.float32),
-        "bought": (row >= 0) & (_seconds(frame, "purchase_time")[row] < start),
-    }
-
-
-# ------------------------------------------------------------------------------------------------- splitting
+def _nearest_click(frame: pd.DataFrame, moment: str, direction: str, columns: list[str]) -> pd.DataFrame:
+    """Of each row's user, the last click before, or the first one in a session after, the row's session began."""
+    rows = frame[["session_start", "user_id"]].sort_values("session_start", kind="stable")
+    clicks = frame.loc[frame["click"] == 1, ["user_id", moment, *columns]].sort_values(moment, kind="stable")
+    join = {"left_on": "session_start", "right_on": moment, "by": "user_id", "allow_exact_matches": False}
+    return pd.merge_asof(rows, clicks, direction=direction, **join).set_axis(rows.index).sort_index()
 
 
 def mask_future_labels(frame: pd.DataFrame, until: pd.Timestamp, pending: str = "no") -> pd.DataFrame:
-    """Forget what whoever trains at the moment ``until`` cannot know yet; all rows stay.
-
-    Next clicks at or after it and ``spend_7d`` of the last seven days become NaN. A purchase that is not in by then
-    counts as none, or, with ``pending="unknown"``, ``purchase`` of the last four days, in which many are pending, is
-    NaN: unbiased, at the price of the latest rows.
-    """
+    """Forget what whoever trains at the moment ``until`` cannot know yet; all rows stay. Next clicks at or after it
+    become NaN. A purchase that is not in by then counts as none, or, with ``pending="unknown"``, ``purchase`` of the
+    last four days (nine of ten are in by then) is NaN: unbiased, at the price of the latest rows."""
     known, bought = frame["next_click_time"] < until, (frame["purchase_time"] < until).astype(float)
     return frame.assign(
         **{name: frame[name].where(known) for name in ("next_category", "next_item", "next_click_time")},
-        spend_7d=frame["spend_7d"].where(frame["session_start"] + pd.Timedelta(days=7) <= until),
-        purchase=bought.where(frame["timestamp"] + _WAIT <= until) if pending == "unknown" else bought,
+        purchase=bought.where(frame["timestamp"] + pd.Timedelta(days=4) <= until)
+        if pending == "unknown"
+        else bought,
     )
 
 
@@ -303,10 +244,8 @@ def shop_splits(frame: pd.DataFrame, split: str = "time", pending: str = "no") -
 
 
 def bayes_auc(shop: Shop) -> dict[str, float]:
-    """AUC of the true probabilities, weighted by themselves: no model can expect more.
-
-    Returns ``click`` and ``purchase`` over all impressions, and ``purchase_given_click`` over clicks.
-    """
+    """AUC of the true probabilities, weighted by themselves: no model can expect more. Of ``click`` and ``purchase``
+    over all impressions, and of ``purchase_given_click`` over clicks."""
     click, given, bought = (shop.truth[f"p_{name}"] for name in ("click", "purchase_given_click", "purchase"))
     aucs = {"click": expected_auc(click, click), "purchase": expected_auc(bought, bought)}
     return aucs | {"purchase_given_click": expected_auc(given, given, click)}

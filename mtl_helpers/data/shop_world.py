@@ -37,7 +37,6 @@ AGE_GROUPS = ("18-24", "25-34", "35-44", "45-54", "55+")
 AGE_EDGES = (18, 25, 35, 45, 55, 81)
 PAGE = 8
 """Products a page shows, at positions 1 to 8. A session has one to five pages."""
-_POOL = 40  # products the old ranker considers in a session
 DAY = 86_400
 START = np.datetime64("2025-03-03T00:00:00", "s")  # a Monday
 
@@ -72,10 +71,8 @@ class ShopConfig:
 
 class World:
     """What the simulator knows and a shop does not; ``users`` and ``items`` are the tables it sees, before any dirt.
-
-    ``log``, the clean log with its truth, one row an impression, sorted by time, and ``pages``, the state in which each
-    page left its user, come from :func:`make_world`.
-    """
+    :func:`make_world` adds ``log``, clean and with its truth, one row an impression, and ``pages``, which say what
+    state they left their users in."""
 
     click_intercept, purchase_intercept = -3.8, -4.4
 
@@ -83,18 +80,13 @@ class World:
         self.config = config
         self._draw_users(generator(config, _USERS))
         self._draw_items(generator(config, _ITEMS))
-        rng, self.trend = (
-            generator(config, _TRENDS),
-            np.zeros((config.days, config.n_items)),
-        )  # what is in fashion
-        for n, deviation, half_life, of in (
-            (config.n_items, 0.35, 7, slice(None)),
-            (len(SUBS), 0.12, 14, self.sub),
-        ):
+        rng, walks = generator(config, _TRENDS), []  # what is in fashion: random walks that come back to 0
+        for n, deviation, half_life in (config.n_items, 0.35, 7), (len(SUBS), 0.12, 14):
             keep, steps = 0.5 ** (1 / half_life), deviation * rng.standard_normal((config.days, n))
-            for day in range(1, config.days):  # a random walk that comes back to 0
+            for day in range(1, config.days):
                 steps[day] = keep * steps[day - 1] + np.sqrt(1 - keep**2) * steps[day]
-            self.trend += steps[:, of]
+            walks.append(steps)
+        self.trend = walks[0] + walks[1][:, self.sub]
 
     def _draw_users(self, rng: np.random.Generator) -> None:
         n, rho, edges = self.config.n_users, self.config.relatedness, np.array(AGE_EDGES)
@@ -102,21 +94,21 @@ class World:
         region = rng.choice(6, n, p=(0.24, 0.20, 0.18, 0.18, 0.14, 0.06))
         tier = rng.choice(4, n, p=(0.50, 0.28, 0.16, 0.06))
 
-        def taste(width: int) -> np.ndarray:
-            """Half of it follows from age group, region and tier."""
-            kinds = (1.0, 5, group), (0.7, 6, region), (0.7, 4, tier)
-            known = sum(share * rng.standard_normal((number, width))[of] for share, number, of in kinds)
-            return _standardise(_standardise(known) + rng.standard_normal((n, width)))
-
         def pair(width: int) -> tuple[np.ndarray, np.ndarray]:
-            click, other = taste(width), taste(width)
+            """Tastes in clicks and purchases (n, width); half follows from age group, region and tier."""
+            drawn, kinds = [], ((1.0, 5, group), (0.7, 6, region), (0.7, 4, tier))
+            for _ in range(2):
+                known = sum(share * rng.standard_normal((number, width))[of] for share, number, of in kinds)
+                drawn.append(_standardise(_standardise(known) + rng.standard_normal((n, width))))
+            click, other = drawn
             # without the chance correlation of the two draws the knob means exactly what it says
             other = _standardise(other - (other * click).mean(0) * click)
             return click, rho * click + np.sqrt(1 - rho**2) * other
 
-        both = zip(pair(len(CATEGORIES)), pair(len(SUBS)), strict=True)  # for sub-categories (n_users, 32):
+        # for sub-categories (n_users, 32), and for three axes of style (n_users, 3)
+        both = zip(pair(len(CATEGORIES)), pair(len(SUBS)), strict=True)
         self.taste, self.taste_purchase = (0.8 * category[:, PARENT] + 0.6 * sub for category, sub in both)
-        self.style_taste, self.style_taste_purchase = pair(3)  # for three axes of style (n_users, 3)
+        self.style_taste, self.style_taste_purchase = pair(3)
         users = {
             "user_id": np.arange(n),
             "age": edges[group] + np.floor(rng.random(n) * np.diff(edges)[group]).astype(np.int64),
@@ -163,19 +155,17 @@ class World:
     def probabilities(self, user, item, time, position=1, surface="home") -> tuple[np.ndarray, np.ndarray]:
         """True probabilities of an impression at a moment, whether it was shown or not.
 
-        The user's state is what the log left it in: all clicks, purchases and views before ``time`` count, and the
-        mission is that of the last page opened at or before ``time`` (none before the first).
-
         ``user`` and ``item`` are ids, ``time`` timestamps or seconds since the log's start, ``position`` 1 to 8,
-        ``surface`` a name from :data:`SURFACES`; all may be arrays, which are broadcast. Returns p_click and
-        p_purchase_given_click, of the broadcast shape; their product is that of a purchase, be it days later.
+        ``surface`` a name from :data:`SURFACES`; all may be arrays, which are broadcast. The user's state is what the
+        log left it in: clicks, purchases and views before ``time`` count, and the mission of the last page opened by
+        then. Returns p_click and p_purchase_given_click; their product is that of a purchase, be it days later.
         """
         if not np.issubdtype(np.asarray(time).dtype, np.number):
             time = (np.asarray(time).astype("datetime64[s]") - START).astype(np.int64)
         email = np.asarray(surface) == SURFACES[2]
         user, item, time, position, email = np.broadcast_arrays(user, item, time, position, email)
         pages, user, sub = self.pages, user.astype(np.int64), self.sub[item]
-        # the user's last page at the moment, and before it; its key is the user, then the second
+        # the user's last page by the moment, and before it; its key is the user, then the second
         now, before = (
             np.searchsorted(pages["key"], user << 32 | time, side) - 1 for side in ("right", "left")
         )
@@ -305,7 +295,7 @@ class Run:
         rough = 0.7 * rate + 1.0 * interest + 0.6 * self.rng.gumbel(size=interest.shape)
         away = PARENT[world.sub] != PARENT[self.mission[user]][:, None]
         rough[(surface == 1)[:, None] & away] -= 1e6
-        pool = np.argpartition(-rough, _POOL, axis=1)[:, :_POOL]
+        pool = np.argpartition(-rough, 40, axis=1)[:, :40]
         recent = np.minimum(self.excitement[user[:, None], world.sub[pool]], 2)
         score = rate[pool] + 0.6 * np.take_along_axis(interest, pool, 1) + 0.3 * recent
         score = score + 0.3 * self.rng.gumbel(size=pool.shape)
