@@ -8,10 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from mtl_helpers.metrics import confusion
+from mtl_helpers.widgets import figures as plots
 from mtl_helpers.widgets.explorer import Explorer, choice_slider, undefined
-from mtl_helpers.widgets.figures import (
-    GREY, HEIGHT, INK, figure, legend_outside, metric_style, name_lines, task_style,
-)  # fmt: skip
 
 __all__ = ["threshold_explorer"]
 
@@ -35,17 +33,17 @@ def threshold_explorer(
         curves = {"precision": tp / (tp + fp), "recall": tp / (tp + fn), "accuracy": (tp + tn) / len(y)}
     majority = max(y.mean(), 1 - y.mean())
 
-    fig = figure(HEIGHT)
+    fig = plots.figure(plots.HEIGHT)
     hist, lines, table = fig.subplots(1, 3, width_ratios=(1, 1.2, 0.8))
     bins = np.geomspace(np.clip(np.quantile(p, 0.001), 1e-4, 1e-3), 1, 40)
-    for value, color, label in ((0, GREY, f"no {name}"), (1, task_style(name)["color"], name)):
+    for value, color, label in ((0, plots.GREY, f"no {name}"), (1, plots.task_style(name)["color"], name)):
         hist.hist(p[y == value].clip(bins[0]), bins=bins, histtype="step", lw=1.6, color=color, label=label)
     hist.set(xscale="log", yscale="log", xlabel="predicted probability", ylabel="impressions")
     hist.set(title="Scores of both classes")
-    legend_outside(fig, hist)
+    plots.legend_outside(fig, hist)
     dots = _draw_curves(lines, stops, curves, majority)
     cells = _draw_table(table, name)
-    cuts = [ax.axvline(threshold, color=INK, lw=1.2, ls="--", animated=True) for ax in (hist, lines)]
+    cuts = [ax.axvline(threshold, color=plots.INK, lw=1.2, ls="--", animated=True) for ax in (hist, lines)]
 
     def update(state: dict) -> str:
         at = stops.index(stop := state["threshold"])
@@ -71,13 +69,13 @@ def threshold_explorer(
 def _draw_curves(ax: Axes, stops: list[float], curves: dict, majority: float) -> dict[str, Any]:
     dots = {}
     for metric, values in curves.items():
-        color, marker = (metric_style(metric)[part] for part in ("color", "marker"))
+        color, marker = (plots.metric_style(metric)[part] for part in ("color", "marker"))
         ax.plot(stops, values, color=color, lw=1.6, label=metric if np.isfinite(values).any() else None)
         dots[metric] = ax.plot([], [], marker, color=color, ms=8, mec="white", animated=True)[0]
-    ax.plot([stops[0], stops[-1]], [majority] * 2, color=GREY, ls=":", lw=1.4, label="majority")
+    ax.plot([stops[0], stops[-1]], [majority] * 2, color=plots.GREY, ls=":", lw=1.4, label="majority")
     ax.set(xscale="log", ylim=(-0.03, 1.03), xlabel="threshold", ylabel="share")
     ax.set(title="One threshold, three stories")
-    name_lines(ax)
+    plots.name_lines(ax)
     return dots
 
 
@@ -88,10 +86,10 @@ def _draw_table(ax: Axes, name: str) -> list[Any]:
     ax.set_yticklabels(["no", name], rotation=90, va="center", fontsize=8)
     ax.set_title("Confusion counts")
     ax.grid(visible=False)
-    ax.axhline(1, color=GREY, lw=0.8)
-    ax.axvline(1, color=GREY, lw=0.8)
+    ax.axhline(1, color=plots.GREY, lw=0.8)
+    ax.axvline(1, color=plots.GREY, lw=0.8)
     places = ((0.5, 1.5, "found"), (0.5, 0.5, "false alarm"), (1.5, 1.5, "missed"), (1.5, 0.5, "left alone"))
     for x, row, word in places:
-        ax.text(x, row - 0.3, word, ha="center", va="center", fontsize=8, color=GREY)
-    look = {"ha": "center", "va": "center", "fontsize": 12, "color": INK, "animated": True}
+        ax.text(x, row - 0.3, word, ha="center", va="center", fontsize=8, color=plots.GREY)
+    look = {"ha": "center", "va": "center", "fontsize": 12, "color": plots.INK, "animated": True}
     return [ax.text(x, row, "", **look) for x, row, _ in places]

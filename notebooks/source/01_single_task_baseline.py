@@ -295,11 +295,14 @@ fig = plots.figure(4.6)
 axes = fig.subplots(2, 3, height_ratios=(1.5, 1))
 looks = {"train": "#D5D5D5", "valid": "#8C8C8C", "test": plots.INK}
 users_drawn = frame["user_id"].drop_duplicates().sample(30, random_state=0).tolist()
+rng = np.random.default_rng(1)
 for ax, (name, three) in zip(axes[0], splits_of.items(), strict=True):
-    for part, rows in three.items():
-        drawn = rows[rows["user_id"].isin(users_drawn)]
-        place = drawn["user_id"].map(users_drawn.index)
-        ax.plot(drawn["timestamp"], place, ".", color=looks[part], ms=3, label=part)
+    drawn = pd.concat(rows.assign(part=part) for part, rows in three.items())
+    drawn = drawn[drawn["user_id"].isin(users_drawn)].sample(frac=1, random_state=0)
+    place = drawn["user_id"].map(users_drawn.index) + rng.uniform(-0.35, 0.35, len(drawn))
+    ax.scatter(drawn["timestamp"], place, s=4, c=drawn["part"].map(looks))
+    for part, color in looks.items():
+        ax.plot([], [], "o", color=color, label=part)
     days = pd.date_range(frame["timestamp"].min().normalize(), periods=4, freq="14D")
     ax.set_xticks(days, [f"{day:%d %b}" for day in days])
     ax.set(title=name, xlabel="day", ylabel="30 users", yticks=[])
@@ -591,6 +594,7 @@ place = {"va": "top", "path_effects": plots.HALO}
 right.text(error, right.get_ylim()[1], " the model", color=look, **place)
 right.set(xlabel="calibration error", ylabel="of 300 draws")
 right.set_title("Perfect probabilities err, too")
+right.locator_params(axis="x", nbins=5)
 plots.within(right, 0, axis="x")
 inside = error <= high
 fig.suptitle(
@@ -698,7 +702,7 @@ for ax, task in zip(fig.subplots(1, 3, sharey=True), metric, strict=True):
     styles = dict.fromkeys(pairs, plots.task_style(task))
     plots.interval_rows(ax, values, styles=styles, holm=surviving, digits=3)
     ax.set(title=task.replace("_", " "), xlabel=metric[task].replace("auc", "AUC"))
-    ax.locator_params(axis="x", nbins=4)
+    ax.locator_params(axis="x", nbins=3)
     if task == "purchase":
         net.mark(ax)
 interval = mean_interval(gaps["purchase", "network − logistic regression"])
@@ -847,12 +851,12 @@ with torch.no_grad():
 reach = {name: expected_auc(p_true, np.asarray(said)) for name, said in ladder.items()}
 fig = plots.figure(3.3)
 left, right = fig.subplots(1, 2, width_ratios=(1, 1.5))
-label_place = {"xytext": (0, 8), "textcoords": "offset points", "ha": "right"}
 for which, dash in (("losses never filled", "-"), ("no nonlinearity", "--")):
     curve = runs[which][1]
     left.plot(range(1, len(curve) + 1), curve, dash, color=plots.INK)
-    name = "linear" if dash == "-" else "with ReLU"
-    left.annotate(name, (len(curve), curve[-1]), **label_place)
+    name, gap = ("linear", 8) if dash == "-" else ("with ReLU", -16)
+    place = {"xytext": (0, gap), "textcoords": "offset points", "ha": "right"}
+    left.annotate(name, (len(curve), curve[-1]), **place)
 left.set(xlabel="step", ylabel="sum of both losses (nats)", title="The loss falls")
 plots.within(left, 0)
 shared = plots.model_style("shared bottom")["color"]
