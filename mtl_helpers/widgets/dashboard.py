@@ -23,17 +23,18 @@ from mtl_helpers import ranking
 from mtl_helpers.losses import check_weights
 from mtl_helpers.sweep import pareto_mask
 from mtl_helpers.widgets.explorer import Explorer, dropdown, slider
-from mtl_helpers.widgets.figures import INK, WIDTH, figure
+from mtl_helpers.widgets.figures import GREY, HERE, INK, figure, legend_outside, minus, task_style
 from mtl_helpers.widgets.weights import TrainedWeights
 
 __all__ = ["Shopfront", "shop_dashboard"]
 
 SMALLEST = 1e-12  # predictions and prices of 0 have no logarithm; they count as this much
 MOST_CARDS = 10
-HEIGHT = 2.9
+RAISED = str.maketrans("0123456789.", "⁰¹²³⁴⁵⁶⁷⁸⁹·")
+HEIGHT = 2.25
 CURRENCY = "EUR"
-BAR_COLORS = ("#0072B2", "#D55E00", "#009E73")
-CATEGORY_COLORS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#0072B2", "#D55E00", "#F0E442", "#7A5195")
+TASKS = {"buy": "purchase", "category": "next_category", "favourite": "next_category"}  # what predicts a signal
+CATEGORY_COLORS = ("#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#882255", "#AA4499")
 DIVERSITIES = (0.0, 0.2, 0.5)
 VARIED_EXPONENTS = (0.0, 0.5, 1.0, 1.5)
 LABELS = {
@@ -175,10 +176,11 @@ def shop_dashboard(
 ) -> Explorer:
     """Steer a shop's lists: product cards, their figures against today's setting, revenue against coverage.
 
-    The first state is *today's setting*, which the others are compared with. Task-weight sliders stand on trained
+    All is compared with *today's setting*. Ready-made settings are every weighting with today's exponents, and today's
+    weighting with other exponents, each at three diversities; buttons lead to today's, to the one that earns most, and
+    to the one that shows most of the catalogue, which is the first state. Task-weight sliders stand on trained
     weightings. Cards show a product's category, brand, price and predictions; bars are shares of the largest
-    prediction that this user has for any product. The ready-made settings of the picture of revenue and coverage are
-    every weighting with today's exponents, and today's weighting with other exponents, each at three diversities.
+    prediction that this user has for any product.
 
     Parameters
     ----------
@@ -192,17 +194,20 @@ def shop_dashboard(
         raise ValueError(f"exponents need one to four of {', '.join(front.signals)}; got none.")
     trained = TrainedWeights(front.weightings, "_weight")
     start = front.nearest(weights or dict.fromkeys(front.weightings, 1.0))
-    groups = {"Task weights": trained.sliders(list(front.weightings), start)}
+    shown = front.rank(start, exponents)
+    today, settings = front.measure(shown), _ready_made(front, exponents, start)
+    widest = settings.loc[settings["coverage"].idxmax()]
+    groups = {"Task weights": trained.sliders(list(front.weightings), widest["weighting"])}
     if min(front.weightings.shape) == 1:
         groups = {}
     look = {"step": 0.25, "fmt": ".2f"}
     groups["Exponents"] = [
-        slider(f"{name}_exponent", name, 0.0, 2.0, a, **look) for name, a in exponents.items()
+        slider(f"{name}_exponent", name, 0.0, 2.0, a, **look) for name, a in widest["exponents"].items()
     ]
-    diversity = slider("diversity", "diversity", 0.0, 1.0, 0.0, step=0.05, fmt=".2f")
-    groups["List"] = [diversity, dropdown("user", "user", front.users)]
-    shown = front.rank(start, exponents)
-    today, settings = front.measure(shown), _ready_made(front, exponents, start)
+    groups["Exponents"] += [
+        slider("diversity", "diversity", 0.0, 1.0, widest["diversity"], step=0.05),
+        dropdown("user", "user", front.users),
+    ]
     fig = figure(HEIGHT)
     left, right = fig.subplots(1, 2, width_ratios=(1.25, 1))
     move_bars = _draw_changes(left, today, settings, front.k)
@@ -216,7 +221,7 @@ def shop_dashboard(
         now = front.measure(lists)
         move_bars(now)
         here.set_data([now["coverage"] * 100], [now["revenue"]])
-        score = " · ".join(f"{name}^{a:.2f}" for name, a in powers.items() if a) or "1"
+        score = " × ".join(name + f"{a:g}".translate(RAISED) * (a != 1) for name, a in powers.items() if a) or "1"
         model = " + ".join(f"{weight:.2f} {name}" for name, weight in front.weightings.iloc[at].items())
         head = f"{state['user']}: score = {score}, diversity {state['diversity']:.2f}, loss = {model}"
         better = (settings["revenue"] > now["revenue"]) & (settings["coverage"] > now["coverage"])
@@ -229,10 +234,20 @@ def shop_dashboard(
             f"(today {today['coverage']:.1%}), {int(better.sum())} of {len(better)} ready-made settings earn and show "
             f"more. {new} of {front.k} products are new to this user's list.{flat * (score == '1')}"
         )
-        above = f'<div style="{HEAD}">{html.escape(f"Top {front.k} for {head}")}</div>{cards}'
-        return said, f"The list: {text}", above
+        return said, f"The list: {text}", cards
 
-    return Explorer(fig, groups, update, title="The shop owner's dashboard", link=trained.link)
+    def go(setting: pd.Series) -> None:
+        tasks = [control.name for control in groups.get("Task weights", ())]
+        state = dict(zip(tasks, trained.shares[setting["weighting"]], strict=False))
+        state |= {f"{name}_exponent": a for name, a in setting["exponents"].items()}
+        board.go(**state, diversity=setting["diversity"])
+
+    now = settings[(settings["weighting"] == start) & (settings["diversity"] == 0)].iloc[0]
+    presets = {"Today": now, "Most money": settings.loc[settings["revenue"].idxmax()], "Widest": widest}
+    buttons = [(label, lambda setting=setting: go(setting)) for label, setting in presets.items()]
+    title = "The shop owner's dashboard"
+    board = Explorer(fig, groups, update, title=title, link=trained.link, buttons=buttons)
+    return board
 
 
 def _ready_made(front: Shopfront, exponents: Mapping[str, float], today: int) -> pd.DataFrame:
@@ -253,7 +268,8 @@ def _cards(front: Shopfront, user: int, items: list[int], before: list[int], at:
             was = before.index(item)
             moved = f"{'▲' if was > place else '▼'}{abs(was - place)}" * (was != place)
         bars, numbers = "", []
-        for color, (name, values) in zip(BAR_COLORS, front.predictions.items(), strict=False):
+        for name, values in front.predictions.items():
+            color = task_style(TASKS.get(name, name))["color"]
             value, most = float(values[at, user, item]), float(values[at, user].max())
             share = 100 * value / most if most else 0
             bar = f'<span style="{BAR};width:{share:.0f}%;background:{color}"></span>'
@@ -270,11 +286,12 @@ def _cards(front: Shopfront, user: int, items: list[int], before: list[int], at:
     return f'<div style="{GRID}">{cards}</div>', "; ".join(said), len(set(items) - set(before))
 
 
-WIDE = f"max-width:{WIDTH * 100:.0f}px"
-HEAD = f"font-size:13px;margin:2px 0 4px;{WIDE}"
-GRID = f"display:grid;grid-template-columns:repeat(5,1fr);gap:6px;margin-bottom:8px;{WIDE}"
+GRID = (
+    "display:grid;grid-template-columns:repeat(auto-fill,minmax(150px,1fr));gap:4px;margin-bottom:4px;"
+    "width:0;min-width:100%"  # cards do not widen the page
+)
 CARD = (
-    "border:1px solid #ccc;border-radius:4px;padding:4px 6px;font-size:12px;line-height:1.35;overflow:hidden"
+    "border:1px solid #ccc;border-radius:4px;padding:2px 6px;font-size:11.5px;line-height:1.3;overflow:hidden"
 )
 LINE = "display:flex;justify-content:space-between;white-space:nowrap;overflow:hidden"
 ROW = "display:grid;grid-template-columns:5.5em 1fr auto;gap:4px;align-items:center;font-size:11px;white-space:nowrap"
@@ -287,7 +304,7 @@ def _draw_changes(
     """A bar for each figure, its change against today as a share; returns what moves them."""
     names = list(today)
     known = [name for name in names if name in settings and today[name]]
-    changes = [abs(settings[name] / today[name] - 1).max() for name in known]
+    changes = [abs(settings[name] / today[name] - 1).median() * 2 for name in known]
     limit = 110 * max(0.05, min(1.0, np.nanmax([*changes, 0.05])))
     ax.axvline(0, color="black", lw=1)
     ax.set(xlim=(-limit, 2.1 * limit), ylim=(len(names) - 0.4, -0.6), xlabel="change against today, %")
@@ -295,7 +312,7 @@ def _draw_changes(
     ax.set_yticks(range(len(names)), [LABELS[name].format(k=k) for name in names])
     ax.grid(visible=False, axis="y")
     ax.set_title("All users, against today's setting")
-    bars = ax.barh(range(len(names)), np.zeros(len(names)), height=0.55, color="#0072B2", animated=True)
+    bars = ax.barh(range(len(names)), np.zeros(len(names)), height=0.55, color="#44576B", animated=True)
     look = {"va": "center", "fontsize": 9, "animated": True}
     texts = [ax.text(1.1 * limit, row, "", **look) for row in range(len(names))]
 
@@ -316,16 +333,15 @@ def _draw_front(ax: Axes, settings: pd.DataFrame, today: Mapping[str, float]) ->
     front = front[np.argsort(front[:, 0])]
     ax.plot(*points.T, "o", color="#bbbbbb", ms=3.5, lw=0, label="ready-made settings")
     ax.plot(*front.T, "-", color=INK, lw=1.4, marker=".", label="their Pareto front")
-    ax.plot(today["coverage"] * 100, today["revenue"], "s", color="#E69F00", ms=9, label="today", lw=0)
+    ax.plot(today["coverage"] * 100, today["revenue"], "s", color=GREY, ms=8, mec="white", label="today", lw=0)
     ax.margins(0.12)
-    low, high = ax.get_ylim()
+    ax.autoscale_view()
     ax.set(xlabel="catalogue shown, %", ylabel=f"revenue per 1,000, {CURRENCY}")
-    ax.set(title="What each setting earns and shows", ylim=(low, high + 0.45 * (high - low)))
+    ax.set_title("What each setting earns and shows")
     ax.set_autoscale_on(False)
-    style = {"color": "#D55E00", "ms": 10, "mec": "white", "lw": 0, "clip_on": False}
+    style = {"color": HERE, "ms": 10, "mec": "black", "lw": 0, "clip_on": False}
     here = ax.plot([], [], "D", label="you are here", animated=True, **style)[0]
-    for handle in ax.legend(fontsize=8, ncols=2, loc="upper center").legend_handles:
-        handle.set_animated(False)  # a copy of what moves would move with it
+    legend_outside(ax.figure)
     return here
 
 
@@ -336,4 +352,4 @@ def _digits(value: float) -> str:
 def _change(now: float, then: float) -> str:
     if not (math.isfinite(now) and math.isfinite(then)):
         return "undefined"
-    return f"{round(now / then - 1, 4) + 0.0:+.1%}" if then else ("±0" if now == then else "from 0")
+    return minus(f"{round(now / then - 1, 4) + 0.0:+.1%}") if then else ("±0" if now == then else "from 0")

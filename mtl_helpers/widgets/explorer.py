@@ -28,15 +28,25 @@ from ipywidgets import Widget
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from mtl_helpers.widgets.figures import WIDTH, minus
+
 __all__ = ["Explorer", "Stage", "choice_slider", "dropdown", "encode_png", "slider", "toggle", "undefined"]
 
 State = dict[str, Any]
+# ipywidgets gives slider handles no name; a picture beside them does, as soon as it is shown.
+TRACK = 130  # pixels of a slider and its number, at least
 # ipywidgets gives slider handles no name; a picture beside them does, as soon as it is shown.
 NAMING = (
     "setTimeout(() => this.closest('.widget-vbox')?.querySelectorAll('.widget-hslider').forEach(s => "
     "s.querySelector('[role=slider]')?.setAttribute('aria-label', s.querySelector('label').textContent)), 200)"
 )
-NAMES_SLIDERS = f'<img alt="" hidden src="data:image/gif;base64,R0lGODlhAQABAAAAACw=" onload="{NAMING}">'
+PIXEL = "R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
+NAMES_SLIDERS = f'<img alt="" hidden src="data:image/gif;base64,{PIXEL}" onload="{NAMING}">'
+SHOWN = "max-width:100%;height:auto;border-radius:6px"
+LAYOUT = (
+    "<style>.mtl-knobs .widget-readout{min-width:44px}.mtl-knobs .widget-html{height:20px}"
+    ".mtl-knobs .widget-html-content{line-height:20px}</style>"
+)
 
 
 def slider(
@@ -101,9 +111,7 @@ def _control(kind: type, name: str, label: str, unit: str = "", **options: Any) 
     """A widget with a ``name``. It gets ``settled``, which puts a value on its stops, as a browser has it, which rounds
     to seven digits (ValueError outside them), and ``said``, a value as captions and alt texts have it."""
     label = f"{label} ({unit})" if unit else label
-    made = kind(description=label, style={"description_width": "initial"}, **options)
-    if "Slider" in kind.__name__:
-        made.layout.width, made.layout.max_width = f"{300 + 7 * len(label)}px", "100%"
+    made = kind(description=label, layout={"width": "auto"}, **options)
     made.name = name
     return made
 
@@ -192,7 +200,7 @@ class Explorer:
             raise ValueError(f"controls need distinct names; got {names}")
         self.controls = {control.name: control for row in self.groups.values() for control in row}
         self.title, self.update, self.link = title, update, link
-        self.figure, self.stage, self.error = figure, Stage(figure), ""
+        self.figure, self.stage, self.error, self._longest = figure, Stage(figure), "", ""
         self.state = self._first = {name: control.value for name, control in self.controls.items()}
         self._picture = ipywidgets.HTML()
         self._draw()
@@ -210,6 +218,10 @@ class Explorer:
             state = self.link({**state, name: self.controls[name].settled(value)}, name)
         self._accept(state)
         return self
+
+    def go(self, **values: Any) -> None:
+        """Puts controls there as they are, past ``link``."""
+        self._accept(self.state | values)
 
     def reset(self) -> None:
         """Back to the first state."""
@@ -246,6 +258,8 @@ class Explorer:
     def _draw(self) -> None:
         said = self.update(dict(self.state))
         self.reading, more, self._above = (said, "", "") if isinstance(said, str) else (*said, "")[:3]
+        self.reading = minus(self.reading)
+        self._longest = max(self._longest, self.reading + self.reading[: len(self.reading) // 5], key=len)
         self._png = encode_png(self.stage.draw())
         said = {c.name: f"{c.description} = {c.said(c.value)}" for c in self.controls.values()}
         rows = {heading: ", ".join(said[c.name] for c in row) for heading, row in self.groups.items()}
@@ -263,12 +277,15 @@ class Explorer:
         look = "color:#b00020;white-space:pre-wrap;margin:4px 0"
         problem = f'<pre class="mtl-error" role="alert" style="{look}">{html.escape(self.error)}</pre>'
         return (
-            f'<figure class="mtl-demo" style="margin:0"><div class="mtl-above">{self._above}</div>'
+            f'{LAYOUT}<figure class="mtl-demo" style="margin:0;max-width:{width}px">'
+            f'<div class="mtl-above">{self._above}</div>'
             f'<img src="data:image/png;base64,'
             f'{base64.b64encode(self._png).decode("ascii")}" alt="{html.escape(self.alt)}" width="{width}" '
-            f'height="{height}" decoding="sync" onload="{NAMING}" style="max-width:100%;height:auto">'
-            f'<figcaption role="status" style="line-height:1.4;min-height:2.8em;max-width:{width}px">'
-            f"{html.escape(self.reading)}</figcaption>{problem if self.error else ''}</figure>"
+            f'height="{height}" decoding="sync" onload="{NAMING}" style="{SHOWN}">'
+            f'<figcaption style="display:grid;line-height:1.35">'
+            f'<span role="status" style="grid-area:1/1">{html.escape(self.reading)}</span>'
+            f'<span aria-hidden="true" style="grid-area:1/1;visibility:hidden">{html.escape(self._longest)}</span>'
+            f"</figcaption>{problem if self.error else ''}</figure>"
         )
 
     def _captioned(self) -> bytes:
@@ -284,20 +301,29 @@ class Explorer:
         return encode_png(np.concatenate([pixels[:, : below.shape[1]], below]))
 
     def _knobs(self, buttons: Sequence[tuple[str, Callable[[], None]]]) -> Widget:
-        """The controls, in a row for each group; the buttons stand in the last."""
-        layout = {"display": "flex", "flex_flow": "row wrap", "align_items": "center"}
-        rows = [ipywidgets.Box(list(row), layout=layout) for row in self.groups.values()]
+        """The controls in one grid of equal cells, under their headings; the buttons at the right end, Reset last."""
+        wide = 8 + round(6.8 * max(len(control.description) for control in self.controls.values()))
+        for control in self.controls.values():
+            control.style.description_width = (
+                "0px" if isinstance(control, ipywidgets.Checkbox) else f"{wide}px"
+            )
+        cell = wide + TRACK
+        columns = f"repeat(auto-fill, minmax(min(100%, {cell}px), 1fr))"
+        layout = {"grid_template_columns": columns, "grid_gap": "0 12px"}
+        layout |= {} if len(self.groups) > 1 else {"flex": f"1 1 {cell}px"}
+        rows = [ipywidgets.GridBox(list(row), layout=layout) for row in self.groups.values()]
+        pressed = []
         for label, action in {**dict(buttons), "Reset": dict(buttons).get("Reset", self.reset)}.items():
-            button = ipywidgets.Button(description=label, layout={"width": "90px"})
-            button.on_click(lambda _button, action=action: self._press(action))
-            rows[-1].children += (button,)
-        if list(self.groups) == [""]:
-            return rows[0]
-        for control in self.controls.values():  # three sliders fit beside the heading
-            control.layout.width = "250px" if control.layout.width else None
-        head = {"width": "100px", "flex": "0 0 auto"}
-        heads = [ipywidgets.HTML(f"<b>{html.escape(text)}</b>", layout=head) for text in self.groups]
-        return ipywidgets.VBox([ipywidgets.HBox(pair) for pair in zip(heads, rows, strict=True)])
+            pressed.append(ipywidgets.Button(description=label, layout={"width": f"{44 + 7 * len(label)}px"}))
+            pressed[-1].on_click(lambda _button, action=action: self._press(action))
+        box = ipywidgets.HBox(pressed, layout={"margin": "0 0 0 auto"})
+        for heading, grid in zip(self.groups, list(rows), strict=True):
+            if heading:
+                rows.insert(rows.index(grid), ipywidgets.HTML(f"<b>{html.escape(heading)}</b>"))
+        rows[0] = ipywidgets.HBox([rows[0], box], layout={"flex_flow": "row wrap"})
+        made = ipywidgets.VBox(rows, layout={"max_width": f"{100 * WIDTH:.0f}px"})
+        made.add_class("mtl-knobs")
+        return made
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict, dict]:
         view = {"version_major": 2, "version_minor": 0, "model_id": self.widget.model_id}

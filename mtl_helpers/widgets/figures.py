@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import html
+import re
 import zlib
 from collections.abc import Collection, Mapping, Sequence
 from io import BytesIO
@@ -87,7 +88,7 @@ METRIC_STYLES = {
     "accuracy": {"color": "#8C510A", "marker": "D", "linestyle": "-."},
     "auc": {"color": "#222222", "marker": "^", "linestyle": "-"},
 }
-GREY, INK = "#777777", "#222222"
+GREY, INK, HERE = "#777777", "#222222", "#F0E442"  # HERE: the point that a slider moves
 HALO = [withStroke(linewidth=3, foreground="white")]  # path effects of texts that may cross a line
 WIDTH, HEIGHT = 8.6, 3.7  # inches: of every figure, and of a demo
 SHARPNESS = 2  # pixels of a picture to one of the page, which has 100 an inch
@@ -126,6 +127,7 @@ def use_course_style() -> None:
 def figure(height: float = 3.6) -> Figure:
     """An empty figure of the one width that lays itself out; ``height`` in inches. Add axes with ``.subplots()``."""
     made = Figure(figsize=(WIDTH, height), dpi=100 * SHARPNESS, layout="constrained")
+    made.get_layout_engine().set(w_pad=0.09, h_pad=0.07)  # room at the edges, for dark pages
     FigureCanvasAgg(made)
     return made
 
@@ -174,8 +176,8 @@ def _other(name: str, styles: Mapping[str, dict]) -> dict[str, str]:
 
 
 def minus(text: str) -> str:
-    """A number's text with a true minus sign."""
-    return text.replace("-", "−")
+    """A text whose numbers have true minus signs."""
+    return re.sub(r"(?<![\w)])-(?=[\d.])", "−", text)
 
 
 def within(ax: Axes, low: float | None = None, high: float | None = None, axis: str = "y") -> None:
@@ -192,12 +194,16 @@ def epochs(ax: Axes) -> None:
 
 
 def legend_outside(fig: Figure, ax: Axes | None = None) -> None:
-    """One legend below the panels, of all of them or of one, never on data."""
+    """One legend of all panels, or of one, below them and never on data."""
     found = {}
-    for each in fig.axes if ax is None else [ax]:
-        handles, labels = each.get_legend_handles_labels()
-        found |= {label: handle for handle, label in zip(handles, labels, strict=True) if label not in found}
-    fig.legend(found.values(), found.keys(), loc="outside lower left", ncols=min(5, len(found)))
+    for panel in fig.axes if ax is None else [ax]:
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    made = fig.legend(
+        found.values(), found.keys(), loc="outside lower left", ncols=min(7, len(found)), fontsize=8
+    )
+    for handle in made.legend_handles:
+        handle.set_animated(False)  # a copy of what moves would move with it
 
 
 def name_lines(ax: Axes) -> None:

@@ -24,7 +24,7 @@ from mtl_helpers.data.tables import MultiTaskDataset
 from mtl_helpers.losses import task_losses
 from mtl_helpers.training import MAIN_METRIC, evaluate, training_steps
 from mtl_helpers.widgets.explorer import Explorer, slider, undefined
-from mtl_helpers.widgets.figures import GREY, HEIGHT, figure, task_style
+from mtl_helpers.widgets.figures import GREY, HEIGHT, figure, legend_outside, task_style
 
 __all__ = ["LiveTraining", "gradient_shares", "live_training"]
 
@@ -72,10 +72,7 @@ class LiveTraining:
         self.lr, self.batch_size = lr, batch_size
         self._untrained = copy.deepcopy(model.state_dict())
         self._loop_task: asyncio.Task | None = None
-        self._begin()
-        for _ in range(PREVIEW_STEPS):
-            self._advance()
-        self.status = "paused"
+        self._preview()
         self._figure = _Curves(self)
         title = f"Training {', '.join(self.names)} while their weights change"
         buttons = [("Start", self.start), ("Pause", self.pause), ("Stop", self.stop), ("Reset", self.reset)]
@@ -106,8 +103,9 @@ class LiveTraining:
     def reset(self) -> None:
         """Ends this run; the model, the curves and the weights are as they were at first."""
         self.stop()
-        self._begin()
-        self._figure.fit(self)
+        self.weights |= dict.fromkeys(self.names, 0.5)
+        self._preview()
+        self._figure.fit(self, anew=True)
         self.explorer.reset()
 
     def run_steps(self, steps: int) -> LiveTraining:
@@ -153,6 +151,13 @@ class LiveTraining:
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict, dict]:
         return self.explorer._repr_mimebundle_(include, exclude)
+
+    def _preview(self) -> None:
+        """The first state: some steps of a new run."""
+        self._begin()
+        for _ in range(PREVIEW_STEPS):
+            self._advance()
+        self.status = "paused"
 
     def _begin(self) -> None:
         """A run from the untrained model, with nothing recorded yet."""
@@ -229,7 +234,8 @@ class LiveTraining:
     def _update(self, state: Mapping[str, float]) -> str:
         self.weights.update(state)
         self._figure.show(self)
-        text = f"Step {self.step}, {self.status}. Weights: {_listed(self.weights)}."
+        steps = self.epochs * -(-len(self.train) // self.batch_size)
+        text = f"Step {self.step} of {steps:,}, {self.status}. Weights: {_listed(self.weights)}."
         if not any(self.weights.values()):
             text += " All weights are 0: nothing is learned."
         if self.metrics:
@@ -263,31 +269,40 @@ def _listed(values: Mapping[str, float], fmt: str = ".2f") -> str:
 
 
 class _Curves:
-    """Three panels. ``show`` moves lines, which is quick; ``fit`` moves limits, which redraws the axes."""
+    """Losses, shares, and a panel for each metric. ``show`` moves lines, which is quick; ``fit`` moves limits, which
+    redraws the axes."""
 
     def __init__(self, live: LiveTraining) -> None:
         self.figure = figure(HEIGHT)
-        self.axes = self.figure.subplots(1, 3)
-        kinds = {MAIN_METRIC[task.kind].upper() for task in live.model.tasks}
-        titles = ("Losses (smoothed)", "Who moves the shared layers", "Validation")
-        labels = ("loss", "share of the gradient", kinds.pop() if len(kinds) == 1 else "metric")
-        looks = {name: {**task_style(name), "marker": "", "lw": 1.6} for name in live.names}
-        self.lines = [{}, {}, {}]
-        for ax, title, label, lines in zip(self.axes, titles, labels, self.lines, strict=True):
-            ax.set(title=title, xlabel="step", ylabel=label, xlim=(0, 200))
-            for name, look in looks.items():
+        metrics = {task.name: MAIN_METRIC[task.kind].upper() for task in live.model.tasks}
+        kinds = sorted(set(metrics.values()))
+        grid = self.figure.add_gridspec(len(kinds), 3)
+        panels = [grid[:, 0], grid[:, 1], *(grid[row, 2] for row in range(len(kinds)))]
+        losses, shares, *others = self.axes = [self.figure.add_subplot(panel) for panel in panels]
+        for ax in self.axes:
+            ax.set(xlim=(0, 200), xlabel="step")
+            ax.locator_params(nbins=5)
+        losses.set(title="Losses (smoothed)", ylabel="loss (nats)")
+        shares.set(title="Pull on the shared layers", ylabel="share of the gradient", ylim=(0, 1))
+        others[0].set_title("Validation")
+        for ax, kind in zip(others, kinds, strict=True):
+            ax.set_ylabel(kind.lower() if kind == "ACCURACY" else kind)
+        for ax in others[:-1]:
+            ax.set(xlabel="", xticklabels=[])
+        self.lines, self.asked, self.sliders = [{}, {}, {}], {}, {}
+        for i, name in enumerate(live.names):
+            look = {**task_style(name), "marker": "", "lw": 1.6}
+            for lines, ax in zip(
+                self.lines, (losses, shares, others[kinds.index(metrics[name])]), strict=True
+            ):
                 lines[name] = ax.plot([], [], animated=True, **look)[0]
-                ax.plot([], [], label=name, **look)
-        self.axes[0].legend(loc="upper right")
-        shares = self.axes[1]
-        shares.set_ylim(-0.02, 1.2)
-        self.asked, self.sliders, wide = {}, {}, {"lw": 3, "alpha": 0.3}
-        for name in live.names:
-            look = {"color": task_style(name)["color"], "animated": True}
+            losses.plot([], [], label=name, **look)
+            look = {"color": look["color"], "animated": True}
+            wide = {"lw": 9 - 8 * i / len(live.names), "alpha": 0.3}  # equal weights lie on one another
             self.asked[name] = shares.plot([], [], **wide, **look)[0]
-            self.sliders[name] = shares.plot([], [], "<", ms=9, zorder=2.1, **look)[0]
-        weight = shares.plot([], [], color=GREY, **wide, label="share of the weights")
-        shares.legend(handles=weight, loc="upper right")
+            self.sliders[name] = shares.plot([], [], "<", ms=8, clip_on=False, zorder=2.1, **look)[0]
+        shares.plot([], [], "<-", color=GREY, lw=3, alpha=0.5, label="share of the weights")
+        legend_outside(self.figure)
         self.fit(live)
 
     def show(self, live: LiveTraining) -> None:
@@ -295,26 +310,30 @@ class _Curves:
         used = pd.DataFrame([used for _, used, _ in live.steps], columns=live.names).to_numpy(float)
         with np.errstate(invalid="ignore", divide="ignore"):
             asked = used / used.sum(axis=1, keepdims=True)
+        total, wide = sum(live.weights.values()), self.axes[0].get_xlim()[1]
         for i, name in enumerate(live.names):
             self.lines[0][name].set_data(steps, smooth[:, i])
             self.asked[name].set_data(steps, asked[:, i])
             for line, measured in ((self.lines[1][name], live.shares), (self.lines[2][name], live.metrics)):
                 line.set_data([at for at, _ in measured], [values[name] for _, values in measured])
-            total = sum(live.weights.values())
-            self.sliders[name].set_data([live.step + 3], [live.weights[name] / total if total else math.nan])
+            beside = live.step + (0.02 + 0.045 * i) * wide
+            self.sliders[name].set_data([beside], [live.weights[name] / total if total else math.nan])
 
-    def fit(self, live: LiveTraining) -> None:
-        """Limits that hold the curves, and zoom in when the later half of them needs little room."""
-        wanted = 200 * 2 ** max(0, math.ceil(math.log2(max(live.step, 1) / 200)))
+    def fit(self, live: LiveTraining, anew: bool = False) -> None:
+        """Limits that hold the curves and that their quantities allow; ``anew`` for those of a new run."""
+        wanted = 200 * 2 ** max(0, math.ceil(math.log2(max(live.step, 1) / 180)))
         if wanted != self.axes[0].get_xlim()[1]:
             for ax in self.axes:
                 ax.set_xlim(0, wanted)
-        metrics = [list(values.values()) for _, values in live.metrics]
-        for ax, curve in ((self.axes[0], live.smooth()), (self.axes[2], metrics)):
-            values = np.asarray(curve[len(curve) // 2 :], float)
+        metrics, smooth = dict(live.metrics), live.smooth()
+        curves = {name: [values[name] for values in metrics.values()] for name in live.names}
+        for ax in (self.axes[0], *self.axes[2:]):
+            here = [name for name in live.names if self.lines[2][name].axes is ax]
+            values = np.asarray([curves[name] for name in here], float) if here else smooth
             if not np.isfinite(values).any():
                 continue
             low, high, (bottom, top) = np.nanmin(values), np.nanmax(values), ax.get_ylim()
             span = max(high - low, 2e-3)
-            if low < bottom or high > top or span < 0.2 * (top - bottom):
-                ax.set_ylim(low - 0.6 * span, high + 0.6 * span)
+            if anew or low < bottom or high > top or span < 0.3 * (top - bottom):
+                most = 1.0 if here and "RMSE" not in ax.get_ylabel() else math.inf
+                ax.set_ylim(max(0.0, low - 0.15 * span), min(most, high + 0.3 * span))

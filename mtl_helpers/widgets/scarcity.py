@@ -10,12 +10,12 @@ from matplotlib.axes import Axes
 
 from mtl_helpers.metrics import mean_interval, paired_difference
 from mtl_helpers.widgets.explorer import Explorer, choice_slider
-from mtl_helpers.widgets.figures import GREY, HEIGHT, figure
+from mtl_helpers.widgets.figures import HEIGHT, HERE, figure, legend_outside, model_style
 
 __all__ = ["scarcity_explorer"]
 
 MODELS = ("single-task", "shared-bottom")
-COLORS = dict(zip(MODELS, (GREY, "#0072B2"), strict=True))
+COLORS = {name: model_style(name)["color"] for name in MODELS}
 
 
 def scarcity_explorer(table: pd.DataFrame, *, task: str = "purchase", split: str = "validation") -> Explorer:
@@ -37,7 +37,8 @@ def scarcity_explorer(table: pd.DataFrame, *, task: str = "purchase", split: str
     left, right = fig.subplots(1, 2, width_ratios=(1.6, 1))
     _draw_runs(left, wide, budgets)
     left.set_ylabel(f"{task} AUC ({split})")
-    band = left.axvline(budgets[0], color="#E69F00", lw=10, alpha=0.3, animated=True)
+    band = left.axvline(budgets[0], color=HERE, lw=10, alpha=0.5, animated=True)
+    legend_outside(fig)
     move_gaps = _draw_gaps(right, list(found.values()))
 
     def update(state: dict) -> str:
@@ -87,7 +88,6 @@ def _draw_runs(ax: Axes, wide: pd.DataFrame, budgets: list) -> None:
     ax.set(xscale="log", xlabel="labelled rows of the scarce task", title="Each dot is one trained run")
     ax.set_xticks(budgets, [f"{value:,}" for value in budgets], fontsize=8)
     ax.minorticks_off()
-    ax.legend(fontsize=8, loc="lower right")
 
 
 def _draw_gaps(ax: Axes, found: list[dict[str, Any]]) -> Any:

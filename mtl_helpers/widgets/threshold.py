@@ -15,7 +15,7 @@ __all__ = ["threshold_explorer"]
 
 
 def threshold_explorer(
-    labels: Any, probabilities: Any, *, name: str = "purchase", threshold: float = 0.5
+    labels: Any, probabilities: Any, *, name: str = "purchase", threshold: float = 0.05
 ) -> Explorer:
     """The confusion counts of a threshold, and precision, recall and accuracy over all thresholds.
 

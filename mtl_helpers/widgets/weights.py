@@ -17,7 +17,7 @@ from mtl_helpers.metrics import mean_interval
 from mtl_helpers.sweep import Sweep, pareto_mask
 from mtl_helpers.training import LOWER_IS_BETTER, MAIN_METRIC
 from mtl_helpers.widgets.explorer import Explorer, choice_slider, undefined
-from mtl_helpers.widgets.figures import GREY, HEIGHT, figure, task_style
+from mtl_helpers.widgets.figures import GREY, HALO, HEIGHT, HERE, figure, legend_outside, minus, task_style
 
 __all__ = ["TrainedWeights", "weight_explorer"]
 
@@ -105,7 +105,8 @@ def weight_explorer(
     sweep : of two or three tasks (else ValueError).
     baselines : ``{task: metric of a single-task model}``, a number or one for each seed of the sweep in the order
         of its seeds (then differences are paired). Without it gains are against the weighting nearest to equal.
-    start : ``{task: weight}``; the first state is the trained weighting nearest to it, or to equal weights.
+    start : ``{task: weight}``; the first state is the trained weighting nearest to it, or else the one whose gains
+        differ most between tasks.
     """
     names = [task.name for task in sweep.tasks]
     *others, last = names
@@ -136,6 +137,7 @@ def weight_explorer(
         _draw_gains(middle, gains, names, f"gain over {versus} ({unit})"),
         _draw_curves(right, sweep.records, names, len(front)),
     )
+    legend_outside(fig)
     fmt = ".2f" if np.allclose(trained.shares * 100, (trained.shares * 100).round()) else ".3f"
 
     def update(state: dict) -> str:
@@ -150,7 +152,8 @@ def weight_explorer(
         text = f"Loss = {loss} (trained, {place}). Against {versus}: {said}. "
         return (text + undefined(dict(zip(names, centre[row], strict=True)))).strip()
 
-    first = equal if start is None else trained.nearest(start)
+    spread = np.ptp(np.nan_to_num(gains.mean(axis=0)), axis=1)
+    first = int(spread.argmax()) if start is None else trained.nearest(start)
     slid, unit = ([last], f"{others[0]} gets the rest") if len(names) == 2 else (names, "")
     knobs = trained.sliders(slid, first, "weight of {}", unit)
     title = f"Task weights of {', '.join(others)} and {last}"
@@ -181,14 +184,13 @@ def _draw_front(ax: Axes, centre: np.ndarray, front: np.ndarray, labels: list[st
         dots = ax.scatter(x[front], y[front], c=centre[front, 2], cmap="viridis", s=30, **look)
     ax.set(xlabel=labels[0], ylabel=labels[1], title="What weights can buy")
     ax.locator_params(nbins=5)
-    star = ax.plot([], [], "*", color="#E69F00", mec="black", ms=17, animated=True, zorder=9)[0]
+    star = ax.plot([], [], "*", color=HERE, mec="black", ms=17, animated=True, zorder=9)[0]
     marks = []
     if centre.shape[1] == 3:
         scale = ax.figure.colorbar(dots, ax=ax, label=labels[2], aspect=30, pad=0.02).ax
-        marks.append(scale.axhline(np.nan, color="#E69F00", lw=4, animated=True))
+        marks.append(scale.axhline(np.nan, color="black", lw=4, animated=True))
     for (name, value), draw in zip(alone.items(), (ax.axvline, ax.axhline), strict=False):
         draw(value, color=task_style(name)["color"], lw=1, ls="--", label=f"{name} alone")
-    ax.legend(fontsize=8, loc="best")
 
     def move(row: int) -> None:
         star.set_data(centre[row, :1], centre[row, 1:2])
@@ -205,7 +207,8 @@ def _draw_gains(ax: Axes, gains: np.ndarray, names: list[str], label: str) -> Mo
     for at, name in enumerate(names):
         bar = ax.barh(at, 0.0, height=0.5, color=task_style(name)["color"], animated=True)[0]
         whisker = ax.plot([], [], color="black", lw=1.5, animated=True)[0]
-        tag = ax.text(0, at - 0.37, "", ha="center", va="center", fontsize=9, animated=True)
+        look = {"va": "center", "fontsize": 9, "path_effects": HALO, "animated": True}
+        tag = ax.text(0, at - 0.37, "", ha="center", **look)
         moving.append((at, bar, whisker, tag))
     ax.axvline(0, color="black", lw=1)
     ax.set(xlim=(-reach, reach), ylim=(len(names) - 0.4, -0.6), xlabel=label, title="Who gains, who pays")
@@ -221,7 +224,7 @@ def _draw_gains(ax: Axes, gains: np.ndarray, names: list[str], label: str) -> Mo
                 ends = [interval.low, interval.high]
             bar.set_width(mean)
             whisker.set_data(ends, [at] * len(ends))
-            tag.set_text(f"{mean:+.4f}" if np.isfinite(mean) else "undefined")
+            tag.set_text(minus(f"{mean:+.4f}") if np.isfinite(mean) else "undefined")
 
     return move
 
@@ -242,14 +245,13 @@ def _draw_curves(ax: Axes, records: pd.DataFrame, names: list[str], count: int) 
             lines[line] = curves.loc[name, split].to_numpy()
         ax.plot([], [], color=color, label=name, **looks["valid"])
     if "train" in splits:
-        ax.plot([], [], color=GREY, lw=1, alpha=0.6, label="thin: training")
+        ax.plot([], [], color=GREY, lw=1, alpha=0.6, label="training")
     finite = curves.to_numpy()[np.isfinite(curves.to_numpy())]
     low, high = (finite.min(), np.quantile(finite, 0.999)) if len(finite) else (0, 1)
     pad, epochs = 0.06 * (high - low) or 0.1, curves.columns
     room = 0.05 * (epochs[-1] - epochs[0]) or 0.05
     ax.set(xlim=(epochs[0] - room, epochs[-1] + room), ylim=(low - pad, high + pad), title="Learning curves")
     ax.set(xlabel="epoch", ylabel="loss (first epoch = 1)")
-    ax.legend(fontsize=8, loc="upper right")
 
     def move(row: int) -> None:
         for line, values in lines.items():
