@@ -139,6 +139,8 @@ def test_the_reading_says_the_figures_of_the_setting(front):
 
 def test_a_screen_reader_hears_the_list(front):
     explorer = shop_dashboard(front, exponents=POWERS).set(user="user 3")
+    explorer.buttons["Today"].click()
+    assert "+0.0% against today" in explorer.reading and explorer.state["user"] == "user 3"
     weighting = front.nearest(dict.fromkeys(front.weightings, 1))
     for place, item in enumerate(front.rank(weighting, POWERS)[3]):
         row = front.items.iloc[item]

@@ -312,11 +312,12 @@ class Explorer:
         layout = {"grid_template_columns": columns, "grid_gap": "0 12px"}
         layout |= {} if len(self.groups) > 1 else {"flex": f"1 1 {cell}px"}
         rows = [ipywidgets.GridBox(list(row), layout=layout) for row in self.groups.values()]
-        pressed = []
+        self.buttons = {}
         for label, action in {**dict(buttons), "Reset": dict(buttons).get("Reset", self.reset)}.items():
-            pressed.append(ipywidgets.Button(description=label, layout={"width": f"{44 + 7 * len(label)}px"}))
-            pressed[-1].on_click(lambda _button, action=action: self._press(action))
-        box = ipywidgets.HBox(pressed, layout={"margin": "0 0 0 auto"})
+            width = {"width": f"{44 + 7 * len(label)}px"}
+            self.buttons[label] = pressed = ipywidgets.Button(description=label, layout=width)
+            pressed.on_click(lambda _button, action=action: self._press(action))
+        box = ipywidgets.HBox(list(self.buttons.values()), layout={"margin": "0 0 0 auto"})
         for heading, grid in zip(self.groups, list(rows), strict=True):
             if heading:
                 rows.insert(rows.index(grid), ipywidgets.HTML(f"<b>{html.escape(heading)}</b>"))

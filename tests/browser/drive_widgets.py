@@ -23,19 +23,14 @@ from execute import execute  # noqa: E402
 LIVE = (
     f"import sys; sys.path[:0] = {sys.path[:2]!r}\nimport asyncio, widget_demos",
     "live = widget_demos.live()\nlive",
-    "slider, _, start, _, stop, _ = live.explorer.widget.children[0].children\nstart.click()",
+    "live.explorer.buttons['Start'].click()",
     "while live.step < 60: await asyncio.sleep(0.01)",
-    "slider.value = 0.0\nmoved = live.step",
+    "live.explorer.controls['click'].value = 0.0\nmoved = live.step",
     "while live.step < moved + 10: await asyncio.sleep(0.01)",
-    "stop.click()\nassert not live.explorer.error, live.explorer.error",
+    "live.explorer.buttons['Stop'].click()\nassert not live.explorer.error, live.explorer.error",
     "clicks = live.frame().query('task == \"click\"')['weight']\n"
     "assert live.status == 'stopped' and set(clicks) == {0.5, 0.0} and clicks.iloc[-1] == 0, clicks",
 )
-
-
-def leaves(box) -> list:
-    """The widgets in a box and in the boxes within it."""
-    return [leaf for part in box.children for leaf in (leaves(part) if hasattr(part, "children") else [part])]
 
 
 def drive(name: str) -> int:
@@ -44,12 +39,8 @@ def drive(name: str) -> int:
     bundle, _ = demo._repr_mimebundle_()
     assert bundle["application/vnd.jupyter.widget-view+json"]["model_id"] and bundle["image/png"]
     explorer = getattr(demo, "explorer", demo)
-    knobs, picture = explorer.widget.children
-    parts = leaves(knobs)
-    moves = 0
-    for control in parts:
-        if isinstance(control, ipywidgets.Button | ipywidgets.HTML):
-            continue
+    picture = explorer.widget.children[1]
+    for control in explorer.controls.values():
         before, said = picture.value, explorer.reading
         if isinstance(control, ipywidgets.SelectionSlider | ipywidgets.Dropdown):
             values = [value for _, value in control.options]
@@ -60,11 +51,9 @@ def drive(name: str) -> int:
         assert picture.value != before and explorer.reading != said, (
             f"{name}: {control.description} moved nothing"
         )
-        moves += 1
-    reset = [control for control in parts if getattr(control, "description", "") == "Reset"]
-    reset[0].click()
+    explorer.buttons["Reset"].click()
     assert explorer.state == {name: control.value for name, control in explorer.controls.items()}
-    return moves
+    return len(explorer.controls)
 
 
 def drive_live() -> None:
