@@ -33,7 +33,11 @@ MOST_CARDS = 10
 RAISED = str.maketrans("0123456789.", "⁰¹²³⁴⁵⁶⁷⁸⁹·")
 HEIGHT = 2.25
 CURRENCY = "EUR"
-TASKS = {"buy": "purchase", "category": "next_category", "favourite": "next_category"}  # what predicts a signal
+TASKS = {
+    "buy": "purchase",
+    "category": "next_category",
+    "favourite": "next_category",
+}  # what predicts a signal
 CATEGORY_COLORS = ("#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#882255", "#AA4499")
 DIVERSITIES = (0.0, 0.2, 0.5)
 VARIED_EXPONENTS = (0.0, 0.5, 1.0, 1.5)
@@ -221,7 +225,9 @@ def shop_dashboard(
         now = front.measure(lists)
         move_bars(now)
         here.set_data([now["coverage"] * 100], [now["revenue"]])
-        score = " × ".join(name + f"{a:g}".translate(RAISED) * (a != 1) for name, a in powers.items() if a) or "1"
+        score = (
+            " × ".join(name + f"{a:g}".translate(RAISED) * (a != 1) for name, a in powers.items() if a) or "1"
+        )
         model = " + ".join(f"{weight:.2f} {name}" for name, weight in front.weightings.iloc[at].items())
         head = f"{state['user']}: score = {score}, diversity {state['diversity']:.2f}, loss = {model}"
         better = (settings["revenue"] > now["revenue"]) & (settings["coverage"] > now["coverage"])
@@ -333,7 +339,9 @@ def _draw_front(ax: Axes, settings: pd.DataFrame, today: Mapping[str, float]) ->
     front = front[np.argsort(front[:, 0])]
     ax.plot(*points.T, "o", color="#bbbbbb", ms=3.5, lw=0, label="ready-made settings")
     ax.plot(*front.T, "-", color=INK, lw=1.4, marker=".", label="their Pareto front")
-    ax.plot(today["coverage"] * 100, today["revenue"], "s", color=GREY, ms=8, mec="white", label="today", lw=0)
+    ax.plot(
+        today["coverage"] * 100, today["revenue"], "s", color=GREY, ms=8, mec="white", label="today", lw=0
+    )
     ax.margins(0.12)
     ax.autoscale_view()
     ax.set(xlabel="catalogue shown, %", ylabel=f"revenue per 1,000, {CURRENCY}")
