@@ -124,6 +124,7 @@ def test_the_reading_says_the_figures_of_the_setting(front):
     today_lists = front.rank(front.nearest(dict.fromkeys(front.weightings, 1)), POWERS)
     explorer = shop_dashboard(front, exponents=POWERS)
     coverage, revenue = explorer.figure.axes[1].lines[0].get_xydata().T
+    explorer.buttons["Today"].click()
     explorer.set(purchase_weight=1.0, price_exponent=1.0, diversity=0.4, user="user 9")
     weighting = int(front.weightings["purchase"].argmax())
     lists = front.rank(weighting, POWERS | {"price": 1.0}, 0.4)
