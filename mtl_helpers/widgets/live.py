@@ -40,23 +40,17 @@ _running: weakref.WeakSet[LiveTraining] = weakref.WeakSet()
 class LiveTraining:
     """A model with Start, Pause, Stop and Reset, and a weight slider for each of its tasks (notebooks 02 and 04).
 
-    Parameters
-    ----------
     model : of :mod:`mtl_helpers.models`; trained in place by AdamW, and moved to the data's device.
     train, valid : data whose labels cover the model's tasks; metrics are computed on up to 4096 rows of ``valid``.
     lr, batch_size : as for :func:`mtl_helpers.training.fit`.
 
     Weights of L = Σ wᵢ Lᵢ start at 0.5 each. Some steps are made before the first picture, so that it shows something;
     Start goes on from there. Making one, or starting one, pauses any other of this kernel, so running a cell again
-    leaves no loop behind.
-
-    In code: ``run_steps(n)``, ``set(click=.9)``, ``frame()``, and ``status``: "ready", "running", "paused", "stopped",
-    "finished" or "failed". ``weights`` is read at each step; ``pace`` is the steps a second, at most; ``epochs`` how
-    long a run is (from the next one on).
+    leaves no loop behind. In code: ``run_steps(n)``, ``set(click=.9)``, ``frame()``, and ``status``: "ready",
+    "running", "paused", "stopped", "finished" or "failed".
     """
 
-    pace = 60.0  # slow enough to see what a slider does
-    epochs = 50
+    pace, epochs = 60.0, 50  # at most so many steps a second, so that one sees what a slider does
 
     def __init__(
         self, model: nn.Module, train: MultiTaskDataset, valid: MultiTaskDataset,

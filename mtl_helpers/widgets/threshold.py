@@ -54,12 +54,12 @@ def threshold_explorer(
             dot.set_data([stop], [now[metric]])
         for cell, count in zip(cells, counts[at], strict=True):
             cell.set_text(f"{count:,}")
-        flagged, hits = counts[at][0] + counts[at][1], counts[at][0]
-        said = f"{flagged:,} of {len(y):,} flagged, {hits:,} rightly (precision {now['precision']:.3f}), "
+        hits, flagged, said = counts[at][0], sum(counts[at][:2]), "nothing flagged, so there is no precision"
+        if flagged:
+            said = f"{flagged:,} of {len(y):,} flagged, {hits:,} rightly (precision {now['precision']:.3f})"
         return (
-            f"Threshold {stop:.3g}: {said if flagged else 'nothing flagged, so there is no precision, '}"
-            f"recall {now['recall']:.3f}; accuracy {now['accuracy']:.4f} against {majority:.4f} for always the "
-            f"majority. {undefined({'recall': now['recall']})}"
+            f"Threshold {stop:.3g}: {said}, recall {now['recall']:.3f}; accuracy {now['accuracy']:.4f} against "
+            f"{majority:.4f} for always the majority. {undefined({'recall': now['recall']})}"
         ).strip()
 
     knob = choice_slider("threshold", "decision threshold", stops, threshold, unit="probability", fmt=".3g")
@@ -81,10 +81,9 @@ def _draw_curves(ax: Axes, stops: list[float], curves: dict, majority: float) ->
 
 def _draw_table(ax: Axes, name: str) -> list[Any]:
     """The four counts' texts, in the order of ``metrics.confusion``."""
-    ax.set(xlim=(0, 2), ylim=(0, 2), xticks=(0.5, 1.5), yticks=(0.5, 1.5), aspect="equal")
-    ax.set_xticklabels([f"said {name}", "said no"], fontsize=8)
-    ax.set_yticklabels(["no", name], rotation=90, va="center", fontsize=8)
-    ax.set_title("Confusion counts")
+    ax.set(xlim=(0, 2), ylim=(0, 2), aspect="equal", title="Confusion counts")
+    ax.set_xticks((0.5, 1.5), [f"said {name}", "said no"], fontsize=8)
+    ax.set_yticks((0.5, 1.5), ["no", name], rotation=90, va="center", fontsize=8)
     ax.grid(visible=False)
     ax.axhline(1, color=plots.GREY, lw=0.8)
     ax.axvline(1, color=plots.GREY, lw=0.8)

@@ -29,11 +29,7 @@ class TrainedWeights:
 
     Moving one chooses, among the weightings with that share of its task, the one whose other shares are nearest to the
     proportions they had before the first of a row of moves of the same slider, so pushing it away and back changes
-    nothing. :meth:`link` is the ``link`` of an :class:`~mtl_helpers.widgets.explorer.Explorer`.
-
-    Parameters
-    ----------
-    weightings : a row each, a column for each task; only proportions count. suffix : of the controls' names.
+    nothing. weightings : a row each, a column for each task; only proportions count. suffix : of the controls' names.
 
     >>> trained = TrainedWeights(pd.DataFrame({"a": [1, 2, 1, 0], "b": [1, 1, 2, 0], "c": [2, 1, 1, 4]}))
     >>> trained.nearest({"a": 1, "b": 1, "c": 1.5})
