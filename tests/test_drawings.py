@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from itertools import combinations
 from xml.etree import ElementTree
 
@@ -50,7 +51,9 @@ def test_text_fits_and_boxes_keep_apart(name, tasks):
 
 @EACH
 def test_a_drawing_says_what_it_shows(name, tasks):
-    svg = ElementTree.fromstring(draw(name, tasks)._repr_svg_())
+    bundle = draw(name, tasks)._repr_mimebundle_()
+    svg = ElementTree.fromstring(bundle["image/svg+xml"])
+    assert f'alt="{html.escape(bundle["text/plain"])}"' in bundle["text/html"]
     assert svg.get("role") == "img" and svg.get("aria-label") == repr(draw(name, tasks))
     assert all(task in svg.get("aria-label") for task in tasks)
     words = "".join(svg.itertext())

@@ -6,6 +6,7 @@ sheet and no ids: GitHub strips those, so the drawing looks the same there, in J
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -130,15 +131,17 @@ class Box:
 
 @dataclass(frozen=True)
 class Drawing:
-    """What IPython shows as a picture, and as a sentence where there are none."""
+    """What IPython shows: in an <img>, which JupyterLab shows of a notebook that it does not trust, too."""
 
     svg: str
     alt: str
     boxes: Sequence[Box] = ()
     arrows: Sequence[tuple] = ()
 
-    def _repr_svg_(self) -> str:
-        return self.svg
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
+        picture = f"data:image/svg+xml;base64,{base64.b64encode(self.svg.encode()).decode()}"
+        shown = f'<img src="{picture}" alt="{escape(self.alt)}" style="max-width:100%">'
+        return {"image/svg+xml": self.svg, "text/html": shown, "text/plain": self.alt}
 
     def __repr__(self) -> str:
         return self.alt
