@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -29,7 +30,6 @@ from mtl_helpers.training import LOWER_IS_BETTER, MAIN_METRIC, check_parts, has_
 __all__ = ["Sweep", "pareto_mask", "simplex_grid", "sweep"]
 
 Build = Callable[[], nn.Module]
-BLOCK = 8  # models that step together: their activations fit the processor's cache
 
 
 @dataclass(repr=False)
@@ -179,22 +179,21 @@ def sweep(
     for row in frame.to_dict("records") or [{}]:
         check_weights(row, names)
     frame, adam = frame[names], {"lr": lr, "weight_decay": weight_decay}
-    together = _together(starts[0].to(train.device), next(train.batches(5, shuffle=False)))
-    blocks = [
-        _Block(together, start.to(train.device), frame.iloc[first : first + BLOCK], int(seed), adam)
+    stacked = _stacks(starts[0].to(train.device), next(train.batches(5, shuffle=False)))
+    groups = [
+        _Group(start.to(train.device), stacked, frame, int(seed), adam)
         for seed, start in zip(seeds, starts, strict=True)
-        for first in range(0, len(frame), BLOCK)
     ]
     records, stopped = [], "finished"
-    bar = tqdm(total=epochs * len(blocks), unit="block", disable=not progress, leave=False)
+    bar = tqdm(total=epochs * len(groups), unit="epoch", disable=not progress, leave=False)
     try:
         for epoch in range(1, epochs + 1):
             fresh = []
-            for block in blocks:
-                fresh += block.run_epoch(epoch, train, valid, batch_size)
+            for group in groups:
+                fresh += group.run_epoch(epoch, train, valid, batch_size)
                 bar.update()
-            for block in blocks:
-                block.keep(epoch, keep == "best")
+            for group in groups:
+                group.keep(epoch, keep == "best")
             records += fresh
     except KeyboardInterrupt:
         if not records:
@@ -202,26 +201,25 @@ def sweep(
         stopped = "interrupted"
     finally:
         bar.close()
-    records, runs = (pd.concat(parts, ignore_index=True) for parts in (records, [b.runs for b in blocks]))
-    kept = {name: torch.cat([block.kept[name] for block in blocks]).cpu() for name in blocks[0].kept}
+    records, runs = (
+        pd.concat(parts, ignore_index=True) for parts in (records, [group.runs for group in groups])
+    )
+    kept = {name: torch.cat([group.kept[name] for group in groups]).cpu() for name in groups[0].kept}
     return Sweep(tuple(starts[0].tasks), frame, records, runs, kept, stopped, build)
 
 
-class _Block:
-    """Up to BLOCK models of one seed: the same start and the same batches, parameters stacked to (K, …)."""
+class _Group:
+    """The models of one seed: one for each weighting, from the same start and on the same batches."""
 
     def __init__(
-        self, together: _Together, start: nn.Module, weightings: pd.DataFrame, seed: int, adam: dict
+        self, start: nn.Module, stacked: bool, weightings: pd.DataFrame, seed: int, adam: dict
     ) -> None:
-        self.together, self.tasks = together, start.tasks
+        self.tasks = start.tasks
         self.runs = pd.DataFrame({"weighting": weightings.index, "seed": seed, "epoch": 0})
         device = next(start.parameters()).device
         self.weights = torch.tensor(weightings.to_numpy(), dtype=torch.float32, device=device)
-        self.parameters = {
-            name: torch.stack([value.detach()] * len(weightings)).requires_grad_(value.requires_grad)
-            for name, value in start.named_parameters()
-        }
-        trained = [value for value in self.parameters.values() if value.requires_grad]
+        self.together = _Together(start, len(weightings), _Memory(device) if stacked else None)
+        trained = [value for value in self.together.parameters() if value.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, fused=device.type in ("cpu", "cuda"), **adam)
         self.generator = torch.Generator().manual_seed(seed)
         self.score = self.best = torch.zeros(len(weightings))  # weighted validation loss, last and lowest
@@ -234,7 +232,7 @@ class _Block:
         self.together.train()
         sums, counts = torch.zeros_like(self.weights), torch.zeros_like(self.weights[0])
         for batch in train.batches(batch_size, generator=self.generator):
-            losses = self._losses(self.together(self.parameters, batch), batch)
+            losses = self._losses(self.together(batch), batch)
             self.optimizer.zero_grad(set_to_none=True)
             (losses * self.weights).sum().backward()
             self.optimizer.step()
@@ -258,9 +256,13 @@ class _Block:
     def _measure(self, data: MultiTaskDataset, batch_size: int) -> list[tuple[str, str, str, Tensor]]:
         """(split, task, metric, (K,)) of each task, as :func:`mtl_helpers.training.evaluate` gives them."""
         self.together.eval()
-        parts = [self.together(self.parameters, batch) for batch in data.batches(batch_size, shuffle=False)]
+        parts = [
+            {name: logits.clone() for name, logits in self.together(batch).items()}
+            for batch in data.batches(batch_size, shuffle=False)
+        ]
         logits = {task.name: torch.cat([part[task.name] for part in parts], dim=1) for task in self.tasks}
-        losses, found = self._losses(logits, data).cpu(), []
+        found = []
+        losses = self._losses(logits, data).cpu()
         self.score = (losses * self.weights.cpu()).sum(1)
         for task, loss in zip(self.tasks, losses.T, strict=True):
             known = data.masks.get(task.name, slice(None))
@@ -281,17 +283,107 @@ class _Block:
         chosen = self.score < self.best if best and self.kept else torch.full_like(self.score, True).bool()
         self.best = torch.where(chosen, self.score, self.best)
         self.runs.loc[chosen.numpy(), "epoch"] = epoch
-        now, old = {name: value.detach().clone() for name, value in self.parameters.items()}, ~chosen
+        named = self.together.model.named_parameters()
+        now, old = {name: value.detach().clone() for name, value in named}, ~chosen
         for name, value in self.kept.items():
             now[name][old] = value[old]
         self.kept = now
+
+
+class _Together(nn.Module):
+    """K models from one start, with parameters (K, …): a batch → ``{task: logits (K, n, …)}``.
+
+    With a memory, its layers compute for K models and the logits are valid until the memory's next use; without one,
+    ``torch.func.vmap`` transforms the model.
+    """
+
+    def __init__(self, start: nn.Module, k: int, memory: _Memory | None) -> None:
+        super().__init__()
+        self.model, self.k, self.memory = copy.deepcopy(start), k, memory
+        for name, value in start.named_parameters():
+            path, _, own = name.rpartition(".")
+            many = nn.Parameter(torch.stack([value.detach()] * k), value.requires_grad)
+            setattr(self.model.get_submodule(path), own, many)
+        for layer in self.model.modules() if memory else ():
+            layer.__class__ = STACKED.get(type(layer), type(layer))
+            layer.memory = memory
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        if self.memory:
+            self.memory.taken.clear()
+            return self.model(batch.numeric.expand(self.k, -1, -1), batch.categorical)
+        given, parameters = (batch.numeric, batch.categorical), dict(self.model.named_parameters())
+        return vmap(lambda own: functional_call(self.model, own, given), randomness="different")(parameters)
+
+
+def _stacks(model: nn.Module, batch: Batch) -> bool:
+    """Whether a model is made of layers that can compute for K models: they give its own logits on a few rows."""
+    stacked, mapped = (_Together(model, 3, memory).eval() for memory in (_Memory(batch.numeric.device), None))
+    with torch.no_grad():
+        for value in (*stacked.parameters(), *mapped.parameters()):
+            value *= value.new_tensor([1, -1, 0.5]).view(-1, *[1] * (value.dim() - 1))
+        wanted = mapped(batch)
+        try:
+            found = stacked(batch)
+        except (RuntimeError, ValueError, IndexError):  # its own forward pass has no place for one axis more
+            return False
+    return all(torch.allclose(found[name], wanted[name], rtol=1e-4, atol=1e-5) for name in wanted)
+
+
+class _Memory:
+    """Memory of one block's step, handed out again in the next: it stays in the processor's cache."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.held, self.taken = device, defaultdict(list), Counter()
+
+    def take(self, *shape: int) -> Tensor:
+        held, number = self.held[shape], self.taken[shape]
+        self.taken[shape] += 1
+        if number == len(held):
+            held.append(torch.empty(shape, device=self.device))
+        return held[number]
+
+
+class _LinearStep(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, memory: _Memory, inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.memory = memory
+        ctx.save_for_backward(inputs, weight)
+        out = memory.take(*inputs.shape[:2], weight.shape[1])
+        return torch.baddbmm(bias.unsqueeze(1), inputs, weight.mT, out=out)
+
+    @staticmethod
+    def backward(ctx, slope: Tensor) -> tuple[Tensor | None, ...]:
+        inputs, weight = ctx.saved_tensors
+        below = (
+            torch.bmm(slope, weight, out=ctx.memory.take(*inputs.shape)) if ctx.needs_input_grad[1] else None
+        )
+        return None, below, torch.bmm(slope.mT, inputs), slope.sum(1)
+
+
+class _ReLUStep(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, inputs: Tensor) -> Tensor:
+        ctx.mark_dirty(inputs.relu_())
+        ctx.save_for_backward(inputs)
+        return inputs
+
+    @staticmethod
+    def backward(ctx, slope: Tensor) -> Tensor:
+        (out,) = ctx.saved_tensors  # whoever read it has taken its own backward step: its memory is free
+        return torch.ops.aten.threshold_backward.grad_input(slope, out, 0, grad_input=out)
 
 
 class _Linears(nn.Linear):
     """K linear layers: weight (K, out, in), bias (K, out); (K, n, in) → (K, n, out)."""
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return torch.baddbmm(self.bias.unsqueeze(1), inputs, self.weight.mT)
+        return _LinearStep.apply(self.memory, inputs, self.weight, self.bias)
+
+
+class _ReLUs(nn.ReLU):
+    def forward(self, inputs: Tensor) -> Tensor:
+        return _ReLUStep.apply(inputs)
 
 
 class _Embeddings(nn.Embedding):
@@ -303,38 +395,4 @@ class _Embeddings(nn.Embedding):
         return found.unflatten(-1, (k, width)).movedim(-2, 0)
 
 
-class _Together(nn.Module):
-    """K models at once: parameters (K, …) → ``{task: logits (K, n, …)}``. With ``stacked`` its layers compute for K
-    models; without, ``torch.func.vmap`` transforms those of one."""
-
-    def __init__(self, model: nn.Module, stacked: bool) -> None:
-        super().__init__()
-        self.model, self.stacked = copy.deepcopy(model), stacked
-        for layer in self.model.modules() if stacked else ():
-            layer.__class__ = {nn.Linear: _Linears, nn.Embedding: _Embeddings}.get(type(layer), type(layer))
-            if type(layer) is nn.ReLU:
-                layer.inplace = True  # one pass over memory less
-
-    def forward(self, parameters: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        if self.stacked:
-            k = len(next(iter(parameters.values())))
-            return functional_call(
-                self.model, parameters, (batch.numeric.expand(k, -1, -1), batch.categorical)
-            )
-        given = (batch.numeric, batch.categorical)
-        return vmap(lambda own: functional_call(self.model, own, given), randomness="different")(parameters)
-
-
-def _together(model: nn.Module, batch: Batch) -> _Together:
-    """Stacked layers where the model is made of them and they give its own logits on a few rows; vmap elsewhere."""
-    stacked, mapped = (_Together(model, stacked).eval() for stacked in (True, False))
-    parameters = {name: value.detach() for name, value in model.named_parameters()}
-    trial = {name: torch.stack([value, -value, value / 2]) for name, value in parameters.items()}
-    with torch.no_grad():
-        wanted = mapped(trial, batch)
-        try:
-            found = stacked(trial, batch)
-        except (RuntimeError, ValueError, IndexError):  # its own forward pass has no place for one axis more
-            return mapped
-    same = all(torch.allclose(found[name], wanted[name], rtol=1e-4, atol=1e-5) for name in wanted)
-    return stacked if same else mapped
+STACKED = {nn.Linear: _Linears, nn.ReLU: _ReLUs, nn.Embedding: _Embeddings}

@@ -71,7 +71,7 @@ BUILDERS = {
 def engine(request, monkeypatch):
     """Either way to call several models at once, where the sweep would choose the first."""
     if request.param == "vmap":
-        monkeypatch.setattr(module, "_together", lambda template, batch: module._Together(template, False))
+        monkeypatch.setattr(module, "_stacks", lambda model, batch: False)
 
 
 def alone(build, train, valid=None, *, weights, seed=0, **settings):
@@ -112,8 +112,8 @@ class TestEqualToSingleRuns:
         def build():
             return BUILDERS[kind](splits.schema, MIXED_TASKS)
 
-        together = module._together(build(), next(splits.train.batches(5, shuffle=False)))
-        assert together.stacked == (kind != "gated")
+        stacked = module._stacks(build(), next(splits.train.batches(5, shuffle=False)))
+        assert stacked == (kind != "gated")
         check(build, splits.train, splits.valid, seeds=(0, 5))
 
     def test_numeric_or_categorical_columns_alone(self, engine):
@@ -133,7 +133,7 @@ class TestEqualToSingleRuns:
             build = partial(SingleTask, splits.schema, task, hidden=(8, 8), tower=(4,))
             check(build, train, valid, [{task.name: 1.0}, {task.name: 0.3}])
 
-    def test_more_models_than_a_block_at_the_size_of_the_benchmark(self):
+    def test_at_the_size_of_the_benchmark(self):
         numeric = torch.randn(3000, 64, generator=torch.Generator().manual_seed(0))
         tasks, schema = (Task("click"), Task("buy")), Schema(tuple(f"x{i}" for i in range(64)), {})
         labels = {task.name: (numeric[:, i] > 0.3).float() for i, task in enumerate(tasks)}
@@ -256,15 +256,15 @@ class TestWhatIsLeftAlone:
 
 @pytest.mark.parametrize(("after", "epoch"), [(0, None), (4, 2), (5, 2)])
 def test_interrupting_keeps_the_finished_epochs(splits, monkeypatch, after, epoch):
-    real, calls = module._Block._measure, []
+    real, calls = module._Group._measure, []
 
-    def measured(block, *given):
+    def measured(group, *given):
         calls.append(1)
         if len(calls) > after:
             raise KeyboardInterrupt
-        return real(block, *given)
+        return real(group, *given)
 
-    monkeypatch.setattr(module._Block, "_measure", measured)
+    monkeypatch.setattr(module._Group, "_measure", measured)
     build, grid = partial(SharedBottom, splits.schema, TWO), simplex_grid(TWO, 3)
     how = {"weightings": grid, "seeds": (0, 1), "epochs": 9, "progress": False}
     if epoch is None:

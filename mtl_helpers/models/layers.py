@@ -52,6 +52,8 @@ class FeatureLayer(nn.Module):
         wanted = (len(self.schema.numeric), len(self.schema.categorical))
         if given != wanted:
             raise ValueError(f"Got {given} numeric and categorical columns, expected {wanted}.")
+        if not given[1]:
+            return numeric
         try:
             vectors = self.embedding(categorical + self.offset)
         except IndexError:

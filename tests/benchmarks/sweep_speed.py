@@ -79,7 +79,7 @@ def ours(data: MultiTaskDataset) -> None:
 
 
 def by_vmap(data: MultiTaskDataset) -> None:
-    with patch.object(sweep_module, "_together", lambda model, batch: sweep_module._Together(model, False)):
+    with patch.object(sweep_module, "_stacks", lambda model, batch: False):
         ours(data)
 
 
