@@ -30,54 +30,36 @@ from mtl_helpers.data import (
 
 
 @pytest.mark.parametrize(
-    ("arguments", "word"),
+    ("kind", "n", "word"),
     [
-        ({"name": "a", "kind": "multiclass"}, "n_classes"),
-        ({"name": "a", "kind": "multiclass", "n_classes": 1}, "n_classes=1"),
-        ({"name": "a", "kind": "binary", "n_classes": 3}, "any other kind none"),
+        ("multiclass", None, "n_classes"),
+        ("multiclass", 1, "n_classes=1"),
+        ("binary", 3, "any other kind none"),
     ],
 )
-def test_task_refuses_what_makes_no_sense(arguments, word):
+def test_task_refuses_what_makes_no_sense(kind, n, word):
     with pytest.raises(ValueError, match=word):
-        Task(**arguments)
-
-
-def test_outputs_per_kind():
+        Task("a", kind, n)
     assert [task.n_outputs for task in MIXED_TASKS] == [1, 3, 1]
     assert Task("buy", label="is_bought").label_column == "is_bought"
 
 
 class TestCleaning:
-    def test_duplicates_go_and_rows_are_renumbered(self):
+    def test_duplicates_go_text_is_tidied_and_units_are_one(self):
         frame = pd.DataFrame({"a": [1, 1, 2, 1], "b": [5, 5, 5, 6]})
         clean = drop_duplicate_rows(frame)
-        assert clean["a"].tolist() == [1, 2, 1]
-        assert clean.index.tolist() == [0, 1, 2]
-        assert len(frame) == 4
-
-    def test_text(self):
+        assert clean["a"].tolist() == [1, 2, 1] and clean.index.tolist() == [0, 1, 2] and len(frame) == 4
         values = tidy_text(pd.Series([" Books", "books ", "TOYS", None]))
-        assert values[:3].tolist() == ["books", "books", "toys"]
-        assert pd.isna(values[3])
-
-    def test_units(self):
+        assert values[:3].tolist() == ["books", "books", "toys"] and pd.isna(values[3])
         prices = convert_units(pd.Series([5.0, 700.0]), pd.Series(["EUR", "cent"]), {"EUR": 1, "cent": 0.01})
         assert prices.tolist() == [5.0, 7.0]
-
         with pytest.raises(ValueError, match="missing"):
             convert_units(pd.Series([5.0]), pd.Series([None]), {"EUR": 1})
 
     def test_outliers_are_clipped_and_the_rest_stays(self):
         values = pd.Series([*np.linspace(1, 2, 99), 1e6, np.nan])
-        clipped = clip_outliers(values)
-        assert clipped[:99].equals(values[:99])
-        assert clipped[99] < 4
-        assert np.isnan(clipped[100])
-        logged = clip_outliers(values, log=True)
-        assert np.allclose(logged[:99], values[:99])
-        assert logged[99] < 10
-
-    def test_log_scale_needs_positive_values(self):
+        for clipped, highest in ((clip_outliers(values), 4), (clip_outliers(values, log=True), 10)):
+            assert np.allclose(clipped[:99], values[:99]) and clipped[99] < highest and np.isnan(clipped[100])
         with pytest.raises(ValueError, match="above 0"):
             clip_outliers(pd.Series([1.0, 0.0]), log=True)
 
@@ -149,9 +131,8 @@ class TestEncoder:
 
     def test_large_ids_do_not_collide(self):
         ids = [2**24, 2**24 + 1, 2**53, 2**53 + 1]
-        codes = (
-            FeatureEncoder([], ["id"]).fit(pd.DataFrame({"id": ids})).transform(pd.DataFrame({"id": ids}))[1]
-        )
+        frame = pd.DataFrame({"id": ids})
+        codes = FeatureEncoder([], ["id"]).fit(frame).transform(frame)[1]
         assert sorted(codes[:, 0].tolist()) == [1, 2, 3, 4]
 
     def test_no_row_and_no_column(self):
@@ -159,6 +140,8 @@ class TestEncoder:
             FeatureEncoder(["x"], []).fit(pd.DataFrame({"x": []}))
         with pytest.raises(ValueError, match="at least one"):
             FeatureEncoder([], [])
+        with pytest.raises(ValueError, match="one Task or more"):
+            MultiTaskDataset.from_frame(toy_frame(), FeatureEncoder(["x"], []).fit(toy_frame()), [])
 
 
 class TestDataset:
@@ -204,10 +187,6 @@ class TestDataset:
         with pytest.raises(KeyError, match="buy"):
             data.select(["buy"])
 
-    def test_no_task(self):
-        with pytest.raises(ValueError, match="one Task or more"):
-            MultiTaskDataset.from_frame(toy_frame(), FeatureEncoder(["x"], []).fit(toy_frame()), [])
-
 
 class TestHideLabels:
     def test_keeps_exactly_that_many_of_the_labelled(self):
@@ -219,22 +198,17 @@ class TestHideLabels:
             assert scarce.labels["kind"][~scarce.masks["kind"]].eq(0).all()
         assert "click" not in scarce.masks and "click" not in data.masks
 
-    def test_seed_decides_which(self):
-        data = toy_splits().train
-        one, same, other = (hide_labels(data, "click", 100, seed).masks["click"] for seed in (0, 0, 1))
-        assert torch.equal(one, same) and not torch.equal(one, other)
-
+    def test_seed_decides_which_and_they_are_spread_over_the_first_epoch(self):
+        data, kept = toy_splits(1000).train, []
+        for seed in (0, 0, 1, 2, 3):
+            scarce = hide_labels(data, "click", 100, seed=seed)
+            kept.append(scarce.masks["click"])
+            batches = scarce.batches(100, generator=torch.Generator().manual_seed(seed))
+            # the order of the labels and that of the batches must not be one draw
+            assert max(int(batch.masks["click"].sum()) for batch in batches) < 40
+        assert torch.equal(kept[0], kept[1]) and not torch.equal(kept[0], kept[2])
         with pytest.raises(KeyError, match="buy"):
             hide_labels(data, "buy", 1)
-
-
-def test_kept_labels_are_spread_over_the_first_epoch_whatever_the_seed():
-    train = toy_splits(1000).train
-    for seed in range(5):
-        kept = hide_labels(train, "click", 100, seed=seed)
-        batches = kept.batches(100, generator=torch.Generator().manual_seed(seed))
-        counts = [int(batch.masks["click"].sum()) for batch in batches]
-        assert max(counts) < 40, "the order of the labels and that of the batches must not be one draw"
 
 
 def strangers(n: int = 2000, seed: int = 0) -> pd.DataFrame:

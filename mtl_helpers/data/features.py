@@ -27,7 +27,8 @@ PARTS = ("train", "valid", "test")
 CURE = "make one 0/1 column of each value, or numeric vectors of one length"  # for lists in cells
 
 
-def _check_fractions(fractions: Sequence[float]) -> None:
+def _check_split(frame: pd.DataFrame, column: str, use: str, fractions: Sequence[float]) -> None:
+    need_columns(frame, [column], use)
     if len(fractions) != 3 or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
         raise ValueError(f"fractions are {tuple(fractions)}: expected three numbers above 0 that sum to 1.")
 
@@ -39,8 +40,7 @@ def split_by_user(
     users it has never seen? Fractions count users, not rows."""
     from sklearn.model_selection import GroupShuffleSplit
 
-    need_columns(frame, [user], "split_by_user")
-    _check_fractions(fractions)
+    _check_split(frame, user, "split_by_user", fractions)
     if (users := frame[user].nunique()) < 3:
         raise ValueError(f"split_by_user got {users} user(s): expected 3 or more, one for each part.")
     parts = {"train": frame}
@@ -56,16 +56,16 @@ def split_by_time(
 ) -> dict[str, pd.DataFrame]:
     """Split at two moments, train on the past, validate on what follows, test on the latest rows: how well will the
     model do tomorrow? Rows that share a moment stay in one part."""
-    need_columns(frame, [time], "split_by_time")
-    _check_fractions(fractions)
+    _check_split(frame, time, "split_by_time", fractions)
     moments = frame[time].sort_values(kind="stable")
     cuts = [int(len(moments) * share) for share in (fractions[0], fractions[0] + fractions[1])]
     first, second = moments.iloc[cuts] if len(moments) else (0, 0)
     later, latest = frame[time] >= first, frame[time] >= second
     parts = {"train": frame[frame[time] < first], "valid": frame[later & ~latest], "test": frame[latest]}
     if empty := [name for name, part in parts.items() if not len(part)]:
-        cure = "give it more rows or other fractions"
-        raise ValueError(f"split_by_time leaves {' and '.join(empty)} with no row of {len(frame)}: {cure}.")
+        raise ValueError(
+            f"split_by_time leaves {' and '.join(empty)} with no row: give it more than {len(frame)}."
+        )
     return parts
 
 
@@ -173,21 +173,13 @@ class Splits:
 
 
 def prepare(
-    frames: dict[str, pd.DataFrame],
-    tasks: Sequence[Task],
-    numeric: Sequence[str],
-    categorical: Sequence[str],
-    *,
-    min_count: int = 1,
-    weight: str | None = None,
-    device: torch.device | str = "cpu",
-) -> Splits:
-    """Fit the encoder on ``frames["train"]`` and encode all three parts.
+    frames: dict[str, pd.DataFrame], tasks: Sequence[Task], numeric: Sequence[str], categorical: Sequence[str], *,
+    min_count: int = 1, weight: str | None = None, device: torch.device | str = "cpu",
+) -> Splits:  # fmt: skip
+    """Fit the encoder on ``frames["train"]`` and encode all three parts, ``{"train", "valid", "test"}``.
 
-    ``frames`` are ``{"train", "valid", "test"}``, as the split functions return them; ``min_count`` is that of
-    :class:`FeatureEncoder`; ``weight`` names the column of row weights, 0 or more: how much a row counts in the losses.
-    Regression labels are standardised by the training labels (``MultiTaskDataset.scales``).
-
+    ``min_count`` is that of :class:`FeatureEncoder`; ``weight`` names the column of row weights, 0 or more: how much a
+    row counts in the losses. Regression labels are standardised by the training labels (``MultiTaskDataset.scales``).
     Raises ValueError when a feature is a label or a copy of one, or a binary label has no 0 in training; KeyError when
     a part or column is missing.
     """

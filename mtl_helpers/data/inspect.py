@@ -1,7 +1,4 @@
-"""A look at a table before it is learned from: leaks, and a guess at which columns are numbers or categories.
-
-Taught in notebook 01.
-"""
+"""Taught in notebook 01: a look at a table before it is learned from: leaks, and which columns are numbers."""
 
 from __future__ import annotations
 
@@ -19,22 +16,17 @@ __all__ = ["check_leaks", "guess_features"]
 
 LEAK_AUC, FEW = 0.95, 20
 CODE_NAME = re.compile(
-    r"(^|_|(?<=[a-z])(?=[A-Z]))(id|ids|code|zip|zipcode|postcode|type|category|categorical|class|group|brand|customer|user"
-    r"|item|product|shop|store|seller|city|region|country)(_?\d+)?$|^\d+$",
-    re.IGNORECASE,
+    r"(?i)(^|_|(?<=[a-z])(?=[A-Z]))(id|ids|code|zip|zipcode|postcode|type|category|categorical|class|group|brand|customer"
+    r"|user|item|product|shop|store|seller|city|region|country)(_?\d+)?$|^\d+$"
 )
-MOMENT_NAME = re.compile(r"(^|_)(time|timestamp|date|datetime|ts)$|_at$", re.IGNORECASE)
+MOMENT_NAME = re.compile(r"(?i)(^|_)(time|timestamp|date|datetime|ts)$|_at$")
 DATE_TEXT = re.compile(r"^\s*\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T].*)?$")
 
 
 def check_leaks(
-    frames: dict[str, pd.DataFrame],
-    features: Sequence[str],
-    tasks: Sequence[Task],
-    *,
-    time: str | None = None,
-    user: str | None = None,
-) -> pd.DataFrame:
+    frames: dict[str, pd.DataFrame], features: Sequence[str], tasks: Sequence[Task], *,
+    time: str | None = None, user: str | None = None,
+) -> pd.DataFrame:  # fmt: skip
     """Look for the usual leaks between a training and a test frame; one row per check (``check, passed, finding``).
 
     Checks that no label is among the features; that no row of the test part stands in the training part; that
@@ -43,49 +35,46 @@ def check_leaks(
     rows (an outcome in disguise, such as dwell time). That AUC is of one half of the training rows, scored by what the
     other half says of the feature: the direction of a number, the label's mean for each category.
     """
-    rows: list[tuple[str, bool, str]] = []
-
-    def note(check: str, faults: list[str], fine: str) -> None:
-        rows.append((check, not faults, "; ".join(faults) or fine))
-
-    labels = [task.label_column for task in check_tasks(tasks)]
-    note("no label among the features", [name for name in labels if name in features], "none")
+    train, labels = frames["train"], [task.label_column for task in check_tasks(tasks)]
     columns = dict.fromkeys([*features, *labels, *([time] if time else [])])
-    columns = [column for column in columns if not len(vector_lengths(frames["train"][column]))]
-    hashes = {part: pd.util.hash_pandas_object(frame[columns], index=False) for part, frame in frames.items()}
-    shared = int(hashes["test"].isin(hashes["train"]).sum())
-    note("no test row stands in train", [f"{shared} rows do"] if shared else [], "none does")
+    columns = [column for column in columns if not len(vector_lengths(train[column]))]
+    seen, asked = (
+        pd.util.hash_pandas_object(frames[part][columns], index=False) for part in ("train", "test")
+    )
+    shared = int(asked.isin(seen).sum())
+    found = [  # what is checked, what is wrong, what to say if nothing is
+        ("no label among the features", [name for name in labels if name in features], "none"),
+        ("no test row stands in train", [f"{shared} rows do"] if shared else [], "none does"),
+    ]
     if time:
         pairs = (("train", "valid"), ("valid", "test"))
         late = [f"{a} reaches into {b}" for a, b in pairs if frames[a][time].max() >= frames[b][time].min()]
-        note("parts follow each other in time", late, "they do")
+        found.append(("parts follow each other in time", late, "they do"))
     if user:
-        both = len(set(frames["train"][user]) & set(frames["test"][user]))
-        note("no user in train and test", [f"{both} users are"] if both else [], "none is")
+        both = len(set(train[user]) & set(frames["test"][user]))
+        found.append(("no user in train and test", [f"{both} users are"] if both else [], "none is"))
     scores = {}
     for task in tasks:
-        y = read_labels(frames["train"], task)[0]
+        y, known = read_labels(train, task)
         if task.kind == "binary" and min((y == 0).sum(), (y == 1).sum()) >= MIN_POSITIVES:
-            known = ~np.isnan(y)
             for column in features:
-                if column not in labels:
-                    scores[column, task.name] = _held_out_auc(frames["train"].loc[known, column], y[known])
-    scores = {pair: score for pair, score in scores.items() if not np.isnan(score)}
-    faults = [f"{c} alone reaches AUC {v:.3f} on {t}" for (c, t), v in scores.items() if v >= LEAK_AUC]
-    best = max(scores, key=scores.get, default=None)
-    fine = "too few positive rows to tell"
-    if best:
-        fine = f"the strongest is {best[0]} on {best[1]}, AUC {scores[best]:.3f}"
-    note("no feature is an outcome in disguise", faults, fine)
+                if column not in labels and not len(vector_lengths(train[column])):
+                    scores[column, task.name] = _held_out_auc(train.loc[known, column], y[known])
+    high = [f"{c} alone reaches AUC {v:.3f} on {t}" for (c, t), v in scores.items() if v >= LEAK_AUC]
+    best = max(scores, key=scores.get, default=("", ""))
+    fine = (
+        f"the strongest is {best[0]} on {best[1]}, AUC {scores[best]:.3f}"
+        if scores
+        else "too few positive rows"
+    )
+    found.append(("no feature is an outcome in disguise", high, fine))
+    rows = [(check, not faults, "; ".join(faults) or fine) for check, faults, fine in found]
     return pd.DataFrame(rows, columns=["check", "passed", "finding"])
 
 
 def _held_out_auc(values: pd.Series, y: np.ndarray) -> float:
     """AUC of one feature on each half of the rows, by the direction or the category means of the other half."""
-    if len(vector_lengths(values)):
-        return float("nan")
-    rows, _ = pd.factorize(values)
-    rows, half = rows + 1, np.random.default_rng(0).permutation(len(y)) % 2 == 0
+    rows, half = pd.factorize(values)[0] + 1, np.random.default_rng(0).permutation(len(y)) % 2 == 0
     number = None
     if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
         number = values.astype(float)
@@ -103,18 +92,14 @@ def _held_out_auc(values: pd.Series, y: np.ndarray) -> float:
 
 
 def guess_features(
-    frame: pd.DataFrame,
-    labels: str | Task | Sequence[str | Task],
-    *,
-    time: str | None = None,
-    user: str | None = None,
-) -> tuple[list[str], list[str], pd.DataFrame]:
+    frame: pd.DataFrame, labels: str | Task | Sequence[str | Task], *, time: str | None = None, user: str | None = None
+) -> tuple[list[str], list[str], pd.DataFrame]:  # fmt: skip
     """Propose which columns of a table are numbers and which are categories; you know better, so read the reasons.
 
     ``labels`` are the columns to predict, or their tasks; ``time`` and ``user`` those by which you will split: the time
     is no feature, the user's id a category (leave it out when you test on new users). Returns ``numeric`` and
-    ``categorical``, lists of columns for :func:`prepare`, and a table with one row a column: ``use`` (``numeric``,
-    ``categorical``, ``dropped``, ``label``) and ``why``.
+    ``categorical``, columns for :func:`prepare`, and a table of each column's ``use`` (``numeric``, ``categorical``,
+    ``dropped``, ``label``) and ``why``.
     """
     labels = [labels] if isinstance(labels, (str, Task)) else labels
     labels = [label.label_column if isinstance(label, Task) else label for label in labels]
@@ -139,10 +124,8 @@ def _guess(values: pd.Series, name: str) -> tuple[str, str]:
     except (TypeError, NotImplementedError):
         return "dropped", "its cells are no single values"
     every_row = len(known) >= 20 and distinct > 0.95 * len(known)
-    if not len(known):
-        return "dropped", "it holds nothing"
-    if distinct == 1 and len(known) == len(values):
-        return "dropped", "one value in every row"
+    if not len(known) or (distinct == 1 and len(known) == len(values)):
+        return "dropped", "one value in every row" if len(known) else "it holds nothing"
     if pd.api.types.is_bool_dtype(known):
         return "categorical", "yes or no"
     if pd.api.types.is_numeric_dtype(known) and not pd.api.types.is_complex_dtype(known):
@@ -155,8 +138,7 @@ def _guess(values: pd.Series, name: str) -> tuple[str, str]:
             return "dropped", "another number in (nearly) every row, as a row number has"
         if coded or distinct <= FEW:
             why = "by its name" if coded else f"only {distinct} values"
-            why = f"whole numbers that look like codes ({why}): if amounts, move it to numeric"
-            return "categorical", why
+            return "categorical", f"whole numbers like codes ({why}): if they are amounts, move it to numeric"
         return "numeric", "whole numbers of many values: if codes, move it to categorical"
     texts = pd.Series(known.unique()).head(2000)
     if not isinstance(texts.iloc[0], (str, int, float)) or DATE_TEXT.match(str(texts.iloc[0])):
@@ -166,8 +148,7 @@ def _guess(values: pd.Series, name: str) -> tuple[str, str]:
     if numbers.notna().all() and not (numbers % 1 == 0).all():
         return "numeric", "numbers written as text"
     if texts.str.contains(r"[|;]|^\[|,(?=\S)").mean() > 0.5:
-        cure = "make a column of each (str.get_dummies), or numbers"
-        return "dropped", f"several values in a cell, or a decimal comma: {cure}"
+        return "dropped", "several values in a cell, or a decimal comma: make 0/1 columns, or numbers"
     if texts.str.contains(" ").mean() > 0.5 and texts.str.len().mean() > 30:
         return "dropped", "free text: make vectors of it first"
     if every_row and not CODE_NAME.search(name):

@@ -1,16 +1,14 @@
-"""Two public data sets, fetched once from their publishers, checked, and read as downloaded.
+"""Two public data sets, fetched once from their publishers, checked, and read as downloaded. No row is held here.
 
-Taught in notebook 07; notebook 02 tries the shop's findings on the first one. This package holds none of the rows.
-
-- KuaiRand-Pure, real impressions of a video app: Gao et al., *KuaiRand: An Unbiased Sequential Recommendation Dataset
-  with Randomly Exposed Videos*, CIKM 2022, https://doi.org/10.1145/3511808.3557624; terms at https://kuairand.com.
-- Census-Income (KDD), on which the papers on MMoE and PLE compare models: Lane and Kohavi, UCI Machine Learning
-  Repository, https://doi.org/10.24432/C5N30T (CC BY 4.0).
+Used in notebooks 02 and 07. KuaiRand-Pure, real impressions of a video app: Gao et al., *KuaiRand: An Unbiased
+Sequential Recommendation Dataset with Randomly Exposed Videos*, CIKM 2022, https://doi.org/10.1145/3511808.3557624;
+terms at https://kuairand.com. Census-Income (KDD), on which the papers on MMoE and PLE compare models: Lane and Kohavi,
+UCI Machine Learning Repository, https://doi.org/10.24432/C5N30T (CC BY 4.0).
 """
 
 from __future__ import annotations
 
-import datetime as dt
+import gzip
 import hashlib
 import http.client
 import os
@@ -35,16 +33,15 @@ __all__ = [
 KUAIRAND_TASKS = (Task("click"), Task("long_view"), Task("like"))
 """Did the user open the video, watch most of it, like it? Roughly 44 %, 31 % and 2 % of the rows are positive."""
 KUAIRAND_PLAY_TASK = Task("play_time", "regression", label="log_play")
-"""For how long did it run? log(1 + seconds), cut off at the video's length. A video that ran to its end says only "at
-least this long": what the user would have watched of a longer one is *censored*. ``finished`` marks those rows, about
-one in seven."""
+"""log(1 + seconds) it ran, cut off at the video's length: a video that ran to its end says only "at least this long",
+what the user would have watched of a longer one is *censored*. ``finished`` marks those rows, about one in seven."""
 KUAIRAND_NUMERIC = ("log_duration", "aspect_ratio", "log_follows", "log_fans", "log_friends", "log_register_days")
 _USER_CODES = ("is_live_streamer", "is_video_author", *(f"onehot_feat{i}" for i in (0, 1, 2, 6, 7, 8, 9, 10)))
 KUAIRAND_CATEGORICAL = ("user_id", "video_id", "tab", "hour", "user_active_degree", *_USER_CODES,
                         "video_type", "upload_type", "music_type", "tag")
 KUAIRAND_WIDE_NUMERIC = (*KUAIRAND_NUMERIC, "log_video_age_days")
 KUAIRAND_WIDE_CATEGORICAL = (*KUAIRAND_CATEGORICAL, "author_id")
-"""The features of user and video with two more: who made the video, and how many days before it went online."""
+"""The features of user and video with two more: how many days before it went online, and who made it."""
 _FLAGS = ("click", "like", "follow", "comment", "forward", "hate")  # the log writes them as is_click …
 KUAIRAND_OUTCOMES = (*_FLAGS, "long_view", "play_time_ms", "log_play", "finished")
 """What happened after the video was shown: labels or outcomes, never features."""
@@ -58,26 +55,39 @@ age class_of_worker detailed_industry_recode detailed_occupation_recode educatio
 enroll_in_edu_inst_last_wk marital_stat major_industry_code major_occupation_code race hispanic_origin sex
 member_of_a_labor_union reason_for_unemployment full_or_part_time_employment_stat capital_gains capital_losses
 dividends_from_stocks tax_filer_stat region_of_previous_residence state_of_previous_residence
-detailed_household_and_family_stat detailed_household_summary_in_household instance_weight
-migration_code_change_in_msa migration_code_change_in_reg migration_code_move_within_reg
-live_in_this_house_1_year_ago migration_prev_res_in_sunbelt num_persons_worked_for_employer family_members_under_18
-country_of_birth_father country_of_birth_mother country_of_birth_self citizenship own_business_or_self_employed
-fill_inc_questionnaire_for_veterans_admin veterans_benefits weeks_worked_in_year year income
+detailed_household_and_family_stat detailed_household_summary_in_household instance_weight migration_code_change_in_msa
+migration_code_change_in_reg migration_code_move_within_reg live_in_this_house_1_year_ago migration_prev_res_in_sunbelt
+num_persons_worked_for_employer family_members_under_18 country_of_birth_father country_of_birth_mother
+country_of_birth_self citizenship own_business_or_self_employed fill_inc_questionnaire_for_veterans_admin
+veterans_benefits weeks_worked_in_year year income
 """.split()  # as the publisher's census-income.names lists them
-_NO_FEATURES = ("marital_stat", "income", "instance_weight")  # two labels, and a weight of the survey
+_NO_FEATURES = ("marital_stat", "income", "instance_weight")  # two labels, and a weight, which no classifier may use
 CENSUS_CATEGORICAL = tuple(name for name in _CENSUS if name not in CENSUS_NUMERIC + _NO_FEATURES)
 
 _KUAIRAND = "https://zenodo.org/records/10439422/files/KuaiRand-Pure.tar.gz", "0820331067a3784d9691136f772b35a7"
 _UCI = "https://archive.ics.uci.edu/ml/machine-learning-databases/census-income-mld/census-income."
 _CENSUS_FILES = (f"{_UCI}data.gz", None), (f"{_UCI}test.gz", "a8c39dce642efb4d17f28ebe74a3c271")  # address, MD5
+_KINDS = {
+    "log_standard_4_22_to_5_08_pure.csv": {
+        "int8": f"tab long_view is_{' is_'.join(_FLAGS)}", "int16": "hourmin", "int64": "time_ms",
+        "int32": "user_id video_id date play_time_ms duration_ms"},
+    "user_features_pure.csv": {
+        "int32": "user_id follow_user_num fans_user_num friend_user_num register_days",
+        "category": "user_active_degree", "float64": " ".join(_USER_CODES)},
+    "video_features_basic_pure.csv": {
+        "int32": "video_id", "float64": "author_id music_type", "float32": "server_width server_height",
+        "category": "video_type upload_type tag", "str": "upload_dt"},
+}
+_DTYPES = {file: {name: kind for kind in kinds for name in kinds[kind].split()} for file, kinds in _KINDS.items()}
 # fmt: on
+_DAMAGES = (EOFError, gzip.BadGzipFile, zlib.error, KeyError, ValueError)
 _AGENT = {"User-Agent": "mtl_helpers"}  # some servers refuse urllib's own
 
 
 def fetch(url: str, md5: str | None = None, progress: bool = True) -> Path:
     """Download a file once into the cache folder (``MTL_CACHE``, else ``mtl_helpers`` in the platform's) and return its
-    path. A file that lies there is complete and was checked when it came. Raises OSError without a network or with
-    another checksum than ``md5`` (hex); it says how to go on by hand."""
+    path; what lies there was checked when it came. Raises OSError without a network or with another checksum than
+    ``md5`` (hex); it says how to go on by hand."""
     from tqdm.auto import tqdm
 
     if (path := _cached(url)).is_file():
@@ -111,11 +121,10 @@ def kuairand_available() -> Path | None:
 
 
 def load_kuairand(path: str | Path | None = None, progress: bool = True) -> pd.DataFrame:
-    """Read KuaiRand-Pure: one row per distinct impression of the standard log of 22 April to 8 May 2022.
+    """Read KuaiRand-Pure: one row per distinct impression of the standard log of 22 April to 8 May 2022, in its order.
 
     ``path`` names the publisher's ``KuaiRand-Pure.tar.gz`` as downloaded, or some of its rows in the same layout; by
-    default what the environment variable ``MTL_KUAIRAND`` names, else the publisher's, by :func:`fetch`. Returns, in
-    the order of the log,
+    default what the environment variable ``MTL_KUAIRAND`` names, else the publisher's, by :func:`fetch`. Returns
 
     - ``user_id``, ``video_id``; ``date`` and ``hour`` as the publisher logged them (they may differ from the moment by
       an hour or two); ``timestamp``, the moment in China Standard Time;
@@ -123,10 +132,9 @@ def load_kuairand(path: str | Path | None = None, progress: bool = True) -> pd.D
       and the age in days come as ``log(1 + x)``. A missing number or text is NaN, a missing code or author −1;
     - the outcomes :data:`KUAIRAND_OUTCOMES`, among them the labels; ``play_time_ms`` decides ``long_view``.
 
-    Rows of the log that repeat another in every column are dropped here, before any split can put the two copies in
-    different parts. The month-wide video statistics of the archive are left out: they count the test days as well.
-
-    Raises OSError when the file is not there and cannot be fetched, ValueError when it is damaged or another.
+    Rows that repeat another in every column are dropped before any split can part the two copies. The archive's
+    month-wide video statistics are left out: they count the test days as well. Raises OSError when the file is not
+    there and cannot be fetched, ValueError when it is damaged or another.
     """
     path = Path(path or os.environ.get("MTL_KUAIRAND") or fetch(*_KUAIRAND, progress)).expanduser()
     try:
@@ -139,25 +147,8 @@ def load_kuairand(path: str | Path | None = None, progress: bool = True) -> pd.D
                     table = pd.read_csv(archive.extractfile(member), dtype=kinds, usecols=wanted)
                     tables[name] = table.drop_duplicates(ignore_index=True)[list(kinds)]
         return _assemble(*(tables[name] for name in _DTYPES))
-    except FileNotFoundError:
-        raise
-    except (tarfile.TarError, EOFError, OSError, zlib.error, KeyError, ValueError) as error:
+    except (tarfile.TarError, *_DAMAGES) as error:
         raise ValueError(f"{path} is damaged, or is not {_KUAIRAND[0]} as published: {error}.") from error
-
-
-_DTYPES = {
-    "log_standard_4_22_to_5_08_pure.csv": dict.fromkeys(("user_id", "video_id", "date"), "int32")
-    | dict.fromkeys(("play_time_ms", "duration_ms"), "int32")
-    | dict.fromkeys(("tab", "long_view", *(f"is_{name}" for name in _FLAGS)), "int8")
-    | {"hourmin": "int16", "time_ms": "int64"},
-    "user_features_pure.csv": {"user_id": "int32", "user_active_degree": "category"}
-    | dict.fromkeys(("follow_user_num", "fans_user_num", "friend_user_num", "register_days"), "int32")
-    | dict.fromkeys(_USER_CODES, "float64"),
-    "video_features_basic_pure.csv": {"video_id": "int32", "author_id": "float64", "music_type": "float64"}
-    | dict.fromkeys(("video_type", "upload_type", "tag"), "category")
-    | {"upload_dt": str}
-    | dict.fromkeys(("server_width", "server_height"), "float32"),
-}
 
 
 def _assemble(log: pd.DataFrame, users: pd.DataFrame, videos: pd.DataFrame) -> pd.DataFrame:
@@ -168,7 +159,6 @@ def _assemble(log: pd.DataFrame, users: pd.DataFrame, videos: pd.DataFrame) -> p
     sides = videos[["server_width", "server_height"]].where(lambda pixels: pixels > 0)
     date = pd.to_datetime(log["date"].astype(str), format="%Y%m%d").astype("datetime64[ms]")
     played, length = log["play_time_ms"], log["duration_ms"]
-    china = 8 * 3_600_000  # the log was kept in China Standard Time, UTC+8
     uploaded = pd.to_datetime(videos["upload_dt"].astype(object), errors="coerce")
     finished = (played >= length) & (length > 0)
     counts = {"log_follows": "follow_user_num", "log_fans": "fans_user_num", "log_friends": "friend_user_num"}
@@ -179,7 +169,7 @@ def _assemble(log: pd.DataFrame, users: pd.DataFrame, videos: pd.DataFrame) -> p
     frame = log[["user_id", "video_id", "tab"]].assign(
         date=date,
         hour=(log["hourmin"] // 100).astype("int8"),
-        timestamp=(log["time_ms"] + china).astype("datetime64[ms]"),
+        timestamp=(log["time_ms"] + 8 * 3_600_000).astype("datetime64[ms]"),  # China Standard Time, UTC+8
         aspect_ratio=sides["server_width"] / sides["server_height"],
         finished=finished,
         user_active_degree=users["user_active_degree"],
@@ -192,22 +182,17 @@ def _assemble(log: pd.DataFrame, users: pd.DataFrame, videos: pd.DataFrame) -> p
     return frame.assign(**np.log1p(pd.DataFrame(logs).astype("float32")))
 
 
-Day = str | int | dt.date | None
-
-
-def split_by_date(
-    frame: pd.DataFrame, valid_day: Day = None, test_day: Day = None
-) -> dict[str, pd.DataFrame]:
-    """Split by whole days of ``date`` into ``{"train", "valid", "test"}``: train on the earlier days, validate on the
-    next, test on the latest. ``valid_day`` and ``test_day`` are the first days of their parts, as ``20220501``,
-    ``"2022-05-01"`` or a date; default the second last and the last day. Raises ValueError if a part would be empty."""
+def split_by_date(frame: pd.DataFrame, valid_day=None, test_day=None) -> dict[str, pd.DataFrame]:
+    """Split by whole days of ``date`` into ``{"train", "valid", "test"}``, the latest for test. ``valid_day`` and
+    ``test_day`` are the first days of their parts, as ``20220501``, ``"2022-05-01"`` or a date; default the second last
+    and the last day. Raises ValueError if a part would be empty."""
     when, days = frame["date"], pd.DatetimeIndex(sorted(frame["date"].unique()))
     test = pd.Timestamp(str(test_day)) if test_day is not None else days[-1:].max()
     valid = pd.Timestamp(str(valid_day)) if valid_day is not None else days[days < test][-1:].max()
     parts = {"train": when < valid, "valid": (when >= valid) & (when < test), "test": when >= test}
     if empty := [name for name, rows in parts.items() if not rows.any()]:
-        span = f"the rows go from {when.min()} to {when.max()}"
-        raise ValueError(f"No rows for {' and '.join(empty)} with days {valid} and {test}: {span}.")
+        found = f"{valid} and {test} among {when.min()} to {when.max()}"
+        raise ValueError(f"No rows for {' and '.join(empty)} with days {found}.")
     return {name: frame[rows] for name, rows in parts.items()}
 
 
@@ -223,33 +208,27 @@ def load_census(path: str | Path | None = None, progress: bool = True) -> pd.Dat
 
     ``path`` names one official file, ``census-income.data`` or ``.test``, as it is or as ``.gz``; by default what the
     environment variable ``MTL_CENSUS`` names, else both, by :func:`fetch`. Returns the labels ``income`` and
-    ``never_married`` (0 or 1), the features :data:`CENSUS_NUMERIC` (amounts of money as ``log(1 + dollars)``) and
-    :data:`CENSUS_CATEGORICAL` (missing values NaN), and ``file``, ``"data"`` or ``"test"``, which is no feature.
-    Dropped are ``marital_stat``, from which a label is made, and ``instance_weight``, which no classifier may use.
-
-    Raises OSError when a file is not there and cannot be fetched, ValueError when it is damaged or another.
+    ``never_married`` (0 or 1), :data:`CENSUS_NUMERIC` (amounts of money as ``log(1 + dollars)``) and
+    :data:`CENSUS_CATEGORICAL` (missing values NaN), and ``file``, ``"data"`` or ``"test"``, which is no feature. Raises
+    OSError when a file is not there and cannot be fetched, ValueError when it is damaged or another.
     """
     named = path or os.environ.get("MTL_CENSUS")
-    paths = [named] if named else [fetch(url, md5, progress) for url, md5 in _CENSUS_FILES]
-    frame = pd.concat([_read_census(Path(file).expanduser()) for file in paths], ignore_index=True)
-    return frame.astype(dict.fromkeys(CENSUS_CATEGORICAL, "category"))
-
-
-def _read_census(path: Path) -> pd.DataFrame:
-    texts = (*CENSUS_CATEGORICAL, "marital_stat", "income")
+    paths = [Path(named)] if named else [fetch(url, md5, progress) for url, md5 in _CENSUS_FILES]
+    texts, tables = (*CENSUS_CATEGORICAL, "marital_stat", "income"), []
     dtypes = dict.fromkeys(CENSUS_NUMERIC, "float32") | dict.fromkeys(texts, "category")
     layout = {"header": None, "names": _CENSUS, "index_col": False, "skipinitialspace": True}
     missing = {"na_values": "?", "keep_default_na": False}  # hispanic_origin has an answer "NA"
-    try:
-        table = pd.read_csv(path, dtype=dtypes, usecols=list(dtypes), **layout, **missing)
-        table["income"] = table["income"].astype(object).map({"- 50000.": 0, "50000+.": 1}).astype("int8")
-        if table.empty:
-            raise ValueError("it has no row")
-    except FileNotFoundError:
-        raise
-    except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"{path} is damaged, or is not Census-Income as published: {error}.") from error
-    table["never_married"] = (table.pop("marital_stat") == "Never married").astype("int8")
-    table[list(_DOLLARS)] = np.log1p(table[list(_DOLLARS)])
-    table = table.astype(dict.fromkeys(CENSUS_CATEGORICAL, object))  # so that two files' codes can be joined
-    return table.assign(file="data" if ".data" in path.name else "test")
+    for path in paths:
+        try:
+            table = pd.read_csv(path.expanduser(), dtype=dtypes, usecols=list(dtypes), **layout, **missing)
+            table["income"] = table["income"].astype(object).map({"- 50000.": 0, "50000+.": 1}).astype("int8")
+            if table.empty:
+                raise ValueError("it has no row")
+        except _DAMAGES as error:
+            raise ValueError(f"{path} is damaged, or is not Census-Income as published: {error}.") from error
+        table["never_married"] = (table.pop("marital_stat") == "Never married").astype("int8")
+        table[list(_DOLLARS)] = np.log1p(table[list(_DOLLARS)])
+        # as plain text, so that two files' codes can be joined
+        tables.append(table.astype(dict.fromkeys(CENSUS_CATEGORICAL, object)))
+        tables[-1]["file"] = "data" if ".data" in path.name else "test"
+    return pd.concat(tables, ignore_index=True).astype(dict.fromkeys(CENSUS_CATEGORICAL, "category"))

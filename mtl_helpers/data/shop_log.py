@@ -183,7 +183,7 @@ def _history(frame: pd.DataFrame) -> dict[str, np.ndarray]:
     paid = _earlier(frame, "user_id", "sub_category", moment="purchase_time")
     last = _nearest_click(frame, "timestamp", "backward", ["sub_category"])
     days = (frame["session_start"] - last["timestamp"]).dt.total_seconds() / 86_400
-    tastes = {name: click * (frame["category"] == name).to_numpy() for name in CATEGORIES}
+    of = frame["category"].to_numpy()
     return {
         "user_past_ctr": (user(click) + prior) / (user(shown) + PRIOR_VIEWS),
         "item_past_ctr": (item(click) + prior) / (item(shown) + PRIOR_VIEWS),
@@ -196,7 +196,7 @@ def _history(frame: pd.DataFrame) -> dict[str, np.ndarray]:
         "sub_bought": paid(frame["purchase"].to_numpy(float), 15),
         "item_seen": np.log1p(seen(shown)),
         "item_clicks_week": np.log1p(item(click, 7)),
-        **{f"past_{name}": user(clicks, 7) for name, clicks in tastes.items()},
+        **{f"past_{name}": user(click * (of == name), 7) for name in CATEGORIES},
         "days_since_click": np.log1p(days.fillna(60)),
         "last_sub_category": last["sub_category"].fillna("none"),
         "same_sub_as_last": (last["sub_category"] == frame["sub_category"]).astype(float),

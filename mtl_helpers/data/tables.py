@@ -77,12 +77,10 @@ def need_dataset(data: Any, use: str) -> None:
 
 @dataclass(frozen=True)
 class Schema:
-    """What a model needs to know of its input."""
+    """What a model needs to know of its input: names, and of each category its cardinality, with the bucket 0."""
 
-    numeric: tuple[str, ...]  # names
-    categorical: dict[
-        str, int
-    ]  # name and cardinality, which counts the bucket 0 of unknown and missing values
+    numeric: tuple[str, ...]
+    categorical: dict[str, int]
 
 
 @dataclass
