@@ -212,30 +212,29 @@ class TestHideLabels:
 
 
 def strangers(n: int = 2000, seed: int = 0) -> pd.DataFrame:
-    rng = np.random.default_rng(seed)
-    return pd.DataFrame(
-        {
-            "timestamp": np.arange(n),
-            "205": rng.integers(0, 300, n),
-            "categorical_7": rng.integers(0, 60, n),
-            "brand": rng.choice([7.0, 8.0, np.nan, 90.0], n),
-            "customer": rng.integers(0, 100, n),
-            "stars": rng.integers(1, 6, n),
-            "price": rng.lognormal(size=n).round(2),
-            "views": rng.integers(0, 1000, n),
-            "zip": [f"{v:05d}" for v in rng.integers(0, 99, n)],
-            "text_vector": list(rng.normal(size=(n, 3))),
-            "tags": [list(range(rng.integers(1, 4))) for _ in range(n)],
-            "labels_in_one": rng.choice(["a|b", "b|c", "a|c|d"], n),
-            "shown": pd.date_range("2024-01-01", periods=n, freq="h"),
-            "day": pd.date_range("2024-01-01", periods=n, freq="h").strftime("%d/%m/%Y"),
-            "order": [f"o{i}" for i in range(n)],
-            "row": np.arange(n),
-            "nothing": np.nan,
-            "click": rng.integers(0, 2, n),
-            "spend": 60_000 + 20_000 * rng.normal(size=n),
-        }
-    )
+    rng, shown = np.random.default_rng(seed), pd.date_range("2024-01-01", periods=n, freq="h")
+    columns = {
+        "timestamp": np.arange(n),
+        "205": rng.integers(0, 300, n),
+        "categorical_7": rng.integers(0, 60, n),
+        "brand": rng.choice([7.0, 8.0, np.nan, 90.0], n),
+        "customer": rng.integers(0, 100, n),
+        "stars": rng.integers(1, 6, n),
+        "price": rng.lognormal(size=n).round(2),
+        "views": rng.integers(0, 1000, n),
+        "zip": [f"{v:05d}" for v in rng.integers(0, 99, n)],
+        "text_vector": list(rng.normal(size=(n, 3))),
+        "tags": [list(range(rng.integers(1, 4))) for _ in range(n)],
+        "labels_in_one": rng.choice(["a|b", "b|c", "a|c|d"], n),
+        "shown": shown,
+        "day": shown.strftime("%d/%m/%Y"),
+        "order": [f"o{i}" for i in range(n)],
+        "row": np.arange(n),
+        "nothing": np.nan,
+        "click": rng.integers(0, 2, n),
+        "spend": 60_000 + 20_000 * rng.normal(size=n),
+    }
+    return pd.DataFrame(columns)
 
 
 TASKS = (Task("click"), Task("spend", "regression"))
@@ -257,13 +256,9 @@ def written_later(values: pd.Series, kind: str) -> pd.Series:
     if kind == "pyarrow":
         pytest.importorskip("pyarrow")
         return values.astype("int64[pyarrow]")
-    return {
-        "text": values.astype("string").str.removesuffix(".0"),
-        "float": values.astype(float),
-        "Int64": values.astype("Int64"),
-        "category": values.astype("category"),
-        "object": values.astype(object),
-    }[kind]
+    if kind == "text":
+        return values.astype("string").str.removesuffix(".0")
+    return values.astype(float if kind == "float" else kind)
 
 
 @pytest.mark.parametrize("kind", ["text", "float", "Int64", "category", "object", "pyarrow"])
@@ -355,9 +350,8 @@ def leaks(frame: pd.DataFrame, features: list[str]) -> str:
 
 def test_the_leak_check_does_not_accuse_noise_and_finds_what_is_there():
     rng, n = np.random.default_rng(0), 50_000
-    frame = pd.DataFrame(
-        {"timestamp": np.arange(n), "city": rng.integers(0, 2000, n), "x": rng.normal(size=n)}
-    )
+    columns = {"timestamp": np.arange(n), "city": rng.integers(0, 2000, n), "x": rng.normal(size=n)}
+    frame = pd.DataFrame(columns)
     frame["buy"] = np.isin(np.arange(n), rng.choice(n, 25, replace=False)).astype(int)
     frame["town"] = "t" + frame["city"].astype(str)
     assert leaks(frame, ["city", "town", "x"]) == ""

@@ -80,8 +80,7 @@ _KINDS = {
 }
 _DTYPES = {file: {name: kind for kind in kinds for name in kinds[kind].split()} for file, kinds in _KINDS.items()}
 # fmt: on
-_DAMAGES = (EOFError, gzip.BadGzipFile, zlib.error, KeyError, ValueError)
-_AGENT = {"User-Agent": "mtl_helpers"}  # some servers refuse urllib's own
+_DAMAGES = (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error, KeyError, ValueError)
 
 
 def fetch(url: str, md5: str | None = None, progress: bool = True) -> Path:
@@ -94,7 +93,8 @@ def fetch(url: str, md5: str | None = None, progress: bool = True) -> Path:
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        digest, request = hashlib.md5(usedforsecurity=False), urllib.request.Request(url, headers=_AGENT)
+        digest, request = hashlib.md5(usedforsecurity=False), urllib.request.Request(url)
+        request.add_header("User-Agent", "mtl_helpers")  # some servers refuse urllib's own
         with urllib.request.urlopen(request, timeout=30) as reply, write_atomically(path) as file:
             total = int(reply.headers.get("Content-Length") or 0) or None
             with tqdm(total=total, unit="B", unit_scale=True, desc=path.name, disable=not progress) as bar:
@@ -147,26 +147,27 @@ def load_kuairand(path: str | Path | None = None, progress: bool = True) -> pd.D
                     table = pd.read_csv(archive.extractfile(member), dtype=kinds, usecols=wanted)
                     tables[name] = table.drop_duplicates(ignore_index=True)[list(kinds)]
         return _assemble(*(tables[name] for name in _DTYPES))
-    except (tarfile.TarError, *_DAMAGES) as error:
+    except _DAMAGES as error:
         raise ValueError(f"{path} is damaged, or is not {_KUAIRAND[0]} as published: {error}.") from error
 
 
 def _assemble(log: pd.DataFrame, users: pd.DataFrame, videos: pd.DataFrame) -> pd.DataFrame:
     """Join the three tables and derive the features. The log's rows and their order are kept."""
-    users = users.set_index("user_id").reindex(log["user_id"]).reset_index(drop=True)
-    videos = videos.set_index("video_id").reindex(log["video_id"]).reset_index(drop=True)
+    keys = (users, "user_id"), (videos, "video_id")
+    users, videos = (table.set_index(key).reindex(log[key]).reset_index(drop=True) for table, key in keys)
     users = users.replace({"is_live_streamer": {-124: -1}})  # how the publisher writes "not known"
     sides = videos[["server_width", "server_height"]].where(lambda pixels: pixels > 0)
     date = pd.to_datetime(log["date"].astype(str), format="%Y%m%d").astype("datetime64[ms]")
     played, length = log["play_time_ms"], log["duration_ms"]
     uploaded = pd.to_datetime(videos["upload_dt"].astype(object), errors="coerce")
     finished = (played >= length) & (length > 0)
-    counts = {"log_follows": "follow_user_num", "log_fans": "fans_user_num", "log_friends": "friend_user_num"}
-    logs = {name: users[column] for name, column in (counts | {"log_register_days": "register_days"}).items()}
+    counts = ("follow_user_num", "fans_user_num", "friend_user_num", "register_days")
+    logs = dict(zip(KUAIRAND_NUMERIC[2:], (users[name] for name in counts), strict=True))
     logs |= {"log_duration": length / 1000, "log_play": played.where(~finished, length) / 1000}
     logs["log_video_age_days"] = (date - uploaded).dt.days.clip(lower=0)
-    flags = {name: log[f"is_{name}" if name in _FLAGS else name] for name in KUAIRAND_OUTCOMES[:8]}
-    frame = log[["user_id", "video_id", "tab"]].assign(
+    frame = log[
+        ["user_id", "video_id", "tab"]
+    ].assign(
         date=date,
         hour=(log["hourmin"] // 100).astype("int8"),
         timestamp=(log["time_ms"] + 8 * 3_600_000).astype("datetime64[ms]"),  # China Standard Time, UTC+8
@@ -177,7 +178,7 @@ def _assemble(log: pd.DataFrame, users: pd.DataFrame, videos: pd.DataFrame) -> p
         author_id=videos["author_id"].fillna(-1).astype("int32"),
         **users[[*_USER_CODES]].fillna(-1).astype("int16"),
         **videos[["video_type", "upload_type", "tag"]],
-        **flags,
+        **{name: log[f"is_{name}" if name in _FLAGS else name] for name in KUAIRAND_OUTCOMES[:8]},
     )
     return frame.assign(**np.log1p(pd.DataFrame(logs).astype("float32")))
 

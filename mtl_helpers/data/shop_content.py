@@ -1,8 +1,7 @@
 """What the shop's products look like and how they are described: titles, descriptions and small pictures.
 
-Used by :mod:`mtl_helpers.data.shop`; taught in notebook 09. Words and pictures each show a noisy copy of what
-the simulator hides (quality, appeal and three axes of style), so that together they explain about half of its
-variance.
+Words and pictures each show a noisy copy of what the simulator hides (quality, appeal and three axes of style), so that
+together they explain about half of its variance.
 """
 
 from __future__ import annotations
@@ -17,10 +16,7 @@ import numpy as np
 
 __all__ = ["describe", "draw_sheet", "encode_rgb"]
 
-SIZE = 32
-"""Pixels along a side of a picture."""
-COLUMNS = 40
-"""Pictures in a row of the sheet."""
+SIZE, COLUMNS = 32, 40  # pixels along a side of a picture, and pictures in a row of the sheet
 NOISE = 1.25  # standard deviation of what words, and pictures, add to what they show
 
 # Five levels of each hidden quantity, from low to high; of each level, wordings of the shop, then one that it never
@@ -88,20 +84,10 @@ _CLOSINGS = ("Ships in two days.", "Gift wrap on request.", *_RETURNS, "")
 
 
 def describe(
-    things: Sequence[str],
-    brands: Sequence[str],
-    hidden: np.ndarray,
-    rng: np.random.Generator,
-    unseen: bool = False,
-) -> dict[str, list[str]]:
-    """Titles and descriptions of products.
-
-    Parameters
-    ----------
-    things : (n,) sub-categories, in the plural. brands : (n,).
-    hidden : (n, 5) quality, appeal, era, ornament, mood, standard deviation 1.
-    unseen : use the wordings that the shop's own texts never use.
-    """
+    things: Sequence[str], brands: Sequence[str], hidden: np.ndarray, rng: np.random.Generator, unseen: bool = False
+) -> dict[str, list[str]]:  # fmt: skip
+    """Titles and descriptions of n products: sub-categories in the plural (n,), brands (n,), ``hidden`` (n, 5) quality,
+    appeal, era, ornament, mood, standard deviation 1; ``unseen`` uses wordings that the shop's own texts never use."""
     shown = (hidden + NOISE * rng.standard_normal(hidden.shape)) / np.hypot(1, NOISE)
     level = np.searchsorted((-1.0, -0.3, 0.3, 1.0), shown)
     pick = np.full(level.shape, 3) if unseen else rng.integers(0, 3, level.shape)
@@ -114,12 +100,9 @@ def describe(
         styles = [word for word in styles if word] or ["neutral"]
         thing = things[row].removesuffix("es" if things[row].endswith("shes") else "s")
         a, b = (quality, styles[0]) if choice[row, 0] % 2 else (styles[-1], appeal)
+        joined = " and ".join([", ".join(styles[:-1])] * (len(styles) > 1) + styles[-1:])
         fill = {"a": a, "b": b, "thing": thing, "things": things[row], "brand": brands[row]}
-        fill |= {
-            "quality": quality,
-            "appeal": appeal,
-            "styles": " and ".join([", ".join(styles[:-1])] * (len(styles) > 1) + styles[-1:]),
-        }
+        fill |= {"quality": quality, "appeal": appeal, "styles": joined}
         title = _TITLES[choice[row, 1] % len(_TITLES)].format(**fill)
         parts = (_OPENINGS, _MIDDLES, _CLOSINGS)
         said = [part[c % len(part)].format(**fill) for part, c in zip(parts, choice[row, 2:], strict=True)]
@@ -196,13 +179,8 @@ def encode_rgb(pixels: np.ndarray) -> bytes:
     # each pixel less its left neighbour
     step = np.diff(pixels.astype(np.int16), axis=1, prepend=0).astype(np.uint8)
     lines = np.concatenate([np.ones((height, 1), np.uint8), step.reshape(height, -1)], 1)
-    parts = (
-        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
-        (b"IDAT", zlib.compress(lines.tobytes(), 9)),
-        (b"IEND", b""),
-    )
-    chunks = (
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        for kind, data in parts
-    )
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    found = b"\x89PNG\r\n\x1a\n"
+    for kind, data in ((b"IHDR", head), (b"IDAT", zlib.compress(lines.tobytes(), 9)), (b"IEND", b"")):
+        found += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    return found
