@@ -11,7 +11,8 @@ A = np.array([[[1.0, 0.0], [0.0, 4.0]], [[3.0, 1.5], [1.5, 1.5]]])
 C = np.array([[-1.5, -0.5], [1.5, 1.0]])
 DEMOS = {
     "logits": (loss_demos.logit_explorer, {"logit": -3.0, "temperature": 3.0, "label": "garden"}),
-    "losses": (lambda: loss_demos.two_losses_explorer(A, C), {"weight": 0.2, "unit": 10.0}),
+    "losses": (lambda: loss_demos.two_losses_explorer(A, C), {"weight": 0.2, "unit": 1.0}),
+    "front": (lambda: loss_demos.front_explorer(0.9), {"weight": 0.6}),
     "gradients": (loss_demos.two_gradients_explorer, {"angle": 60, "length": 0.5}),
 }
 
@@ -66,8 +67,16 @@ def test_combinations_of_two_gradients():
     np.testing.assert_allclose(loss_demos.combine_two("normalised sum", rows), rows[0] + rows[1] / 2)
     for method in METHODS:
         assert np.isfinite(loss_demos.combine_two(method, rows)).all()
-    with pytest.raises(ValueError, match="expected one of sum"):
+    with pytest.raises(ValueError, match="expected one of PCGrad"):
         loss_demos.combine_two("median", rows)
+
+
+def test_the_weighted_sum_jumps_over_the_dent_and_tchebycheff_stands_in_it():
+    demo = loss_demos.front_explorer(0.9)
+    before, after = (demo.set(weight=weight).reading for weight in (0.49, 0.51))
+    assert "sum is least at θ = 0.9" in before or "sum is least at θ = 0.8" in before
+    assert "sum is least at θ = −0.9" in after or "sum is least at θ = −0.8" in after
+    assert "rule is least at θ = 0.0" in before
 
 
 def test_any_method_can_be_drawn():

@@ -1,4 +1,4 @@
-"""Sliders over the formulas of a multi-task loss: one softmax, two losses, two gradients.
+"""Sliders over the formulas of a multi-task loss: one softmax, two losses, a front with a dent, two gradients.
 
 Taught in notebook 03. Nothing is trained here: each picture is computed from its formula at every move. The functions
 that hold the formulas (:func:`weighted_optimum`, :func:`two_gradients`, :func:`combine_two`) are checked there.
@@ -12,28 +12,29 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.quiver import Quiver
 from numpy.typing import ArrayLike
 
-from mtl_helpers.gradients import METHODS, combine
+from mtl_helpers.gradients import combine
 from mtl_helpers.widgets import figures as plots
 from mtl_helpers.widgets.explorer import Explorer, choice_slider, dropdown, slider
 
-__all__ = ["combine_two", "logit_explorer", "quadratic", "two_gradients", "two_gradients_explorer"]
+__all__ = [
+    "combine_two",
+    "front_explorer",
+    "logit_explorer",
+    "quadratic",
+    "two_gradients",
+    "two_gradients_explorer",
+]
 __all__ += ["two_losses_explorer", "weighted_optimum"]
 
 HEIGHT = 3.8
 CLASS_COLORS = ("#56B4E9", "#7A5195", "#666666")
-FIRST, SECOND = plots.task_style("click")["color"], plots.task_style("purchase")["color"]
-METHOD_STYLES = {  # colour, marker at the tip, its size, filled or not: methods that agree stay visible together
-    "sum": ("#222222", "o", 13, False),
-    "normalised sum": ("#888888", "s", 11, False),
-    "PCGrad": ("#009E73", "D", 6, True),
-    "MGDA": ("#7A5195", "X", 8, True),
-    "CAGrad": ("#56B4E9", "*", 11, True),
-}
-OTHER_METHOD = ("#E69F00", "v", 8, True)
-PLANE = {"xlabel": "shared parameter θ₁", "ylabel": "shared parameter θ₂", "aspect": "equal"}
+TASKS = ("click", "purchase")
+FIRST, SECOND = (plots.task_style(name)["color"] for name in TASKS)
+METHOD_STYLES = (("#222222", "o"), ("#888888", "s"), ("#4C7A8A", "D"), ("#7A5195", "X"), ("#6B6B00", "*"))
 UNITS = (0.01, 0.1, 1.0, 10.0, 100.0)
 
 
@@ -110,32 +111,32 @@ def two_losses_explorer(curvatures: ArrayLike, centres: ArrayLike) -> Explorer:
 
     Left: contours, each task's optimum and the weighted one with the two weighted gradients, which cancel there.
     Right: the same optima as pairs of losses, the Pareto front. Both losses are drawn in their original unit.
-    curvatures : (2, 2, 2), a positive definite matrix for each task. centres : (2, 2), its optimum.
+    curvatures : (2, 2, 2), one positive definite matrix a task. centres : (2, 2), each task's optimum.
     """
     a, c = np.asarray(curvatures, float), np.asarray(centres, float)
     shares = np.r_[0, np.geomspace(1e-4, 0.5, 60), 1 - np.geomspace(0.5, 1e-4, 60)[1:], 1]
     path = np.array([weighted_optimum(a, c, (1 - share, share)) for share in shares])
     front = np.column_stack([quadratic(path, a[i], c[i]) for i in (0, 1)])
 
-    fig = plots.figure(HEIGHT)
-    left, right = fig.subplots(1, 2, width_ratios=(1.25, 1))
-    low, high = c.min(0) - 1.3, c.max(0) + 1.3
-    mesh = np.stack(np.meshgrid(np.linspace(low[0], high[0], 80), np.linspace(low[1], high[1], 80)), axis=-1)
-    for i, color in enumerate((FIRST, SECOND)):
-        values = quadratic(mesh, a[i], c[i])
+    low, high = c.min(0) - 1, c.max(0) + 1
+    fig, left, right = _panels((low[0], high[0]), (low[1], high[1]))
+    mesh = np.stack(np.meshgrid(*np.linspace(low, high, 90).T), axis=-1)
+    for i, (task, color) in enumerate(zip(TASKS, (FIRST, SECOND), strict=True)):
         levels = np.array([0.02, 0.1, 0.25, 0.5, 1]) * front[:, i].max()
-        left.contour(mesh[..., 0], mesh[..., 1], values, levels, colors=color, linewidths=0.9, alpha=0.8)
-        left.plot(*c[i], "os"[i], color=color, ms=10, mec="white", label=f"optimum of task {i + 1}")
-    left.plot(*path.T, color="#222222", lw=1.2, ls="--", label="optima of all weights")
-    left.set(**PLANE, xlim=(low[0], high[0]), ylim=(low[1], high[1]), title="Parameter space")
-    left.legend(fontsize=8, loc="upper right", frameon=True, framealpha=0.9)
-    right.plot(*front.T, color="#222222", lw=1.2, ls="--")
+        grid = mesh[..., 0], mesh[..., 1], quadratic(mesh, a[i], c[i])
+        left.contour(*grid, levels, colors=color, linewidths=0.9, alpha=0.8)
+        left.plot(*c[i], "os"[i], color=color, ms=10, mec="white")
+        look = {"textcoords": "offset points", "ha": "center", "color": color, "path_effects": plots.HALO}
+        left.annotate(f"best for {task}", c[i], (0, 13), **look)
+    for ax, line in ((left, path), (right, front)):
+        ax.plot(*line.T, color="#222222", lw=1.2, ls="--")
+    left.set(xlabel="shared parameter θ₁", ylabel="shared parameter θ₂", title="Where the joint optimum lies")
     x, y = reach = front.max(0)
-    right.set(xlim=(-0.08 * x, 1.1 * x), ylim=(-0.08 * y, 1.1 * y), title="Pareto front and its tangent")
-    right.set(xlabel="loss of task 1 (original unit)", ylabel="loss of task 2")
+    right.set(xlabel="loss of click (first unit)", ylabel="loss of purchase", title="The same on the front")
+    right.set(xlim=(-0.08 * x, 1.1 * x), ylim=(-0.08 * y, 1.1 * y))
     look = {"color": "#222222", "ms": 9, "mec": "white", "animated": True}
     here, there = (ax.plot([], [], "D", **look)[0] for ax in (left, right))
-    tangent = right.plot([], [], color="#E69F00", lw=1.6, animated=True)[0]
+    tangent = right.plot([], [], color="#888888", lw=1.6, animated=True)[0]
     arrows = _arrows(left, [FIRST, SECOND], 0.011, zorder=4)
 
     def update(state: dict) -> str:
@@ -151,20 +152,77 @@ def two_losses_explorer(curvatures: ArrayLike, centres: ArrayLike) -> Explorer:
         there.set_data([losses[0]], [losses[1]])
         along = np.array([scaled[1], -scaled[0]]) * reach.max() / np.linalg.norm(scaled)
         tangent.set_data(*np.array([losses - 2 * along, losses + 2 * along]).T)
-        unit = "" if state["unit"] == 1 else f" and loss 1 written {state['unit']:g} times as large"
-        share, cancel = scaled / scaled.sum(), f"the two weighted gradients, {length:.3g} long, cancel"
-        if length < 1e-9:
-            cancel = f"task {1 + int(weights[0] < 0.5)} pulls alone and stands at its own optimum"
+        share, times = scaled / scaled.sum(), f"{state['unit']:g}"
+        unit = "" if times == "1" else f" and the loss of click written {times} times as large"
+        alone = f"{TASKS[int(weights[0] < 0.5)]} pulls alone and stands at its own optimum"
+        cancel = alone if length < 1e-9 else f"the two weighted gradients, {length:.3g} long, cancel"
         return (
             f"With weights {weights[0]:.2f} and {weights[1]:.2f}{unit}, the tasks count as {share[0]:.3f} to "
-            f"{share[1]:.3f}. At the joint optimum task 1 loses {losses[0]:.3f} and task 2 {losses[1]:.3f}; {cancel}."
+            f"{share[1]:.3f}. At the joint optimum click loses {losses[0]:.3f} and purchase {losses[1]:.3f}; {cancel}."
         )
 
     knobs = [
-        slider("weight", "weight of task 2", 0.0, 1.0, 0.5, step=0.01, unit="task 1 gets the rest"),
-        choice_slider("unit", "loss 1 multiplied by", UNITS, 1.0, unit="a change of unit", fmt="g"),
+        slider("weight", "weight of purchase", 0.0, 1.0, 0.5, step=0.01, unit="click gets the rest"),
+        choice_slider("unit", "loss of click multiplied by", UNITS, 100.0, unit="its unit", fmt="g"),
     ]
     return Explorer(fig, knobs, update, title="Two quadratic losses, one weight")
+
+
+def front_explorer(a: float) -> Explorer:
+    """Two losses that saturate, 1 − exp(−(θ ∓ a)²): their front has a dent that no weighted sum reaches.
+
+    Left: both losses, their weighted sum and the larger of the weighted two (Tchebycheff), each with its minimum.
+    Right: the front, what either rule finds over all weights, and the line of the weights, which touches from below.
+    """
+    theta, stops = np.linspace(-1.6, 1.6, 1601), np.linspace(0, 1, 101)
+    pair = np.stack([1 - np.exp(-((theta - side) ** 2)) for side in (a, -a)])
+    rules = {"weighted sum": (np.sum, "#222222", "o"), "Tchebycheff rule": (np.max, "#4C7A8A", "D")}
+
+    fig, moving = plots.figure(HEIGHT), {}
+    left, right = fig.subplots(1, 2, width_ratios=(1.25, 1))
+    for values, task, color, dashes in zip(pair, TASKS, (FIRST, SECOND), ("-", "--"), strict=True):
+        left.plot(theta, values, dashes, color=color, lw=1, label=f"loss of {task}")
+    left.set(xlabel="shared parameter θ", ylabel="loss", ylim=(0, 1.02), title="One parameter, two rules")
+    right.plot(*pair[:, np.abs(theta) <= a], color="#d5d5d5", lw=7)
+    right.set(xlabel="loss of click", ylabel="loss of purchase", title="What all weights find")
+    right.set(xlim=(-0.05, 1.02), ylim=(-0.05, 1.02))
+    line = right.plot([], [], color="#888888", lw=1.4, animated=True)[0]
+    for name, (rule, color, marker) in rules.items():
+        found = [pair[:, rule([[1 - w], [w]] * pair, axis=0).argmin()] for w in stops]
+        right.plot(*np.transpose(found), ".", color=color, ms=3)
+        curve = left.plot([], [], lw=2, color=color, label=name, animated=True)[0]
+        look = {"color": color, "ms": 10, "mec": "white", "animated": True}
+        moving[name] = rule, curve, *(ax.plot([], [], marker, **look)[0] for ax in (left, right))
+    plots.legend_outside(fig)
+
+    def update(state: dict) -> str:
+        weights, said = np.array([[1 - state["weight"]], [state["weight"]]]), []
+        for name, (rule, curve, low, point) in moving.items():
+            values = rule(weights * pair, axis=0)
+            best = values.argmin()
+            at = pair[:, [best]]
+            curve.set_data(theta, values)
+            low.set_data(theta[[best]], values[[best]])
+            point.set_data(*at)
+            if name == "weighted sum":
+                line.set_data(*(at + weights[::-1] * [[2], [-2]] * [-1, 1]))
+            lost = " and ".join(f"{loss:.2f}" for loss in at.flat)
+            said.append(f"the {name} is least at θ = {theta[best]:.2f}, with losses {lost}")
+        return plots.minus(f"Weights {weights[0, 0]:.2f} and {weights[1, 0]:.2f}: {'; '.join(said)}.")
+
+    knobs = [slider("weight", "weight of purchase", 0.0, 1.0, 0.49, step=0.01, unit="click gets the rest")]
+    return Explorer(fig, knobs, update, title="A front with a dent, and two rules")
+
+
+def _panels(x: tuple, y: tuple) -> tuple[Figure, Axes, Axes]:
+    """A figure with two axes of one height; in the left one, x and y have equal units."""
+    wide, below, above = 4.3, 0.55, 0.35
+    tall = wide * (y[1] - y[0]) / (x[1] - x[0])
+    fig = plots.figure(below + tall + above)
+    fig.set_layout_engine("none")
+    bottom, height = below / fig.get_figheight(), tall / fig.get_figheight()
+    left = fig.add_axes((0.07, bottom, wide / plots.WIDTH, height), xlim=x, ylim=y)
+    return fig, left, fig.add_axes((0.69, bottom, 0.3, height))
 
 
 def _arrows(ax: Axes, colors: list[str], width: float, **look: Any) -> Quiver:
@@ -187,9 +245,6 @@ def combine_two(method: str, rows: np.ndarray) -> np.ndarray:
     if method == "normalised sum":
         lengths = np.linalg.norm(rows, axis=1, keepdims=True)
         return (rows / np.maximum(lengths, 1e-12)).sum(0)
-    if method not in METHODS:
-        known = ", ".join(["sum", "normalised sum", *METHODS])
-        raise ValueError(f"method is {method!r}: expected one of {known}.")
     return combine(method, torch.as_tensor(rows)).numpy()
 
 
@@ -198,52 +253,52 @@ def two_gradients_explorer(
 ) -> Explorer:
     """Two task gradients by angle and length, and the joint direction that each method makes of them.
 
-    Left: the arrows; the dotted line is the hull of the two gradients. Right: the cosine of each joint direction with
-    each gradient; a step against a direction with a negative cosine raises that task's loss.
+    Left: both gradients, and each method's direction on a ring of its own; the shaded directions harm no task. Right:
+    the cosine of each direction with each gradient; a step against one with a negative cosine raises that task's loss.
     methods : any of "sum", "normalised sum" and the names in ``gradients.METHODS``.
     """
-    fig, at, tips, colors = plots.figure(4.3), np.arange(len(methods)), [], [FIRST, SECOND]
-    left, right = fig.subplots(1, 2, width_ratios=(1.35, 1))
-    left.set(**PLANE, xlim=(-3.2, 4.2), ylim=(-0.7, 4.0), title="Gradients and joint directions")
-    hull = left.plot([], [], ":", color="#888888", lw=1.4, animated=True)[0]
-    for name in methods:
-        color, marker, size, full = METHOD_STYLES.get(name, OTHER_METHOD)
-        look = {"color": color, "ms": size, "mfc": color if full else "none", "animated": True}
-        tips += left.plot([], [], marker, mew=1.8, lw=0, label=name, **look)
-        colors.append(color)
-    arrows = _arrows(left, colors, 0.008)
-    look = {"fontsize": 12, "ha": "center", "animated": True}
-    names = [left.text(0, 0, name, color=color, **look) for name, color in (("g₁", FIRST), ("g₂", SECOND))]
-    left.legend(fontsize=8, loc="upper right", frameon=True, framealpha=0.9, markerscale=0.75)
-    bars = []
-    for i, (shift, color) in enumerate(((-0.19, FIRST), (0.19, SECOND)), 1):
+    fig, left, right = _panels((-2.1, 2.1), (-0.3, 2.1))
+    left.set_title("Directions, one ring a method; shaded: no task is harmed")
+    left.set(xticks=[], yticks=[], frame_on=False)
+    at, half, tips, bars, names = np.arange(len(methods)), np.linspace(0, np.pi, 90), [], [], []
+    rings = 1.2 + 0.2 * at
+    safe = left.fill([0, 0, 0], [0, 0, 0], color="#222222", alpha=0.08, lw=0, animated=True)[0]
+    arrows = _arrows(left, [FIRST, SECOND], 0.014, zorder=3)
+    look = {"ha": "center", "va": "center", "animated": True, "path_effects": plots.HALO}
+    for task, color, shift in zip(TASKS, (FIRST, SECOND), (-0.19, 0.19), strict=True):
+        names.append(left.text(0, 0, task, color=color, **look))
         bars += right.barh(at + shift, 0.0 * at, 0.34, color=color, animated=True)
-        right.barh([-9], [0], color=color, label=f"task {i}")
+    for i, ((color, marker), ring) in enumerate(zip(METHOD_STYLES, rings, strict=False)):
+        left.plot(ring * np.cos(half), ring * np.sin(half), color="#dddddd", lw=0.8)
+        tips += left.plot([], [], marker + "-", color=color, ms=9, lw=1, markevery=[1], animated=True)
+        right.plot(1.2, i, marker, color=color, ms=9)
     right.axvline(0, color="black", lw=1)
-    right.set(xlim=(-1.05, 1.05), ylim=(len(methods) - 0.4, -0.6), yticks=at, yticklabels=methods)
-    right.set(xlabel="cosine with the task's gradient", title="Positive: a step helps the task")
+    right.set(xlim=(-1.05, 1.35), ylim=(len(methods) - 0.4, -0.6), yticks=at, yticklabels=methods)
+    right.set(xlabel="cosine with the task's gradient", title="Above 0: a step helps the task")
+    right.set(xticks=[-1, -0.5, 0, 0.5, 1])
     right.grid(axis="y", visible=False)
-    right.legend(fontsize=8, loc="lower left", frameon=True)
 
     def update(state: dict) -> str:
         rows = two_gradients(state["angle"], state["length"])
         made = np.array([combine_two(name, rows) for name in methods])
-        arrows.set_UVC(*np.vstack([rows, made]).T)
-        hull.set_data(*rows.T)
-        for tip, point in zip(tips, made, strict=True):
-            tip.set_data(point[:1], point[1:])
-        for text, row in zip(names, rows, strict=True):
-            text.set_position(row * (1 + 0.22 / np.linalg.norm(row)) + (0, -0.1))
-        sizes = np.linalg.norm(made, axis=1, keepdims=True)
+        lengths, sizes = np.linalg.norm(rows, axis=1), np.linalg.norm(made, axis=1, keepdims=True)
         sizes[sizes < 1e-9] = np.nan  # no direction
-        cosines = made @ rows.T / (sizes * np.linalg.norm(rows, axis=1))
+        made /= sizes
+        cosines = made @ (rows / lengths[:, None]).T
+        arrows.set_UVC(*(rows / max(lengths)).T)
+        edge = np.deg2rad(np.linspace(state["angle"] - 90, 90, 30))
+        safe.set_xy([(0, 0), *zip(2 * np.cos(edge), 2 * np.sin(edge), strict=True)])
+        for tip, ring, point in zip(tips, rings, made, strict=True):
+            tip.set_data([0, ring * point[0]], [0, ring * point[1]])
+        for text, row in zip(names, rows, strict=True):
+            text.set_position(row / max(lengths) * 0.6 - (0, 0.16))
         for bar, value in zip(bars, np.nan_to_num(cosines.T).flat, strict=True):
             bar.set_width(value)
         return _read_two(state["angle"], dict(zip(methods, cosines, strict=True)))
 
     knobs = [
         slider("angle", "angle between the gradients", 0, 180, 135, step=1, unit="degrees"),
-        slider("length", "length of g₂", 0.1, 3.0, 2.0, step=0.1, unit="g₁ has 1"),
+        slider("length", "length of purchase's", 0.1, 3.0, 2.0, step=0.1, unit="click's is 1"),
     ]
     return Explorer(fig, knobs, update, title="Two gradients and what methods make of them")
 
@@ -251,14 +306,16 @@ def two_gradients_explorer(
 def _read_two(angle: float, cosines: dict[str, np.ndarray]) -> str:
     inner = np.cos(np.deg2rad(angle))
     kind = "agree" if inner > 1e-9 else "conflict" if inner < -1e-9 else "are at right angles"
-    said, (name, (first, second)) = (
-        f"The gradients {kind} (cosine {inner:+.2f}).",
-        next(iter(cosines.items())),
-    )
-    if np.isfinite(first):
-        said += f" The {name} has cosine {first:+.2f} with g₁ and {second:+.2f} with g₂."
-    hurt = {name: row.argmin() + 1 for name, row in cosines.items() if row.min() < -1e-6}
-    raised = "".join(f" A {name} step raises the loss of task {task}." for name, task in hurt.items())
+    said = ""
+    for i, task in enumerate(TASKS):
+        hurt = [name for name, row in cosines.items() if row[i] < -1e-6]
+        said += f" A step along {', '.join(hurt)} raises the loss of {task}." if hurt else ""
     still = [name for name, row in cosines.items() if np.isnan(row).any()]
-    tail = f" No direction is left for {', '.join(still)}." if still else ""
-    return said + (raised or " No method raises a task's loss.") + tail
+    said = said or " No step harms a task."
+    said += f" No direction is left for {', '.join(still)}." if still else ""
+    name, (first, second) = next(iter(cosines.items()))
+    if np.isfinite(first):
+        kind += (
+            f"; the {name} has cosine {first:.2f} with that of click and {second:.2f} with that of purchase"
+        )
+    return plots.minus(f"The gradients {kind}.") + said

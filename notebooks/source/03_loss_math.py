@@ -7,881 +7,626 @@
 # ---
 
 # %% [markdown]
-# # 03 · Loss math: every formula, checked twice
+# # 03 · Loss math: what a task weight really does
 #
-# **Promise.** You derive the loss of a multi-task model by hand, in small steps. After each formula a cell
-# compares it with PyTorch's automatic differentiation and with finite differences, so you need to believe nothing.
+# **Promise.** You derive the loss of a multi-task model in small steps, and the cell below each formula checks it
+# with PyTorch's automatic differentiation. So you need to believe nothing.
 #
-# {{colab_badge}} · [glossary](glossary.md) · about 75 minutes to read, under one minute to run on two CPU cores (no GPU needed) · builds on
-# [02_shared_bottom](02_shared_bottom.ipynb)
-
-# %% [markdown]
-# **You will be able to**
-#
-# - *derive* cross-entropy from a likelihood, and its gradient p − y;
-# - *explain* why losses take logits, and *repair* one that does not;
-# - *predict* what a task weight does to shared and to own parameters, under SGD and under Adam;
-# - *check* any gradient that you derive;
-# - *build* a model with convolutional towers, shape by shape.
+# {{colab_badge}} · [glossary](glossary.md) · about 90 minutes with a pencil, one minute to run on two CPU cores (no
+# GPU needed) · builds on [02_shared_bottom](02_shared_bottom.ipynb)
 
 # %%
 # {{setup}}
 
-# %%
-import copy
+# %% tags=["plumbing"]
+# @title Imports
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from IPython.display import display
+from IPython.display import Markdown, display
 from torch import nn
 
-# %%
-from mtl_helpers import gradients, losses
-from mtl_helpers.data import (
-    SHOP_CATEGORICAL,
-    SHOP_NUMERIC,
-    SHOP_TASKS,
-    MultiTaskDataset,
-    Schema,
-    Task,
-    load_shop,
-    prepare,
-    shop_frame,
-    shop_splits,
-)
-from mtl_helpers.metrics import mean_interval, paired_difference
+from mtl_helpers import data, gradients, losses, weighting
+from mtl_helpers.data import Task
 from mtl_helpers.models import SharedBottom, count_parameters
 from mtl_helpers.notebook import seed_everything
-from mtl_helpers.training import evaluate, fit, predict, training_steps
-from mtl_helpers.weighting import constant_losses
+from mtl_helpers.training import training_steps
+from mtl_helpers.widgets import course_map, draw, guess
 from mtl_helpers.widgets import figures as plots
 from mtl_helpers.widgets import formulas as loss_demos
 
-# %% [markdown]
-# ## Recap: one bottom, several towers
-#
-# Notebook 02 built this model. Values flow to the right. After the loss is known, gradients flow back to the
-# left, and they meet in the shared bottom. This page is about the arrows on the right, and about that meeting.
-
-
-# %%
-def draw_box(ax, x, y, text, color="#222222"):
-    box = {"boxstyle": "round,pad=0.45", "fc": "white", "ec": color, "lw": 1.6}
-    ax.text(x, y, text, ha="center", va="center", color=color, fontsize=10, bbox=box)
-
-
-def draw_arrow(ax, start, end, color, style="-|>", line="-"):
-    ax.annotate(
-        "", end, start, arrowprops={"arrowstyle": style, "color": color, "lw": 1.5, "linestyle": line}
-    )
-
-
-# %%
-fig = plots.figure(3.3)
-ax = fig.subplots()
-ax.set(xlim=(0.2, 10.2), ylim=(-0.2, 3.2))
-ax.axis("off")
-draw_box(ax, 0.8, 1.5, "features\nX")
-draw_box(ax, 2.7, 1.5, "shared bottom\nZ = f(X)")
-draw_box(ax, 9.5, 1.5, "total loss\n$L = \\sum w_i L_i$")
-draw_arrow(ax, (1.22, 1.5), (1.98, 1.5), "#222222")
-for i, (y, name) in enumerate(
-    zip((2.7, 1.5, 0.3), ("click", "purchase", "next_category"), strict=True), start=1
-):
-    color = plots.task_style(name)["color"]
-    draw_box(ax, 5.6, y, f"tower {name}\n$Y_{i} = g_{i}(Z)$", color)
-    draw_box(ax, 7.7, y, f"loss $L_{i}$", color)
-    draw_arrow(ax, (3.42, 1.6), (4.68, y + 0.1), "#222222")
-    draw_arrow(ax, (4.68, y - 0.1), (3.42, 1.4), color, line="--")
-    draw_arrow(ax, (6.52, y), (7.32, y), "#222222")
-    draw_arrow(ax, (8.06, y), (9.0, 1.5), "#222222")
-display(fig)
-print("Solid arrows: the forward pass. Dashed: one gradient per task comes back to the bottom.")
+# %% tags=["plumbing"]
+# @title You are here
+BROKEN = "#8B1A1A"  # of a formula that fails; no task has this colour
+doubles = partial(torch.tensor, dtype=torch.float64)
+course_map("03")
 
 # %% [markdown]
-# ## Symbols and names
+# ## When is one half not a half?
 #
+# Two tasks share two parameters. The loss of each is a bowl with a lowest point of its own. Both weigh one half, and
+# yet {{click}} gets nearly all it wants: somebody wrote its loss in cents, not in euros. **Find the weight of
+# {{purchase}} that makes up for it.** Then set the factor back to 1.
+
+# %%
+A = doubles([[[1.0, 0.0], [0.0, 4.0]], [[3.0, 1.5], [1.5, 1.5]]])  # curvatures
+c = doubles([[-1.5, -0.5], [1.5, 1.0]])  # lowest points
+bowl_demo = loss_demos.two_losses_explorer(A, c)
+bowl_demo
+
+# %% [markdown]
+# So a weight alone says little. What does it multiply? Five questions lead there:
+#
+# 1. What is one task's loss, and what went wrong in the formula of the article behind this course?
+# 2. Which rows count in it?
+# 3. What does a weight do to the gradients?
+# 4. Does that survive Adam?
+# 5. What if the tasks disagree, and what can no weight reach?
+
+# %% [markdown]
+# ## 1 · What is one task's loss?
+#
+# The shared bottom makes a representation of the features. Each task reads it in a tower of its own. The losses are
+# weighted and summed:
+#
+# $$Z=f(X),\qquad Y_i=g_i(Z),\qquad L=\sum_{i=1}^{T}w_i\,L_i$$
+
+# %% tags=["plumbing"]
+# @title Draw the model
+draw("shared_bottom", tasks=("click", "purchase", "next_category"))
+
+# %% [markdown]
 # | symbol | meaning | name in code |
 # |---|---|---|
-# | $X$ | features of a batch | `batch.numeric`, `batch.categorical` |
-# | $m$ | samples (rows) in the batch | `len(batch)` |
-# | $Z=f(X)$ | shared representation | `model.represent(...)` |
-# | $Y_i=g_i(Z)$ | output of task $i$: its logits $z$ | `logits[name]` |
-# | $p$ | probabilities, from logits | `p` |
-# | $y$ | labels; one-hot in formulas | `labels`, `Y` |
-# | $C$ | classes of a task | `task.n_classes` |
-# | $T$ | tasks | `len(model.tasks)` |
-# | $L_i$ | loss of task $i$ | `losses.task_loss` |
-# | $w_i$ | weight of task $i$ | `weights[name]` |
-# | $L=\sum_i w_i L_i$ | total loss | `losses.weighted_sum` |
-# | $\theta$ | shared parameters | `model.shared_parameters()` |
-# | $\varphi_i$ | own parameters of task $i$ | `model.task_parameters(name)` |
-# | $g_i=\partial L_i/\partial\theta$ | shared gradient of task $i$ | a row of `J` |
-#
-# Beware of one clash: $g_i(\cdot)$ with brackets is a tower, $g_i$ without is a gradient. Papers write both so.
+# | $m$, $C$, $T$ | samples (rows), classes of a task, tasks | `len(batch)`, `task.n_classes`, `len(model.tasks)` |
+# | $z$, $p$ | logits that a tower returns, the probabilities made of them | `logits[name]`, `p` |
+# | $y$ | labels, one-hot in formulas: 1 for the class that came | `labels`, `Y` |
+# | $\theta$, $\varphi_i$ | shared parameters, those of tower $i$ | `model.shared_parameters()`, `model.task_parameters(name)` |
+# | $g_i=\partial L_i/\partial\theta$ | shared gradient of task $i$ (without brackets; $g_i(Z)$ is the tower) | a row of `J` |
+
+# %% tags=["plumbing"]
+# @title Load the shop, a batch of it and an untrained model
+frames = data.shop_splits(data.shop_frame(data.load_shop()))
+splits = data.prepare(frames, data.SHOP_TASKS, data.SHOP_NUMERIC, data.SHOP_CATEGORICAL)
+names = [task.name for task in splits.tasks]
+batch = next(splits.train.batches(4096, generator=torch.Generator().manual_seed(0)))
+
+
+def new_model(seed, tasks=splits.tasks):
+    seed_everything(seed)
+    return SharedBottom(splits.schema, tasks, embedding_dim=4)
+
+
+model = new_model(0)
 
 # %%
-frames = shop_splits(shop_frame(load_shop()))
-splits = prepare(frames, SHOP_TASKS, SHOP_NUMERIC, SHOP_CATEGORICAL)
-batch = next(splits.train.batches(1024, generator=torch.Generator().manual_seed(0)))
-seed_everything(0)
-model = SharedBottom(splits.schema, splits.tasks, embedding_dim=4)
-Z = model.represent(batch.numeric, batch.categorical)
+Z = model.represent(batch.numeric, batch.categorical)  # f(X)
+by_hand = {name: tower(Z) for name, tower in model.towers.items()}  # g_i(Z)
 logits = model(batch.numeric, batch.categorical)
-print("X:", tuple(batch.numeric.shape), "numeric,", tuple(batch.categorical.shape), "categorical")
-print("Z = f(X):", tuple(Z.shape), "· m =", len(batch), "samples · T =", len(model.tasks), "tasks")
-
-# %%
-for i, task in enumerate(model.tasks, start=1):
-    same = torch.equal(model.towers[task.name](Z), logits[task.name])
-    shape = tuple(logits[task.name].shape)
-    print(f"Y_{i} = g_{i}(Z), {task.name}: {shape} · tower(Z) equals model(X): {same}")
+assert all(torch.equal(by_hand[name], logits[name]) for name in names)
+said = ", ".join(f"{name} {tuple(logits[name].shape)}" for name in names)
+Markdown(f"Z {tuple(Z.shape)} → {said}: the towers over Z are the model.")
 
 # %% [markdown]
-# ## The two checks
+# ### The article's formula
 #
-# A derivative is a slope, so you can measure it. Move one entry a little to both sides and see how the loss
-# changes:
+# The article behind this course prints the loss of task $i$ so, and says: $m$ samples, $C$ classes.
 #
-# $$\frac{\partial L}{\partial x_k}\approx\frac{L(x+h e_k)-L(x-h e_k)}{2h}$$
+# $$L_i=-\frac1m\sum_{j=1}^{C}y_{ij}\log\hat y_{ij}$$
 #
-# Autograd computes the same slope exactly. A formula that agrees with both is right. We work in float64, because
-# the difference of two nearly equal numbers loses digits.
+# Read it as a program. The sum runs over the classes of *one* row: no index says which row. Still it is divided by the
+# number of rows. Some readers take $j$ for the row as well, others mend it by a mean over everything:
 
 
 # %%
-def finite_differences(loss, x, h=1e-5):
-    """Slope of a scalar loss(x) in every entry of x, by two evaluations each."""
-    slopes = torch.zeros_like(x)
-    for k in range(x.numel()):
-        step = torch.zeros_like(x)
-        step.view(-1)[k] = h
-        slopes.view(-1)[k] = (loss(x + step) - loss(x - step)) / (2 * h)
-    return slopes
+def one_row(Y, p):  # as printed: of which row? we take the first
+    return -(Y[0] * p[0].log()).sum() / len(Y)
 
 
-# %%
-def check_gradient(name, loss, x, by_hand):
-    """Compare a gradient derived by hand with autograd and finite differences; stop if wrong."""
-    x = x.detach().clone().requires_grad_()
-    (auto,) = torch.autograd.grad(loss(x), x)
-    with torch.no_grad():
-        slopes = finite_differences(loss, x)
-    size = auto.abs().max().clamp(min=1)  # large slopes are compared relative to their size
-    gaps = [((by_hand - other).abs().max() / size).item() for other in (auto, slopes)]
-    print(f"{name}: hand − autograd {gaps[0]:.0e}, hand − finite differences {gaps[1]:.0e}")
-    assert gaps[0] < 1e-9 and gaps[1] < 1e-6, "the formula is wrong"
+def one_index(Y, p):  # j names the class and the row: a diagonal
+    m, C = Y.shape
+    return -sum(Y[j, j] * p[j, j].log() for j in range(C)) / m
 
 
-# %%
-x = torch.tensor([0.3, -1.2, 2.0], dtype=torch.float64)
-check_gradient("d sum(x³) = 3x²", lambda x: (x**3).sum(), x, 3 * x**2)
-try:
-    check_gradient("d sum(x³) = 2x², a slip", lambda x: (x**3).sum(), x, 2 * x**2)
-except AssertionError as error:
-    print("The check stops:", error)
+def mean_of_all(Y, p):  # divides by m · C
+    return -(Y * p.log()).mean()
+
+
+def two_sums(Y, p):  # corrected: a sum over classes, a mean over rows
+    return -(Y * p.log()).sum(dim=1).mean(dim=0)
+
 
 # %% [markdown]
-# ## 1 · Which loss does a likelihood ask for?
+# Try all four on an honest model that knows nothing: each of 8 classes gets ⅛, so whatever the label is, a row costs
+# log 8 = 2.08 nats.
+
+# %% tags=["plumbing"]
+# @title Guess first: the loss as printed
+asked = "Its loss on 1,024 rows, by the formula as printed?"
+printed_guess = guess(asked, high=2.5, unit="nats")
+printed_guess
+
+# %% tags=["plumbing"]
+# @title Compute: loss, and rows that get a gradient, by batch size
+FORMS = {"two sums": two_sums, "÷ mC": mean_of_all}
+FORMS |= {"j is row and class": one_index, "as printed": one_row}
+SIZES, C = (16, 64, 256, 1024, 4096), 8
+
+
+def of_nothing(form, m):
+    """Loss of the know-nothing model, and the rows on which it depends."""
+    Y = F.one_hot(torch.arange(m) % C, C).float()
+    z = torch.zeros(m, C, requires_grad=True)
+    loss = form(Y, z.softmax(dim=1))
+    (slope,) = torch.autograd.grad(loss, z)
+    return loss.item(), (slope.abs().sum(dim=1) > 1e-9).sum().item()
+
+
+found = {name: np.array([of_nothing(f, m) for m in SIZES]) for name, f in FORMS.items()}
+shrinks = found["as printed"][-1, 0] < 0.1 * found["as printed"][0, 0]
+flat = np.ptp(found["two sums"][:, 0]) < 1e-4
+
+# %% tags=["plumbing"]
+# @title Draw the four formulas
+fig = plots.figure(3.3)
+left, right = fig.subplots(1, 2)
+LOOKS = ("D-", "#222222"), ("^-.", "#aaaaaa"), ("s--", BROKEN), ("o-", BROKEN)
+for (name, values), (line, color) in zip(found.items(), LOOKS, strict=True):
+    look = {"color": color, "ms": 6, "lw": 4 if name == "two sums" else 1.8}
+    for ax, column in ((left, 0), (right, 1)):
+        ax.plot(SIZES, values[:, column], line, label=name, **look)
+left.set(xscale="log", xlabel="samples m", ylabel="loss (nats)", ylim=(-0.05, 2.5))
+left.set_title("As printed, more rows make the loss vanish" if shrinks else "The loss")
+right.set(xscale="log", yscale="log", xlabel="samples m", ylabel="rows with a gradient")
+right.set_title("… and one row teaches" if found["as printed"][-1, 1] == 1 else "")
+for ax in (left, right):
+    ax.set_xticks(SIZES, SIZES)
+    ax.minorticks_off()
+left.annotate("log C, the honest loss", (16, 2.2), fontsize=9)
+printed_guess.mark(left, axis="y")
+plots.legend_outside(fig, left)
+display(fig)
+printed_guess.answer(found["as printed"][SIZES.index(1024), 0], digits=4)
+
+# %% [markdown]
+# The corrected formula needs two indices, $n$ for rows and $c$ for classes. The **sum over classes** picks one entry of
+# each row; the **mean over samples** averages rows. Dividing by $mC$ keeps all rows, but hides a weight $1/C$ that
+# nobody chose: a task of 8 classes then counts 2.7 times less than one of 3.
 #
-# A tower ends in logits $z$, one per class, any real numbers. The softmax makes probabilities of them:
+# $$L_i=-\frac1m\sum_{n=1}^{m}\sum_{c=1}^{C}y_{nc}\log p_{nc}$$
 #
-# $$p_c=\frac{e^{z_c}}{\sum_{k=1}^{C}e^{z_k}}$$
+# It is not a convention. A good model gives the labels that came a high probability: $\prod_n p_{n,y_n}$, the
+# *likelihood*. Of 10,000 rows that product is too small to be a number. Its logarithm is a sum, minus makes small
+# good, and ÷ m makes batches comparable. That is **cross-entropy**.
 
 # %%
 z = [[2.0, 0.5, -1.0], [0.0, 0.0, 0.0], [-0.5, 1.5, 3.0], [1.0, -2.0, 0.3]]
-z = torch.tensor(z, dtype=torch.float64)
-labels = torch.tensor([0, 1, 2, 1])
+z, labels = doubles(z), torch.tensor([0, 1, 2, 1])
 m, C = z.shape
-p = z.exp() / z.exp().sum(dim=1, keepdim=True)
-print("z:", tuple(z.shape), f"m = {m} samples, C = {C} classes")
-print(p.numpy().round(3))
-print("each row sums to", p.sum(dim=1).numpy().round(6))
-
-# %% [markdown]
-# **Predict** (write it down). Row two has three equal logits. What will its loss be? Which row has the largest?
-#
-# A good model gives the labels that really came a high probability. The rows are independent, so that probability
-# is a product, the *likelihood*:
-#
-# $$\prod_{n=1}^{m}p_{n,y_n}$$
-
-# %%
-p_of_label = p[torch.arange(m), labels]
-likelihood = p_of_label.prod()
-print("p of each label:", p_of_label.numpy().round(3))
-print(f"likelihood: {likelihood:.5f}")
-many = likelihood.float() ** 2500
-print(f"of 10,000 such rows, in float32: {many:.1f}" + (many == 0).item() * ", too small to be a number")
-
-# %% [markdown]
-# A product of many small numbers vanishes. Its logarithm does not, and it turns the product into a sum. Change the
-# sign, so that small is good, and divide by $m$, so that the size of the batch does not matter:
-#
-# $$L=-\frac1m\sum_{n=1}^{m}\log p_{n,y_n}$$
-
-# %%
-each = -p_of_label.log()
-loss = -likelihood.log() / m
-print("loss of each row:", each.numpy().round(3), "nats; log 3 =", round(float(np.log(3)), 3))
-print(f"their mean {each.mean():.6f} = −log(likelihood) / m {loss:.6f}")
-worst = each.argmax().item()
-print(f"Row {worst + 1} has the largest loss: its label got p = {p_of_label[worst]:.3f}.")
-
-# %% [markdown]
-# Textbooks write the same with one-hot labels $y_{n,c}$, which are 1 for the class that came and 0 for all others:
-#
-# $$L=-\frac1m\sum_{n=1}^{m}\;\sum_{c=1}^{C}y_{n,c}\log p_{n,c}$$
-#
-# Two sums, two jobs: the **sum over classes** picks one entry per row; the **mean over samples** averages rows.
-
-# %%
+p = z.exp() / z.exp().sum(dim=1, keepdim=True)  # softmax
 Y = F.one_hot(labels, C).double()
-over_classes = -(Y * p.log()).sum(dim=1)
-by_hand = over_classes.mean(dim=0)
-category = Task("category", "multiclass", n_classes=3)
-print("Y", tuple(Y.shape), "→ sum over classes", tuple(over_classes.shape), "→ mean over samples")
-print(f"by hand:                        {by_hand:.6f}")
-print(f"F.cross_entropy:                {F.cross_entropy(z, labels):.6f}")
-print(f"mtl_helpers.losses.task_loss:   {losses.task_loss(category, z, labels):.6f}")
+likelihood = p[torch.arange(m), labels].prod()
+by_hand = two_sums(Y, p)
+helper = losses.task_loss(Task("shelf", "multiclass", n_classes=3), z, labels)
+for same in (-likelihood.log() / m, F.cross_entropy(z, labels), helper):
+    torch.testing.assert_close(by_hand, same)
+said = "−log(likelihood)/m, the two sums, `F.cross_entropy` and `losses.task_loss`"
+Markdown(f"✓ {said}: all **{by_hand:.4f}** nats.")
+
 
 # %% [markdown]
-# ### When m and C change places
+# ### Its gradient is p − y
 #
-# The article's formula mixes the number of samples $m$ and the number of classes $C$. We reconstruct what its
-# readers would code. First: one index for both sums, running to $m$.
+# Take one row. Its loss is $-z_y+\log\sum_k e^{z_k}$. By $z_c$, the first term gives $-y_c$ and the second
+# $e^{z_c}/\sum_k e^{z_k}=p_c$. If all logits are divided by a **temperature** $\tau$ first, the chain rule divides by
+# $\tau$ once more:
 #
-# **Predict.** What happens with more samples than classes? And with fewer?
+# $$\frac{\partial L}{\partial z_{nc}}=\frac{p_{nc}-y_{nc}}{\tau\,m},\qquad p=\mathrm{softmax}(z/\tau)$$
+#
+# Every formula of this page goes through the next cell. It compares a gradient derived by hand with autograd, and
+# with a slope that is measured by two evaluations. In float64, since nearly equal numbers lose digits.
 
 
 # %%
-def one_index_loss(Y, p):
-    """−(1/m) Σ y_i log p_i with i from 1 to m, where i is meant to name a class."""
-    return -sum((Y[:, i] * p[:, i].log()).sum() for i in range(len(Y))) / len(Y)
+def check_gradient(formula, loss, x, by_hand, h=1e-5):
+    """Stop unless by_hand is the gradient of loss at x; return a sentence."""
+    x = x.detach().double().requires_grad_()
+    (auto,) = torch.autograd.grad(loss(x), x)
+    steps = h * torch.eye(x.numel(), dtype=x.dtype).view(-1, *x.shape)
+    with torch.no_grad():
+        slopes = [(loss(x + step) - loss(x - step)) / (2 * h) for step in steps]
+    slopes = torch.stack(slopes).view(x.shape)
+    size = auto.abs().max().clamp(min=1)  # large slopes: relative to their size
+    gaps = [((by_hand - other).abs().max() / size).item() for other in (auto, slopes)]
+    assert gaps[0] < 1e-9 and gaps[1] < 1e-6, f"{formula} is wrong"
+    return f"✓ {formula}: autograd {gaps[0]:.0e}, two evaluations {gaps[1]:.0e} away. "
 
 
+# %%
+said = ""
+for tau in (0.5, 1.0, 4.0):
+    slope = ((z / tau).softmax(dim=1) - Y) / (tau * m)
+    loss = partial(lambda z, tau: F.cross_entropy(z / tau, labels), tau=tau)
+    said += check_gradient(f"(p − y)/(τm) at τ = {tau}", loss, z, slope)
 try:
-    one_index_loss(Y, p)
-except IndexError:
-    print(f"{m} samples, {C} classes: there is no class number {C + 1}, the program stops.")
-few = slice(2, 4)
-right, wrong = F.cross_entropy(z[few], labels[few]), one_index_loss(Y[few], p[few])
-print(f"2 samples: right loss {right:.3f}, one index {wrong:.3f}")
-print("No error this time: the third class is never looked at, and its rows cost nothing.")
+    check_gradient("a slip, without τ", loss, z, slope * tau)
+except AssertionError as error:
+    said += f"✗ The check can fail, too: {error}."
+Markdown(said)
 
 # %% [markdown]
-# The second reading keeps both sums and divides by the wrong number. To see it, take a model that says nothing:
-# all logits zero, so every class gets $1/C$. Its honest loss is $\log C$, in any batch.
+# The label below is *toys*. Raise the logit of *books* to its right end: does the loss bend, or become a straight
+# line? How large can the gradient get? Then warm the softmax up.
 
-
-# %%
-def three_averages(m, C):
-    labels = torch.arange(m) % C
-    total = F.cross_entropy(torch.zeros(m, C), labels, reduction="sum").item()
-    return {
-        "samples": m,
-        "classes": C,
-        "log C": np.log(C),
-        "÷ m (right)": total / m,
-        "÷ C": total / C,
-        "÷ mC": total / (m * C),
-    }
-
-
-averages = pd.DataFrame([three_averages(*size) for size in ((64, 3), (1024, 3), (64, 8), (1024, 8))])
-display(averages.round(3))
-
-# %%
-rows = averages.set_index(["samples", "classes"])
-growth = rows.loc[(1024, 3), "÷ C"] / rows.loc[(64, 3), "÷ C"]
-shrink = rows.loc[(64, 3)] / rows.loc[(64, 8)]
-print(f"÷ C: {1024 // 64} times the rows give {growth:.0f} times the loss, and steps as much larger.")
-print(f"÷ m: 3 classes against 8 weigh {shrink['÷ m (right)']:.2f} to 1.")
-print(f"÷ mC: they weigh {shrink['÷ mC']:.2f} to 1: each task got a weight 1/C that nobody chose.")
-
-# %% [markdown]
-# ### The gradient is p − y
-#
-# Take one row with label $y$. Its loss is $-\log p_y=-z_y+\log\sum_k e^{z_k}$. Differentiate by $z_c$:
-#
-# - the first term gives $-1$ if $c$ is the label, else $0$: that is $-y_c$;
-# - the second gives $e^{z_c}/\sum_k e^{z_k}=p_c$.
-#
-# With the mean over samples:
-#
-# $$\frac{\partial L}{\partial z_{n,c}}=\frac{p_{n,c}-y_{n,c}}{m}$$
-
-# %%
-slope = (p - Y) / m
-check_gradient("softmax cross-entropy", lambda z: F.cross_entropy(z, labels), z, slope)
-print(slope.numpy().round(3))
-print("each row sums to", slope.sum(dim=1).abs().numpy().round(6), "· one gains, the others lose")
-
-# %% [markdown]
-# ### A temperature
-#
-# Divide all logits by a temperature $\tau$ before the softmax. By the chain rule the gradient is divided by $\tau$ too:
-#
-# $$\frac{\partial L}{\partial z_{n,c}}=\frac{p_{n,c}-y_{n,c}}{\tau\,m},\qquad p=\mathrm{softmax}(z/\tau)$$
-
-# %%
-for temperature in (0.5, 1.0, 4.0):
-    slope = ((z / temperature).softmax(dim=1) - Y) / (temperature * m)
-    check_gradient(f"τ = {temperature}", lambda z, t=temperature: F.cross_entropy(z / t, labels), z, slope)
-for temperature in (0.5, 4.0):
-    print(f"row 1, p at τ = {temperature}:", (z[0] / temperature).softmax(0).numpy().round(3))
-
-# %% [markdown]
-# **Predict.** The label is *toys*. You raise the logit of *books* from its middle to its right end. Does the loss
-# bend, or become a straight line? How large can the gradient of *toys* get? Then warm the softmax up.
-
-# %%
+# %% tags=["plumbing"]
+# @title Move a logit and the temperature
 logit_demo = loss_demos.logit_explorer()
 logit_demo
 
-# %%
-tail = [-F.log_softmax(torch.tensor([value, 1.0, 0.0]), 0)[1].item() for value in (4.0, 5.0, 6.0)]
-print(f"Loss from logit 4 to 5: {tail[1] - tail[0]:+.3f}; from 5 to 6: {tail[2] - tail[1]:+.3f}.")
-print("Far right it is nearly a line of slope 1: a wrong answer is corrected firmly, and no harder.")
-
 # %% [markdown]
-# **What surprised you?** The gradient has no factor that vanishes for a confident wrong answer. That is what the
-# logarithm buys: it undoes the exponential of the softmax.
-
-# %% [markdown]
-# ## 2 · Why do losses take logits?
+# The gradient has no factor that vanishes for a confident wrong answer. That is what the logarithm buys: it undoes
+# the exponential of the softmax, and far out the loss is a line of slope 1/τ.
 #
-# A click has two outcomes, so one logit is enough. Fix the logit of "no" at 0, and the softmax becomes the sigmoid:
+# ### Why do losses take logits?
 #
-# $$\sigma(z)=\frac{e^{z}}{e^{0}+e^{z}}=\frac{1}{1+e^{-z}}$$
+# A click has two outcomes, so one logit will do. Fix that of "no" at 0, and the softmax becomes the sigmoid
+# $\sigma(z)=1/(1+e^{-z})$, cross-entropy becomes *binary cross-entropy* (BCE). On paper it can be written in two ways:
 #
-# Cross-entropy becomes *binary cross-entropy* (BCE): $L=-y\log p-(1-y)\log(1-p)$ with $p=\sigma(z)$.
-
-# %%
-z = torch.tensor([-2.0, 0.0, 1.5], dtype=torch.float64)
-y = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)
-pair = torch.stack([torch.zeros_like(z), z], dim=1)
-p = 1 / (1 + (-z).exp())
-naive = (-y * p.log() - (1 - y) * (1 - p).log()).mean()
-print("logits (m,):", tuple(z.shape), "→ pairs (m, 2):", tuple(pair.shape))
-print("sigmoid equals softmax of (0, z):", torch.allclose(p, pair.softmax(1)[:, 1]))
-print(f"BCE {naive:.6f} · two-class cross-entropy {F.cross_entropy(pair, y.long()):.6f}")
-
-# %% [markdown]
-# **Predict.** The model is very sure of a click, logit 100, and the label says no click. In float32, what is
-# $\log(1-\sigma(100))$? What is its gradient? What should they be?
+# $$L=-y\log\sigma(z)-(1-y)\log(1-\sigma(z))\;=\;\max(z,0)-yz+\log\left(1+e^{-|z|}\right)$$
 
 
 # %%
-def naive_bce(z, y):
+def naive(z, y):  # the left form
     p = torch.sigmoid(z)
     return -y * torch.log(p) - (1 - y) * torch.log(1 - p)
 
 
-def loss_and_slope(loss, value, label=0.0):
-    z = torch.tensor(value, requires_grad=True)  # float32, as in training
-    found = loss(z, torch.tensor(label))
-    return found.item(), torch.autograd.grad(found, z)[0].item()
-
-
-for value in (5.0, 15.0, 20.0, 100.0):
-    print("logit {:5.0f}: loss {:8.4f}, gradient {:.4f}".format(value, *loss_and_slope(naive_bce, value)))
-
-
-# %%
-def is_broken(value):
-    return not np.isfinite(loss_and_slope(naive_bce, float(value))[0])
-
-
-breaks = next(value for value in range(1, 200) if is_broken(value))
-gap, left_over = torch.finfo(torch.float32).eps / 2, 1 / (1 + np.exp(breaks))
-print(f"From logit {breaks} on, float32 rounds p to exactly 1, and log(1 − p) is log 0.")
-print(f"The numbers just below 1 are {gap:.0e} apart; 1 − σ({breaks}) is only {left_over:.0e}.")
-print(f"Its gradient is {loss_and_slope(naive_bce, 100.0)[1]}: infinity from the log times zero from σ′.")
-print("One such row, and a training step turns every parameter into nan.")
-
-# %% [markdown]
-# ### The form that cannot overflow
-#
-# Put $p=\sigma(z)$ into the loss and simplify *before* computing. Since $-\log\sigma(z)=\log(1+e^{-z})$ and
-# $-\log(1-\sigma(z))=\log(1+e^{z})$:
-#
-# $$L=\log(1+e^{z})-yz=\max(z,0)-yz+\log\left(1+e^{-|z|}\right)$$
-#
-# The last exponential has an exponent of at most 0, so it never overflows.
-
-
-# %%
-def stable_bce(z, y):
-    return torch.maximum(z, torch.zeros_like(z)) - y * z + torch.log1p(torch.exp(-z.abs()))
-
-
-for value in (5.0, 20.0, 100.0):
-    print("logit {:5.0f}: loss {:8.4f}, gradient {:.4f}".format(value, *loss_and_slope(stable_bce, value)))
-helper = losses.task_loss(Task("click"), torch.tensor([100.0]), torch.tensor([0.0]))
-print("the helper at logit 100:", helper.item())
-
-# %% [markdown]
-# Its gradient follows from two classes of section 1, with $p-y$ for the class "yes":
-#
-# $$\frac{\partial L}{\partial z_n}=\frac{\sigma(z_n)-y_n}{m}$$
-
-# %%
-slope = (z.sigmoid() - y) / len(z)
-check_gradient("BCE on logits", lambda z: F.binary_cross_entropy_with_logits(z, y), z, slope)
-check_gradient("our stable form", lambda z: stable_bce(z, y).mean(), z, slope)
-helper = losses.task_loss(Task("click"), z, y)
-print(f"loss by hand {stable_bce(z, y).mean():.6f} · helper {helper:.6f}")
-
-# %% [markdown]
-# **A clamp only hides the hole.** `nn.BCELoss` takes probabilities and cuts the logarithm off. Look at what is
-# left at a logit where the naive form broke.
-
-
-# %%
-def clamped_bce(z, y):
+def clamped(z, y):  # the usual repair: nn.BCELoss cuts the logarithm off
     return F.binary_cross_entropy(torch.sigmoid(z), y)
 
 
-for name, loss in (("sigmoid, then BCELoss", clamped_bce), ("BCE on logits", stable_bce)):
-    print("{:22s} at logit 20: loss {:6.1f}, gradient {:.1f}".format(name, *loss_and_slope(loss, 20.0)))
-dead = loss_and_slope(clamped_bce, 20.0)[1] == 0
-print("The worst mistake gets", "no gradient: it is never corrected." if dead else "some gradient.")
+def on_logits(z, y):  # the right form: no exponent is above 0
+    return torch.maximum(z, torch.zeros_like(z)) - y * z + torch.log1p((-z.abs()).exp())
 
-# %%
-forms = {"naive": naive_bce, "sigmoid, then BCELoss": clamped_bce, "on logits": stable_bce}
-grid = torch.linspace(0, 30, 121)
-curves = {name: np.array([loss_and_slope(form, z) for z in grid.tolist()]) for name, form in forms.items()}
-at_end = {name: curve[-1] for name, curve in curves.items()}
-for name, (loss, slope) in at_end.items():
-    print(f"{name:22s} at logit 30: loss {loss:.1f}, gradient {slope:.1f}")
 
-# %%
-fig = plots.figure(3.2)
-left, right = fig.subplots(1, 2)
-looks = {
-    "naive": ("#D55E00", "-", 6),
-    "sigmoid, then BCELoss": ("#777777", "--", 2),
-    "on logits": ("#0072B2", "-", 2),
+# %% tags=["plumbing"]
+# @title Guess first: the gradient of a clamped loss
+asked = "Float32, logit 20, no click came: the gradient after sigmoid and BCELoss?"
+logit_guess = guess(asked)
+logit_guess
+
+
+# %% tags=["plumbing"]
+# @title Compute: loss and gradient of the three forms, logits 0 to 30
+def loss_and_slope(form, value):
+    z = torch.tensor(value, requires_grad=True)  # float32, as in training
+    loss = form(z, torch.tensor(0.0))
+    return loss.item(), torch.autograd.grad(loss, z)[0].item()
+
+
+grid = torch.linspace(0, 30, 241).tolist()
+FORMS = {"naive": naive, "sigmoid, then BCELoss": clamped, "on logits": on_logits}
+curves = {
+    name: np.array([loss_and_slope(form, value) for value in grid])
+    for name, form in FORMS.items()  # three forms
 }
-for name, (color, line, width) in looks.items():
-    values = np.where(np.isfinite(curves[name]), curves[name], np.nan)
-    left.plot(grid, values[:, 0], line, color=color, lw=width, label=name, alpha=0.8)
-    right.plot(grid, values[:, 1], line, color=color, lw=width, label=name, alpha=0.8)
-other = "sigmoid, then BCELoss"
-left.set(xlabel="logit, label is 0", ylabel="loss (nats)", title=f"Naive BCE ends before {breaks}")
-right.set(xlabel="logit, label is 0", ylabel="gradient", title="One form keeps its gradient")
-left.legend(loc="upper left")
-display(fig)
-jump, rest = at_end[other]
-print(f"Left: the thick line stops where the loss is infinite; the clamped one jumps to {jump:.0f}.")
-print(f"Right, at the end: gradient {at_end['on logits'][1]:.0f} on logits, {rest:.0f} where it was clamped.")
+breaks = grid[int(np.argmin(np.isfinite(curves["naive"][:, 0])))]
+dead = {name: curve[-1, 1] == 0 for name, curve in curves.items()}
+alive = curves["on logits"][-1, 1] > 0.99
 
-# %% [markdown]
-# ### The same trick for the softmax: log-sum-exp
-#
-# Softmax needs $\log\sum_c e^{z_c}$. In float32 $e^{100}$ is infinite. Take the largest logit $a=\max_c z_c$ out
-# of the sum first; then no exponent is above 0:
-#
-# $$\log\sum_c e^{z_c}=a+\log\sum_c e^{z_c-a},\qquad\frac{\partial}{\partial z_c}\log\sum_k e^{z_k}=p_c$$
+# %% tags=["plumbing"]
+# @title Draw the three forms
+fig = plots.figure(3.4)
+left, right = fig.subplots(1, 2)
+LOOKS = ((BROKEN, "-", 6), ("#999999", "--", 2.4), ("#222222", "-", 1.8))
+for (name, curve), (color, line, width) in zip(curves.items(), LOOKS, strict=True):
+    shown = np.where(np.isfinite(curve), curve, np.nan)
+    for ax, column in ((left, 0), (right, 1)):
+        ax.plot(grid, shown[:, column], line, color=color, lw=width, label=name)
+left.set(xlabel="logit; the label is 0", ylabel="loss (nats)")
+left.set_title(f"Naive BCE is infinite from logit {breaks:.1f} on")
+right.set(xlabel="logit; the label is 0", ylabel="gradient", ylim=(-0.05, 1.1))
+stuck = dead["sigmoid, then BCELoss"] and alive
+title = "Clamped, the worst mistake is never corrected"
+right.set_title(title if stuck else "The gradients")
+plots.legend_outside(fig, left)
+logit_guess.mark(right, axis="y")
+display(fig)
+logit_guess.answer(loss_and_slope(clamped, 20.0)[1])
 
 # %%
-row = torch.tensor([100.0, 1.0, 0.0])
-a = row.max()
-stable = a + (row - a).exp().sum().log()
-print("naive: log-sum-exp", row.exp().sum().log().item(), "· p", (row.exp() / row.exp().sum()).tolist())
-print("stable: log-sum-exp", stable.item(), "· torch.logsumexp", row.logsumexp(0).item())
+z, y = doubles([-2, 0.4, 1.5]), doubles([0, 1, 0])
+slope = (z.sigmoid() - y) / len(z)  # p − y again
+helper = partial(losses.task_loss, Task("click"), labels=y)
+ours = lambda z: on_logits(z, y).mean()  # noqa: E731
+said = check_gradient("(σ(z) − y)/m, our form", ours, z, slope)
+said += check_gradient("the same for `losses.task_loss`", helper, z, slope)
 
 
-def log_sum(z):
+def log_sum_exp(z):  # the largest logit leaves the sum, so that no exponent is above 0
     return z.max() + (z - z.max()).exp().sum().log()
 
 
-z = torch.tensor([2.0, 0.5, -1.0], dtype=torch.float64)
-check_gradient("the gradient of log-sum-exp is the softmax", log_sum, z, z.softmax(0))
+said += check_gradient("log Σ eᶻ has slope softmax(z)", log_sum_exp, z, z.softmax(0))
+Markdown(said)
 
 # %% [markdown]
-# **What surprised you?** The formula on paper was right all along. Only the order of the operations changed. So a
-# model should return logits, and the loss should apply sigmoid or softmax. All models of this course do.
+# **What surprised you?** The formula on paper was right all along; only the order of the operations changed. The
+# softmax needs the same trick, **log-sum-exp**: take the row's largest logit out before you exponentiate (exercise 2).
+# So a model returns logits, and the loss applies sigmoid or softmax. All models of this course do.
 
 # %% [markdown]
-# ## 3 · What about missing labels, and numbers as labels?
+# ## 2 · Which rows count?
 #
-# Not every row has every label. The shop's `next_category` is unknown while the user has not clicked again. Let
-# $k_n$ be 1 where the label is known. Average over the known rows only:
+# Not every row has every label: the shop's {{next_category}} is unknown while a user has not clicked again. Let $k_n$ be 1
+# where the label is known, else 0, and average over the known rows:
 #
 # $$L=\frac{\sum_n k_n\,\ell_n}{\sum_n k_n},\qquad\frac{\partial L}{\partial z_n}=k_n\,\frac{p_n-y_n}{\sum_j k_j}$$
 
 # %%
-z = torch.tensor([-2.0, 0.4, 1.5, 0.8], dtype=torch.float64)
-y = torch.tensor([0.0, 1.0, 0.0, 0.0], dtype=torch.float64)  # a missing label is stored as 0
+z, y = doubles([-2, 0.4, 1.5, 0.8]), doubles([0, 1, 0, 0])
 known = torch.tensor([True, True, False, False])
-click = Task("click")
 slope = known * (z.sigmoid() - y) / known.sum()
-check_gradient("masked BCE", lambda z: losses.task_loss(click, z, y, known), z, slope)
-print("gradient:", slope.numpy().round(3), "· rows without a label pull at nothing")
+helper = partial(losses.task_loss, Task("click"), labels=y, mask=known)
+by_hand = (F.binary_cross_entropy_with_logits(z, y, reduction="none") * known).sum() / 2
+torch.testing.assert_close(by_hand, helper(z))
+Markdown(check_gradient("k (p − y) / Σk", helper, z, slope))
 
 # %% [markdown]
-# **Predict.** You forget the mask in the denominator and divide by all $m$ rows. What have you done to the task?
+# Here a missing label was stored as 0, and so does the course's loader. Tables come with NaN in its place. Then
+# $0\cdot\mathrm{NaN}$ is not 0 but NaN, and four ways to leave a row out are no longer the same:
 
 # %%
-rows = F.binary_cross_entropy_with_logits(z, y, reduction="none")
-right, wrong = losses.task_loss(click, z, y, known), (rows * known).mean()
-mask = batch.masks["next_category"]
-print(f"÷ known rows {right:.4f}, ÷ all rows {wrong:.4f}: {wrong / right:.2f} times as much")
-print(f"{known.double().mean():.2f} of the labels are known: the same number. It became a hidden weight.")
-print(f"In the shop's batch it would be {mask.float().mean():.2f} for next_category, another in each batch.")
-empty = losses.task_loss(click, z, y, torch.zeros(4, dtype=torch.bool))
-print(f"Without any known label the helper's loss is {empty:.0f}, not nan.")
+picked = torch.Generator().manual_seed(0)
+known = torch.rand(len(batch), generator=picked) > 0.1
+y = batch.labels["click"].masked_fill(~known, float("nan"))  # a tenth is missing
+bce = partial(F.binary_cross_entropy_with_logits, reduction="none")
+zero, count = torch.zeros(()), known.sum()
+clean = torch.where(known, y, zero)
+WAYS = {
+    "loss × mask": lambda z: (bce(z, y) * known).sum() / count,
+    "where() on the loss": lambda z: torch.where(known, bce(z, y), zero).sum() / count,
+    "where() on the labels": lambda z: (bce(z, clean) * known).sum() / count,
+    "index the known rows": lambda z: bce(z[known], y[known]).mean(),
+}
+
+# %% tags=["plumbing"]
+# @title Guess first: which mask is the trap
+mask_guess = guess("Which way gives a right loss and ruins the model?", choices=[*WAYS])
+mask_guess
+
+# %% tags=["plumbing"]
+# @title Compute: one SGD step each way, and what a wrong denominator does
+report = {}
+for way, loss_of in WAYS.items():
+    fresh = new_model(0)
+    loss = loss_of(fresh(batch.numeric, batch.categorical)["click"])
+    loss.backward()
+    torch.optim.SGD(fresh.parameters(), lr=0.1).step()
+    used = [*fresh.shared_parameters(), *fresh.task_parameters("click")]
+    lost = torch.cat([q.isnan().flatten() for q in used]).double().mean()
+    report[way] = {"loss": loss.item(), "parameters lost": lost.item()}
+report = pd.DataFrame(report).T
+fine, kept = report["loss"].notna(), report["parameters lost"] == 0
+traps = [*report.index[fine & ~kept]]
+batches = splits.train.batches(1024, generator=torch.Generator().manual_seed(1))
+shares = [each.masks["next_category"].double().mean().item() for each in batches]
+
+# %% tags=["plumbing"]
+# @title Draw what is left of the model
+fig = plots.figure(2.9)
+left, right = fig.subplots(1, 2, width_ratios=(1.2, 1))
+places = range(len(report))
+colors = ["#222222" if safe else BROKEN for safe in kept]
+left.barh(places, report["parameters lost"], color=colors)
+for i, (_, row) in enumerate(report.iterrows()):
+    said = "nan" if np.isnan(row["loss"]) else f"{row['loss']:.3f}"
+    inside = row["parameters lost"] > 0.5
+    where = {"x": 0.98, "ha": "right", "color": "white"} if inside else {"x": 0.02}
+    left.text(y=i, s=f"the loss says {said}", va="center", **where)
+left.set_yticks(places, report.index)
+left.set(xlim=(0, 1), ylim=(3.5, -0.5), xlabel="share of NaN parameters after one step")
+left.set_title(f"{(~kept).sum()} of {len(kept)} ways ruin the model")
+mask_guess.mark(left)
+right.plot(shares, color=plots.task_style("next_category")["color"], lw=1.2)
+right.set(ylim=(0, 1.02), xlabel="batch of 1,024 rows", ylabel="known share")
+right.set_title(f"÷ all rows hides a weight of {np.mean(shares):.2f}")
+display(fig)
+mask_guess.answer(traps[0] if len(traps) == 1 else "none, or more than one")
 
 # %% [markdown]
-# ### Regression: mean squared error
+# **What surprised you?** `where` after the loss shows the right number, and its backward pass multiplies 0 by NaN all
+# the same. Choose *before* the arithmetic: clean the labels, or index the rows. And on the right: who forgets the mask
+# in the denominator gives {{next_category}} a weight that changes with every batch. Which leads to the question what
+# a weight does.
+
+# %% [markdown]
+# ## 3 · What does a task weight do to the gradients?
 #
-# If labels scatter around the prediction $\hat y$ like a normal distribution with a fixed spread, the negative
-# log-likelihood is the squared error, up to constants:
-#
-# $$L=\frac1m\sum_n(\hat y_n-y_n)^2,\qquad\frac{\partial L}{\partial\hat y_n}=\frac{2(\hat y_n-y_n)}{m}$$
-
-# %%
-euros = torch.tensor([12.0, 30.0, 7.5, 18.0], dtype=torch.float64)
-guess = torch.tensor([10.0, 22.0, 11.0, 15.0], dtype=torch.float64)
-spend = Task("spend", "regression")
-slope = 2 * (guess - euros) / len(euros)
-check_gradient("mean squared error", lambda g: losses.task_loss(spend, g, euros), guess, slope)
-
-# %% [markdown]
-# **Predict.** Write the same labels and guesses in cents. By what factor does the loss grow? And its gradient?
-
-
-# %%
-def squared_error(guess, factor):
-    return losses.task_loss(spend, guess, euros * factor)
-
-
-for unit, factor in (("euros", 1), ("cents", 100), ("thousands of euros", 0.001)):
-    slope = 2 * (guess - euros) * factor / len(euros)
-    check_gradient(f"in {unit}", lambda g, k=factor: squared_error(g, k), guess * factor, slope)
-    loss = squared_error(guess * factor, factor)
-    print(f"  loss {loss:.6g}, largest gradient {slope.abs().max():.4g}")
-print("A factor k in the unit: k times the gradient, k² times the loss. The guesses are as good as before.")
-
-# %% [markdown]
-# **What surprised you?** A mean over the wrong rows and a change of unit are both task weights in disguise. So what
-# does a task weight do?
-
-# %% [markdown]
-# ## 4 · What does a task weight do to the gradients?
-#
-# Differentiate $L=\sum_i w_iL_i$. Tower $i$ appears in $L_i$ alone. The bottom appears in every loss:
+# Differentiate $L=\sum_i w_iL_i$. Tower $i$ stands in $L_i$ alone, the bottom in every loss:
 #
 # $$\frac{\partial L}{\partial\varphi_i}=w_i\frac{\partial L_i}{\partial\varphi_i},\qquad
 # \frac{\partial L}{\partial\theta}=\sum_{i=1}^{T}w_i\,g_i$$
-#
-# **Predict.** You double the weight of purchases. Does the gradient of the click tower change? That of the bottom?
 
 
 # %%
 def flat_gradient(loss, parameters):
-    """Gradient in all given parameters, as one vector; 0 where a parameter plays no part."""
-    parameters = list(parameters)
-    found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-    parts = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
-    return torch.cat([part.flatten() for part in parts])
+    """Gradient in all given parameters as one vector."""
+    found = torch.autograd.grad(loss, [*parameters], retain_graph=True)
+    return torch.cat([part.flatten() for part in found])
 
 
-# %%
-names = [task.name for task in model.tasks]
-exact = copy.deepcopy(model).double()
-batch.numeric = batch.numeric.double()
-batch.labels = {n: y.double() if y.is_floating_point() else y for n, y in batch.labels.items()}
-weights = {"click": 1.0, "purchase": 5.0, "next_category": 0.2}
-L = losses.task_losses(exact.tasks, exact(batch.numeric, batch.categorical), batch)
-total = losses.weighted_sum(L, weights)
-print({name: round(value.item(), 4) for name, value in L.items()})
-print(f"L = Σ w L: by hand {sum(weights[n] * L[n] for n in names):.6f}, helper {total:.6f}")
-
-# %%
-J = torch.stack([flat_gradient(L[name], exact.shared_parameters()) for name in names])
-w = torch.tensor([weights[name] for name in names], dtype=torch.float64)
-shared = flat_gradient(total, exact.shared_parameters())
-print("J, one row per task:", tuple(J.shape))
-print(f"shared: autograd of L − Σ wᵢ gᵢ, largest difference {(shared - w @ J).abs().max():.0e}")
-
-# %%
-for name, neighbour in zip(names, names[1:] + names[:1], strict=True):
-    tower = list(exact.task_parameters(name))
-    gap = (flat_gradient(total, tower) - weights[name] * flat_gradient(L[name], tower)).abs().max()
-    other = flat_gradient(L[neighbour], tower).abs().max()
-    print(f"tower {name}: against wᵢ ∂Lᵢ/∂φᵢ {gap:.0e}; largest gradient from {neighbour}: {other:.0f}")
+w = torch.tensor([1.0, 5.0, 0.2])
+weights = dict(zip(names, w.tolist(), strict=True))
+L = losses.task_losses(model.tasks, model(batch.numeric, batch.categorical), batch)
+total = losses.weighted_sum(L, weights)  # by autograd
+J = torch.stack([flat_gradient(L[name], model.shared_parameters()) for name in names])
+shared = flat_gradient(total, model.shared_parameters())
+torch.testing.assert_close(shared, w @ J, rtol=1e-4, atol=1e-7)
+for name in names:
+    tower = [*model.task_parameters(name)]
+    own = weights[name] * flat_gradient(L[name], tower)
+    torch.testing.assert_close(flat_gradient(total, tower), own, rtol=1e-4, atol=1e-7)
+Markdown(f"✓ {J.shape[1]:,} shared parameters get Σ wᵢ gᵢ, each tower wᵢ ∂Lᵢ/∂φᵢ.")
 
 # %% [markdown]
-# Finite differences in all of these parameters would take long. One number checks them together: move *all*
-# parameters a little along a random direction $v$. The slope of the loss must be the inner product of gradient and $v$.
-
-
-# %%
-def total_along(step, direction):
-    moved = copy.deepcopy(exact)
-    with torch.no_grad():
-        for p, v in zip(moved.parameters(), direction, strict=True):
-            p.add_(step * v)
-        found = losses.task_losses(moved.tasks, moved(batch.numeric, batch.categorical), batch)
-        return losses.weighted_sum(found, weights)
-
-
-seed_everything(1)
-direction = [torch.randn_like(p) for p in exact.parameters()]
-slope = (total_along(1e-8, direction) - total_along(-1e-8, direction)) / 2e-8
-by_gradient = flat_gradient(total, exact.parameters()) @ torch.cat([v.flatten() for v in direction])
-print(f"{count_parameters(exact):,} parameters at once:")
-gap = abs(slope - by_gradient)
-print(f"finite difference {slope:.5f}, gradient · v {by_gradient:.5f}, apart {gap:.0e}")
-
-# %% [markdown]
-# ### Whose gradient is it?
+# A tower feels its own weight only. The bottom gets *one* vector $g=\sum_j w_jg_j$, and the share of task $i$ in it is
+# $w_i\,g_i\cdot g/\lVert g\rVert^2$. The shares add up to 1; a negative one belongs to a task that the step works against.
 #
-# The bottom gets one vector. The share of task $i$ in it is $w_i\,g_i\cdot g/\lVert g\rVert^2$ with $g=\sum_j w_jg_j$.
-# The shares add up to 1; a negative share belongs to a task that the step works against.
+# In this shop a {{purchase}} comes in one row of two hundred. A model that always says that base rate $r$ has a small loss, the
+# **entropy** of the label, $H(r)=-r\log r-(1-r)\log(1-r)$. Is the rare task therefore a quiet one?
+
+# %% tags=["plumbing"]
+# @title Guess first: the share of a rare label
+asked = "Untrained, equal weights: how much of the shared gradient is purchase's?"
+share_guess = guess(asked)
+share_guess
 
 
 # %%
-def shares(J, w):
-    g = w @ J
-    return w * (J @ g) / (g @ g)
+def shares_of(model, batch):
+    """Loss of each task, and its share in the gradient of the plain sum."""
+    L = losses.task_losses(model.tasks, model(batch.numeric, batch.categorical), batch)
+    parameters = [*model.shared_parameters()]
+    J = torch.stack([flat_gradient(loss, parameters) for loss in L.values()])
+    g = J.sum(dim=0)
+    return [loss.item() for loss in L.values()], (J @ g / (g @ g)).tolist()
 
 
-equal = shares(J, torch.ones(3, dtype=torch.float64))
-print("equal weights:", {n: round(s.item(), 3) for n, s in zip(names, equal, strict=True)})
-print("our weights:  ", {n: round(s.item(), 3) for n, s in zip(names, shares(J, w), strict=True)})
-print(f"sums: {equal.sum():.6f}, {shares(J, w).sum():.6f}")
-
-# %% [markdown]
-# ### A loss scale is not importance
-#
-# A model that always answers the base rate $r$ of a binary label has a known loss, the *entropy* of the label:
-#
-# $$H(r)=-r\log r-(1-r)\log(1-r)$$
-#
-# **Predict.** Purchases are rare and pay the shop's bills. Is their loss larger or smaller than that of clicks?
-
-# %%
-constants = constant_losses(splits.train)
-rates = {name: splits.train.labels[name].mean().item() for name in ("click", "purchase")}
-for name, rate in rates.items():
-    by_hand = -rate * np.log(rate) - (1 - rate) * np.log(1 - rate)
-    print(f"{name}: base rate {rate:.4f}, entropy {by_hand:.4f}, helper {constants[name]:.4f} nats")
+# %% tags=["plumbing"]
+# @title Start the last biases at the base rates
+def say_base_rates(model, rows):
+    """Set the last bias of each tower so that it says its label's base rates."""
+    for task in rows.tasks:
+        y = rows.labels[task.name][rows.masks.get(task.name, slice(None))]
+        rates = y.long().bincount() / len(y)
+        logits = rates.log() if task.n_classes else (rates[1] / rates[0]).log()
+        with torch.no_grad():
+            model.towers[task.name].head.bias.copy_(logits)
+    return model
 
 
-# %%
-def entropy(r):
-    return (-r * r.log() - (1 - r) * (1 - r).log()).sum()
+# %% tags=["plumbing"]
+# @title Compute: untrained models, before and after their biases are set
+SEEDS = 3 if FAST else 10
+fresh = [shares_of(new_model(seed), batch) for seed in range(SEEDS)]
+ready = (say_base_rates(new_model(seed), splits.train) for seed in range(SEEDS))
+settled = [shares_of(each, batch) for each in ready]
+first, later = np.array(fresh), np.array(settled)  # (models, loss or share, task)
+constants = weighting.constant_losses(splits.train)
+by_task = dict(zip(names, range(len(names)), strict=True))
+purchase = by_task["purchase"]
+before, after = (runs[:, 1, purchase].mean() for runs in (first, later))
+others = np.delete(first[:, 1], purchase, axis=1).max(axis=1)
+louder = int((first[:, 1, purchase] > others).sum())
+title = f"The rarest label is the loudest in {louder} of {SEEDS}"
+title += ", then whispers" if after < 0.05 else ""
+mean = first[:, 0].mean(axis=0)
+spread = f"{mean.max() / mean.min():.1f}-fold untrained, "
+spread += f"{max(constants.values()) / min(constants.values()):.0f}-fold at best"
 
-
-rate = torch.tensor([rates["click"]], dtype=torch.float64)
-check_gradient("H′(r) = log((1 − r)/r)", entropy, rate, ((1 - rate) / rate).log())
-
-# %%
-fig = plots.figure(3.2)
-ax = fig.subplots()
-r = np.linspace(1e-4, 1 - 1e-4, 400)
-ax.plot(r, -r * np.log(r) - (1 - r) * np.log(1 - r), color="#222222")
-for name, rate in rates.items():
+# %% tags=["plumbing"]
+# @title Draw losses and shares
+fig = plots.figure(3.3)
+left, right = fig.subplots(1, 2, width_ratios=(1, 1.25), sharey=True)
+for name, i in by_task.items():
     style = plots.task_style(name)
-    ax.plot(rate, constants[name], style["marker"], color=style["color"], ms=9)
-    ax.text(rate + 0.025, constants[name] - 0.012, f"{name}: {constants[name]:.3f}")
-ax.set(xlabel="base rate r of a binary label", ylabel="entropy H(r) (nats)")
-rare, common = sorted(rates, key=rates.get)
-less = constants[rare] < constants[common]
-ax.set_title(f"{rare}, the rarer label, has {'less' if less else 'more'} loss to begin with")
+    look = {"color": style["color"], "marker": style["marker"], "lw": 0}
+    left.plot(first[:, 0, i], np.full(SEEDS, i), **look, alpha=0.5)
+    left.plot(constants[name], i, "|", color=style["color"], ms=26, mew=3)
+    for runs, lift, fill in ((first, -0.13, style["color"]), (later, 0.13, "white")):
+        of_task = runs[:, 1, i]
+        right.plot([of_task.min(), of_task.max()], [i + lift] * 2, color=style["color"])
+        right.plot(of_task.mean(), i + lift, **look, ms=9, mfc=fill)
+left.set_yticks(range(len(names)), names)
+left.set(xscale="log", ylim=(2.5, -0.5))
+left.set(xlabel="loss (nats): ● untrained, ┃ best constant", title=spread)
+right.set(xlim=(-0.03, 1.03), title=title)
+right.set_xlabel("share of the shared gradient: ● untrained, ○ base rates known")
+share_guess.mark(right)
 display(fig)
+share_guess.answer(before)
 
 # %%
-loud, quiet = max(constants, key=constants.get), min(constants, key=constants.get)
-times = constants[loud] / constants[quiet]
-print(f"Untrained, {loud} ({constants[loud]:.2f} nats) shows {times:.0f} times the loss of {quiet}.")
-print("That says how many classes there are and how rare a label is, not what a sale is worth.")
+r = splits.train.labels["purchase"].double().mean()
+entropy = lambda r: -r * r.log() - (1 - r) * (1 - r).log()  # noqa: E731
+np.testing.assert_allclose(entropy(r).item(), constants["purchase"])
+Markdown(
+    check_gradient("H′(r) = log((1 − r)/r)", entropy, r, ((1 - r) / r).log())
+    + f"H({r:.4f}) = {entropy(r):.4f} nats, as `weighting.constant_losses` says."
+)
 
 # %% [markdown]
+# Two different things are called "the size of a loss". The dots are losses of an *untrained* model, which says about ½ to
+# every yes/no question: it is wrong on nearly all rows of the rarest label, all in the same direction, so that label's
+# gradient is the longest. The bars are losses of the *best constant*. Once the towers know the base rates, which training
+# teaches them first, the rare label is the quietest. Neither number says what a sale is worth.
+#
 # ### The unit of a label is a weight
 #
-# Now a toy of two tasks over the same features: a click, and the spend, a regression in some unit. Same people,
-# same spending; only the unit changes.
+# With mean squared error, $L=\frac1m\sum_n(\hat y_n-y_n)^2$ and $\partial L/\partial\hat y_n=2(\hat y_n-y_n)/m$, a factor $k$ in the unit of
+# the label makes $k$ times the gradient and $k^2$ times the loss. A toy of two tasks, a click and the money spent:
 
 
-# %%
+# %% tags=["plumbing"]
+# @title A toy: a click and money spent, over six features
 def toy(unit=1.0, n=2048):
     g = torch.Generator().manual_seed(3)
-    X = torch.randn(n, 6, generator=g, dtype=torch.float64)
-    taste = X[:, 0] + 0.6 * X[:, 1]
-    clicks = torch.bernoulli((taste - 1).sigmoid(), generator=g)
-    euros = 3 + 2 * X[:, 0] - 1.5 * X[:, 2] + torch.randn(n, generator=g, dtype=torch.float64)
-    tasks = (Task("click"), Task("spend", "regression"))
-    nothing = torch.zeros(n, 0, dtype=torch.long)
-    return MultiTaskDataset(X, nothing, {"click": clicks, "spend": unit * euros}, {}, tasks)
+    X = torch.randn(n, 6, generator=g).double()
+    clicks = torch.bernoulli((X[:, 0] + 0.6 * X[:, 1] - 1).sigmoid(), generator=g)
+    euros = 3 + 2 * X[:, 0] - 1.5 * X[:, 2] + torch.randn(n, generator=g).double()
+    tasks, nothing = (Task("click"), Task("spend", "regression")), torch.zeros(n, 0)
+    labels = {"click": clicks, "spend": unit * euros}
+    return data.MultiTaskDataset(X, nothing.long(), labels, {}, tasks)
 
 
 def toy_model(seed=0):
     seed_everything(seed)
-    schema = Schema(tuple(f"x{k}" for k in range(6)), {})
+    schema = data.Schema(tuple(f"x{k}" for k in range(6)), {})
     return SharedBottom(schema, toy(n=2).tasks, hidden=(16,), tower=(8,)).double()
 
 
+# %% tags=["plumbing"]
+# @title Compute and draw: who moves the bottom, by the unit of the money
+UNITS = {"in thousands of euros": 0.001, "in euros": 1.0, "in cents": 100.0}
+of_spend = {
+    name: [shares_of(toy_model(seed), toy(unit))[1][1] for seed in range(10)]
+    for name, unit in UNITS.items()  # ten models each
+}
+fig = plots.figure(2.2)
+ax = fig.subplots()
+styles = dict.fromkeys(UNITS, plots.task_style("spend"))
+found = plots.interval_rows(ax, of_spend, styles=styles, zero=False, digits=2)
+ax.set(xlabel="spend's share of the shared gradient (10 untrained models)")
+clear = found["in cents"].low > found["in thousands of euros"].high
+ax.set_title("Nobody touched a weight; the unit did this" if clear else "No trend")
+fig
+
 # %%
-def toy_shares(unit, seed):
-    """Share of each task in the shared gradient of a fresh model, with equal weights."""
-    data, model = toy(unit), toy_model(seed)
-    L = losses.task_losses(model.tasks, model(data.numeric, data.categorical), data)
-    J = torch.stack([flat_gradient(loss, model.shared_parameters()) for loss in L.values()])
-    return shares(J, torch.ones(2, dtype=torch.float64)).numpy()
-
-
-units = {"thousands of euros": 0.001, "euros": 1.0, "cents": 100.0}
-part = {name: [toy_shares(unit, seed)[1] for seed in range(10)] for name, unit in units.items()}
-for name, found in part.items():
-    print(f"spend in {name:18s}: share of the shared gradient {mean_interval(found)}")
-gap = paired_difference(part["cents"], part["thousands of euros"])
-side = "clear of zero" if gap.low > 0 else "not clear of zero"
-print(f"cents − thousands: {gap} (10 initialisations), {side}")
+guessed, euros, said = doubles([10, 22, 11]), doubles([12, 30, 7]), ""
+for unit, k in (("euros", 1), ("cents", 100)):
+    slope = 2 * k * (guessed - euros) / 3
+    loss = partial(losses.task_loss, Task("spend", "regression"), labels=k * euros)
+    said += check_gradient(f"2(ŷ − y)/m in {unit}", loss, k * guessed, slope)
+    said += f"The loss is {loss(k * guessed):,.1f}. "
+Markdown(said)
 
 # %% [markdown]
-# **What surprised you?** Nobody touched a weight; the unit alone did this. In thousands of euros all labels are
-# almost zero, and what is left of the spend's gradient comes from the fresh model's own random answers. Standardise regression labels before you train, and then choose weights on purpose.
+# **What surprised you?** A task is loud because its label is far from what the model says now, because it has many classes, a
+# large unit or a wrong denominator. All of these are weights that nobody chose. So: standardise regression labels, start
+# the last biases at the base rates, and only then choose weights on purpose.
 
 # %% [markdown]
-# ## 5 · What if the tasks disagree?
+# ## 4 · Do weights survive Adam?
 #
-# Take two losses over the same two parameters, each a bowl with its own lowest point $c_i$ and curvature $A_i$:
-#
-# $$L_i(\theta)=\tfrac12(\theta-c_i)^\top A_i(\theta-c_i)$$
-#
-# Set the gradient of $w_1L_1+w_2L_2$ to zero and solve:
-#
-# $$\theta^*=(w_1A_1+w_2A_2)^{-1}(w_1A_1c_1+w_2A_2c_2)$$
-
-# %%
-A = torch.tensor([[[1.0, 0.0], [0.0, 4.0]], [[3.0, 1.5], [1.5, 1.5]]], dtype=torch.float64)
-c = torch.tensor([[-1.5, -0.5], [1.5, 1.0]], dtype=torch.float64)
-
-
-def bowls(theta):
-    return torch.stack([0.5 * (theta - c[i]) @ A[i] @ (theta - c[i]) for i in (0, 1)])
-
-
-w = torch.tensor([0.7, 0.3], dtype=torch.float64)
-theta = torch.linalg.solve(w[0] * A[0] + w[1] * A[1], w[0] * A[0] @ c[0] + w[1] * A[1] @ c[1])
-print("θ* by hand:", theta.numpy().round(4))
-print("θ* helper: ", loss_demos.weighted_optimum(A, c, w).round(4))
-check_gradient("slope at θ* is zero", lambda t: w @ bowls(t), theta, torch.zeros_like(theta))
-
-# %% [markdown]
-# At $\theta^*$ neither task is content. Their weighted gradients are equal, and opposite: $w_1g_1=-w_2g_2$. So no
-# small step helps one without hurting the other; $\theta^*$ is *Pareto optimal*.
-
-# %%
-own = torch.stack([A[i] @ (theta - c[i]) for i in (0, 1)])
-for i in (0, 1):
-    check_gradient(f"g{i + 1} = A(θ − c)", lambda t, i=i: bowls(t)[i], theta, own[i])
-print("w₁g₁ =", (w[0] * own[0]).numpy().round(4), " w₂g₂ =", (w[1] * own[1]).numpy().round(4))
-print("losses there:", bowls(theta).numpy().round(3))
-
-# %% [markdown]
-# **Predict.** Slide the weight from 0 to 1: on what curve will the optimum move, a straight line? Then leave the
-# weight at one half and multiply loss 1 by 100. Where does the optimum go?
-
-# %%
-bowl_demo = loss_demos.two_losses_explorer(A, c)
-bowl_demo
-
-# %%
-probe = loss_demos.two_losses_explorer(A, c)  # a second one, so that yours stays where you left it
-for weight in (0.5, 100 / 101):
-    print(*probe.set(weight=weight, unit=100.0).reading.split(" At "), sep="\n  At ")
-
-# %% [markdown]
-# **What surprised you?** A change of unit leaves the curve as it is and slides you along it. The right weight
-# slides you back. A weight chooses a point on the front; it cannot move the front. On the right you see the same as
-# geometry: the weights are the slope of the line that touches the front.
-
-# %% [markdown]
-# ### Two gradients, one step
-#
-# Away from the optimum, two gradients meet in the bottom. Take a small step $-\eta d$. To first order the loss of
-# task $i$ changes by $-\eta\,g_i\cdot d$. So a direction $d$ with $g_i\cdot d<0$ harms task $i$.
-
-# %%
-theta = torch.tensor([-1.0, -0.4], dtype=torch.float64)
-G = torch.stack([A[i] @ (theta - c[i]) for i in (0, 1)])
-d, zero = G.sum(dim=0), torch.zeros(1, dtype=torch.float64)
-for i in (0, 1):
-    slope = -(G[i] @ d)[None]
-    check_gradient(f"dL{i + 1}/dη = −g·d", lambda eta, i=i: bowls(theta - eta * d)[i], zero, slope)
-    print(f"  a step along the sum {'lowers' if slope < 0 else 'raises'} L{i + 1}: slope {slope.item():.2f}")
-
-# %% [markdown]
-# The plain sum lets the longer gradient win. Four other recipes, each from one idea:
-#
-# - **normalised sum**: give both gradients length 1, then add;
-# - **PCGrad**: cut from each gradient the part that conflicts with the other, then add;
-# - **MGDA**: the shortest vector between the two arrow tips;
-# - **CAGrad**: close to the mean, yet as good as possible for the task that is worse off.
-
-# %%
-G = torch.from_numpy(loss_demos.two_gradients(angle=135, length=2.0))
-g1, g2 = G
-pcgrad = (g1 - (g1 @ g2) / (g2 @ g2) * g2) + (g2 - (g1 @ g2) / (g1 @ g1) * g1)
-t = ((g1 - g2) @ g1 / ((g1 - g2) @ (g1 - g2))).clamp(0, 1)
-mgda = (1 - t) * g1 + t * g2
-check_gradient(
-    "MGDA: d‖(1−t)g₁ + tg₂‖²/dt = 0",
-    lambda t: ((1 - t) * g1 + t * g2).square().sum(),
-    t[None],
-    torch.zeros(1),
-)
-for name, by_hand in (("PCGrad", pcgrad), ("MGDA", mgda)):
-    print(name, "by hand", by_hand.numpy().round(4), "· helper", gradients.combine(name, G).numpy().round(4))
-
-# %% [markdown]
-# CAGrad looks in a disc around the mean gradient $g_0$, with radius $0.4\,\lVert g_0\rVert$. There it takes the $d$
-# whose smaller $g_i\cdot d$ is largest. By hand: try the points of the circle.
-
-# %%
-g0 = G.mean(dim=0)
-turn = torch.linspace(0, 2 * torch.pi, 100_001, dtype=torch.float64)
-circle = g0 + 0.4 * g0.norm() * torch.stack([turn.cos(), turn.sin()], dim=1)
-best = circle[(circle @ G.T).min(dim=1).values.argmax()]
-print("circle:", tuple(circle.shape), "· best by hand", best.numpy().round(3))
-print("gradients.combine('CAGrad', G):     ", gradients.combine("CAGrad", G).numpy().round(3))
-
-# %% [markdown]
-# **Predict.** Two gradients at 135 degrees; the second is twice as long. Which recipes will harm task 1? Now make
-# the second one shorter than the first: who is harmed? At what angle do PCGrad and the sum become one arrow?
-
-# %%
-gradient_demo = loss_demos.two_gradients_explorer()
-gradient_demo
-
-# %%
-probe = loss_demos.two_gradients_explorer()
-for angle, length in ((60, 2.0), (135, 2.0), (135, 0.3), (180, 1.0)):
-    print(f"{angle} degrees, length {length}:")
-    print("  " + probe.set(angle=angle, length=length).reading.replace(". ", ".\n  "))
-
-# %% [markdown]
-# **What surprised you?** Up to 90 degrees there is no conflict, and PCGrad is the sum. Lengths differ by convention:
-# some recipes add, some average. Compare directions first. A lower training loss of both tasks for one small step is
-# also not yet a better model: notebook 04 puts all of these to the test.
-
-# %% [markdown]
-# ## 6 · Do weights matter under Adam?
-#
-# SGD steps by $-\eta\,g$. Ten times the weights, ten times the step. Adam divides a running mean of the gradient by
-# the root of a running mean of its square:
+# SGD steps by $-\eta\,g$: ten times the weights, ten times the step. Adam divides a running mean of the gradient by the
+# root of a running mean of its square. A common factor of all weights cancels, until gradients are so small that
+# $\epsilon$ counts:
 #
 # $$\Delta=-\eta\,\frac{\hat m}{\sqrt{\hat v}+\epsilon}$$
-#
-# **Predict.** Multiply *all* weights by 10. What happens to $\hat m$, to $\sqrt{\hat v}$, to the step?
 
 
 # %%
@@ -894,347 +639,436 @@ def adam_by_hand(gradients, lr=0.01, beta1=0.9, beta2=0.999, eps=1e-8):
     return x
 
 
+# %%
 sequence = np.random.default_rng(0).normal(0.5, 1, 50)
 x = torch.zeros(1, dtype=torch.float64, requires_grad=True)
 adam = torch.optim.Adam([x], lr=0.01)
 for g in sequence:
-    x.grad = torch.tensor([g])
+    x.grad = doubles([g])
     adam.step()
-print(f"50 steps: by hand {adam_by_hand(sequence):.8f}, torch {x.item():.8f}")
-print(f"all gradients times 10: {adam_by_hand(10 * sequence):.8f}")
-print(f"all gradients times 1e-9: {adam_by_hand(1e-9 * sequence):.8f}")
+np.testing.assert_allclose(adam_by_hand(sequence), x.item())
+one, ten, tiny = (adam_by_hand(k * sequence) for k in (1, 10, 1e-9))
+said = f"50 steps of g end at {one:.5f}, of 10 g at {ten:.5f}, of 10⁻⁹ g at {tiny:.5f}."
+Markdown(plots.minus(f"✓ by hand as in torch. {said}"))
 
 # %% [markdown]
-# The factor cancels, until gradients become so small that $\epsilon$ counts. Now a whole model: train the toy twice,
-# from the same start, on the same batches, and follow all parameters. The spend is standardised this time.
+# Real training adds **weight decay**. Adam with L2 puts it *into* the gradient, $g+\lambda\theta$, where it competes with the
+# weighted losses. AdamW keeps it *beside* the step. Train the toy twice, from one start and on the same batches, once with
+# weights 1 and 1, once with others. How far apart are the two runs, per unit of the way that the first one went? 0 means the
+# same path.
 
-# %%
+# %% tags=["plumbing"]
+# @title Guess first: three optimisers
+adam_guess = guess(
+    "All weights × 10: exactly one of these three takes another path. Which?",
+    choices=["Adam", "Adam with decay", "AdamW with decay"],
+)
+adam_guess
+
+# %% tags=["plumbing"]
+# @title Train the toy along two paths
 STEPS = 40 if FAST else 150
 toy_data = toy()
-euros = toy_data.labels["spend"]
-toy_data.labels["spend"] = (euros - euros.mean()) / euros.std()
-
-
-def groups_of(model):
-    towers = {f"{task} tower": list(model.task_parameters(task)) for task in model.towers}
-    return {"bottom": list(model.shared_parameters())} | towers
+money = toy_data.labels["spend"]
+toy_data.labels["spend"] = (money - money.mean()) / money.std()
 
 
 def positions(model):
+    groups = {"bottom": model.shared_parameters()}
+    groups |= {name: model.task_parameters(name) for name in model.towers}
     flat = nn.utils.parameters_to_vector
-    return {name: flat(ps).detach().clone() for name, ps in groups_of(model).items()}
+    return {name: flat(part).detach().clone() for name, part in groups.items()}
 
 
-# %%
+# %% tags=["plumbing"]
+# @title Train, and measure the way
 def path(weights, optimizer, frozen=False, **settings):
-    """Train the toy; {group: (steps, parameters)}, each step as the way from the start."""
-    model = toy_model()
-    for p in model.shared_parameters():
-        p.requires_grad_(not frozen)
-    made = optimizer([p for p in model.parameters() if p.requires_grad], **{"lr": 0.003} | settings)
-    order, start, found = torch.Generator().manual_seed(0), positions(model), []
-    steps = training_steps(model, toy_data, made, weights=weights, batch_size=256, epochs=99, generator=order)
+    """Train the toy; the way of each group of parameters from its start."""
+    model, order = toy_model(), torch.Generator().manual_seed(0)
+    for q in model.shared_parameters():
+        q.requires_grad_(not frozen)
+    free = [q for q in model.parameters() if q.requires_grad]
+    made = optimizer(free, **{"lr": 0.003} | settings)
+    how = {"weights": dict(zip(("click", "spend"), weights, strict=True)), "epochs": 99}
+    how |= {"batch_size": 256}
+    start = positions(model)
+    steps = training_steps(model, toy_data, made, generator=order, **how)
     for _, _step in zip(range(STEPS), steps, strict=False):
-        found.append(positions(model))
-    return {name: torch.stack([at[name] for at in found]) - start[name] for name in start}
-
-
-# %% [markdown]
-# We compare each run with the run of weights 1 and 1. The measure: how far apart the two are, per unit of the
-# way that the first one has gone. 0 means the same path.
+        pass
+    return {name: end - start[name] for name, end in positions(model).items()}
 
 
 # %%
-def apart(click, spend, *how, **settings):
-    """How far weights (click, spend) lead from the path of weights (1, 1): {group: (steps,)}."""
-    one = path({"click": 1.0, "spend": 1.0}, *how, **settings)
-    other = path({"click": click, "spend": spend}, *how, **settings)
-    return {
-        name: ((other[name] - r).norm(dim=1) / r.norm(dim=1)).numpy() for name, r in one.items() if r.any()
-    }
+def apart(weights, *how, **settings):
+    """Distance from the run with weights 1 and 1, per unit of its way."""
+    one, other = path((1.0, 1.0), *how, **settings), path(weights, *how, **settings)
+    moved = {name: way.norm() for name, way in one.items() if way.any()}
+    gaps = {name: (other[name] - one[name]).norm() / way for name, way in moved.items()}
+    return {name: gap.item() for name, gap in gaps.items()}
 
-
-Adam, SGD, AdamW = torch.optim.Adam, torch.optim.SGD, torch.optim.AdamW
-runs = {"Adam, both × 10": apart(10, 10, Adam), "SGD, both × 10": apart(10, 10, SGD)}
-for name, found in runs.items():
-    print(f"{name}: after {STEPS} steps the bottoms are {found['bottom'][-1]:.1e} of the way apart")
-
-# %% [markdown]
-# So what does change something under Adam? **Predict** for each line of the next table which groups move apart:
-# a smaller ε; only the *ratio* of the weights changed; the same with a frozen bottom, for both optimisers; all
-# weights tiny; weight decay inside the gradient (Adam) or beside it (AdamW).
 
 # %%
-runs |= {
-    "Adam with ε = 1e-14, both × 10": apart(10, 10, Adam, eps=1e-14),
-    "Adam, only spend × 10": apart(1, 10, Adam),
-    "Adam, only spend × 10, bottom frozen": apart(1, 10, Adam, True),
-    "SGD, only spend × 10, bottom frozen": apart(1, 10, SGD, True),
-    "Adam, both × 1e-8": apart(1e-8, 1e-8, Adam),
-    "Adam, weight decay 0.05, both × 10": apart(10, 10, Adam, weight_decay=0.05),
-    "AdamW, weight decay 0.05, both × 10": apart(10, 10, AdamW, weight_decay=0.05),
+Adam, AdamW, SGD, decay = torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, 0.05
+RUNS = {
+    "SGD": apart((10, 10), SGD),
+    "Adam": apart((10, 10), Adam),
+    "Adam, ε = 1e-14": apart((10, 10), Adam, eps=1e-14),
+    "Adam with decay": apart((10, 10), Adam, weight_decay=decay),
+    "AdamW with decay": apart((10, 10), AdamW, weight_decay=decay),
+    "Adam, both × 1e-8": apart((1e-8, 1e-8), Adam),
+    "Adam, only spend × 10": apart((1, 10), Adam),
+    "the same, bottom frozen": apart((1, 10), Adam, True),
+    "SGD, bottom frozen": apart((1, 10), SGD, True),
 }
-last = pd.DataFrame({name: {group: way[-1] for group, way in run.items()} for name, run in runs.items()}).T
+runs = pd.DataFrame(RUNS).T
 
+# %% tags=["plumbing"]
+# @title Which runs part?
+moved = runs.max(axis=1) > 0.01
+of_three = [name for name in adam_guess.choices if moved[name]]
+answer = of_three[0] if len(of_three) == 1 else "none, or more than one"
+title = "Decay inside Adam makes the size of the weights count; AdamW does not"
+title = title if answer == "Adam with decay" else "Which runs part?"
 
-def in_words(value):
-    return "frozen" if pd.isna(value) else f"{value:.0e} " + ("same" if value < 0.01 else "MOVED")
-
-
-display(last.map(in_words))
-print("Entries: distance between the runs / way travelled; below 1 % counts as the same path.")
-
-# %%
-fig = plots.figure(3.2)
+# %% tags=["plumbing"]
+# @title Draw all nine lines
+fig = plots.figure(4.2)
 ax = fig.subplots()
-looks = {
-    "SGD, both × 10": ("bottom", "#D55E00", "-"),
-    "Adam, only spend × 10": ("bottom", "#0072B2", "--"),
-    "Adam, both × 10": ("bottom", "#222222", ":"),
-    "Adam, only spend × 10, bottom frozen": ("spend tower", "#7A5195", "-."),
+ax.axvspan(1e-14, 0.01, color="#222222", alpha=0.06)
+for i, group in enumerate(runs):
+    look = plots.task_style(group) | {"linestyle": ""}
+    look |= {"color": "#222222", "marker": "D"} if group == "bottom" else {}
+    name, at = group + " tower" * (group != "bottom"), np.arange(9) + 0.2 * (i - 1)
+    ax.plot(runs[group].clip(lower=3e-14), at, ms=8, label=name, **look)
+ax.set_yticks(range(len(runs)), runs.index)
+ax.set(xscale="log", xlim=(1e-14, 30), ylim=(8.5, -0.5), title=title)
+ax.set_xlabel("distance between the two runs / way travelled (0 stands at the left)")
+for y, text in ((0, "all weights × 10"), (5, "all × 1e-8"), (6, "one × 10")):
+    ax.axhline(y - 0.5, color="#999999", lw=0.8)
+    ax.text(2e-14, y, text, va="center", fontweight="bold", color="#555555")
+ax.text(0.008, 8.2, "the same path", ha="right", color="#555555")
+ax.text(0.012, 8.2, "another", color="#555555")
+plots.legend_outside(fig)
+
+# %% tags=["plumbing"]
+# @title Show it with your guess
+adam_guess.mark(ax)
+display(fig)
+adam_guess.answer(answer)
+
+# %% [markdown]
+# Read it in three groups. **All weights × 10**: SGD goes elsewhere (its learning rate grew tenfold); Adam does not, and what is
+# left is $\epsilon$, as the smaller one shows; decay inside the gradient brings the size of the weights back, decay beside it does
+# not. **All × 10⁻⁸**: below $\epsilon$ even Adam stops. **Only one weight × 10**: the *ratio* changed, and with it the bottom.
+# But with a frozen bottom the tower of *spend* does not notice: under Adam a weight is not a tower's learning rate.
+#
+# **So this course uses AdamW.** Strategies of notebook 04 differ in the sum of their weights. Under Adam with L2 each of them
+# would get a regularisation of its own, and the comparison would measure that. Under AdamW only ratios count:
+
+# %% tags=["plumbing"]
+# @title Weights × 1/30, × 1 and × 30, under AdamW and under Adam with L2
+KINDS = {"AdamW": AdamW, "Adam with L2": Adam}
+FACTORS = {"1/30": 1 / 30, "1": 1.0, "30": 30.0}
+scaled = {
+    (name, text): max(apart((k, k), kind, weight_decay=decay).values())
+    for name, kind in KINDS.items()  # each with decay
+    for text, k in FACTORS.items()  # of both weights
 }
-for name, (group, color, line) in looks.items():
-    ax.plot(range(1, STEPS + 1), runs[name][group], line, color=color, label=f"{name}:\n{group}")
-same = last.loc["Adam, both × 10"].max() < 0.01
-ratio = last.loc["Adam, only spend × 10", "bottom"] > 0.01
-ax.set(yscale="log", xlabel="optimiser step", ylabel="distance / way travelled")
-finding = "only the ratio of the weights counts" if same and ratio else "read the table"
-ax.set_title(f"Under Adam, {finding}")
-ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
-display(fig)
-order = sorted(looks, key=lambda name: -runs[name][looks[name][0]][-1])
-print("From top to bottom at the last step:", *order, sep="\n  ")
+fig = plots.figure(2.4)
+ax = fig.subplots()
+free = {name: max(scaled[name, text] for text in FACTORS) < 0.01 for name in KINDS}
+colors = ["#222222" if free[name] else BROKEN for name, _ in scaled]
+ax.barh(range(6), list(scaled.values()), color=colors)
+ax.set_yticks(range(6), [f"{name}, × {text}" for name, text in scaled])
+plots.value_labels(ax, ".4f")
+ax.set(ylim=(5.5, -0.5), xlabel="distance / way, of the group that moved most")
+known = free == {"AdamW": True, "Adam with L2": False}
+title = "A common factor: free under AdamW, a regulariser under L2"
+ax.set_title(title if known else "A common factor")
+fig
 
 # %% [markdown]
-# In words, line by line:
-
-# %%
-lines = (
-    ("all weights × 10", "Adam, both × 10", "bottom"),
-    ("all × 10, ε smaller", "Adam with ε = 1e-14, both × 10", "bottom"),
-    ("ratio changed", "Adam, only spend × 10", "bottom"),
-    ("ratio, bottom frozen", "Adam, only spend × 10, bottom frozen", "spend tower"),
-    ("the same under SGD", "SGD, only spend × 10, bottom frozen", "spend tower"),
-    ("all weights tiny", "Adam, both × 1e-8", "bottom"),
-    ("all × 10, decay inside", "Adam, weight decay 0.05, both × 10", "bottom"),
-    ("all × 10, decay beside", "AdamW, weight decay 0.05, both × 10", "bottom"),
-)
-for text, line, group in lines:
-    value = last.loc[line, group]
-    path_is = "same path" if value < 0.01 else "another path"
-    print(f"{text:23s} {group:12s} {path_is:13s} ({value:.0e} of the way)")
-
-# %% [markdown]
-# **What surprised you?** Under Adam a task weight is a ratio between tasks where they share parameters. It is not a
-# learning rate for a tower; give the tower a parameter group of its own for that. Weight decay inside Adam's
-# gradient makes the common scale count again. So `fit` decays beside it, as AdamW does.
-
-# %% [markdown]
-# ## 7 · The article's worked example, made to run
+# ### A total that may be negative
 #
-# A thousand input numbers become 256 features; three tasks of three classes read them through convolutional towers.
-# The article's program is reconstructed here from that description. **Predict** what `Conv2d` says to a batch of 256
-# features.
+# Some strategies learn the weights. *Uncertainty weighting* adds $e^{-s_i}L_i+\tfrac12s_i$ for each task, with a learned $s_i$, so
+# that it cannot just set all weights to 0. Its derivative by $s$ is $\tfrac12-e^{-s}L$, zero at $s=\log 2L$, and there the term is
+# $\tfrac12(1+\log 2L)$. For $L<1/(2e)=0.184$ that is below 0.
 
 # %%
-f = nn.Sequential(nn.Linear(1000, 256), nn.ReLU())
-X = torch.randn(32, 1000)
-Z = f(X)
-print("X", tuple(X.shape), "→ Z", tuple(Z.shape))
-try:
-    nn.Conv2d(256, 64, kernel_size=3)(Z)
-except RuntimeError as error:
-    print("Conv2d refuses:", str(error).splitlines()[0])
-print("In words: it expects images (samples, channels, height, width). Z has no height and no width.")
+s, loss = doubles([0.3, -1.0]), doubles([constants["click"], constants["purchase"]])
+term = lambda s: ((-s).exp() * loss + s / 2).sum()  # noqa: E731
+said = check_gradient("½ − e⁻ˢL", term, s, 0.5 - (-s).exp() * loss)
+best = (2 * loss).log()
+said += check_gradient("zero at s = log 2L", term, best, 0 * best)
+torch.testing.assert_close(term(best), 0.5 * (1 + best).sum())
+uw = weighting.UncertaintyWeighting((Task("click"), Task("purchase"))).double()
+uw.log_variance.data = best
+torch.testing.assert_close(uw(loss).detach(), term(best))
+said += "At the losses of the best constants both terms together can fall to "
+Markdown(said + f"**{term(best):.2f}**, as the helper says.")
 
-# %% [markdown]
-# The usual quick repair is to invent the missing axes. It fails for a second reason.
+# %% tags=["plumbing"]
+# @title Train click and purchase with it
+pair, log = splits.train.select(("click", "purchase")), []
+pair_model, uw = new_model(0, pair.tasks), weighting.UncertaintyWeighting(pair.tasks)
+optimizer = AdamW(pair_model.parameters(), lr=0.02)
+how = {"weights": uw, "epochs": 9, "generator": torch.Generator().manual_seed(0)}
+steps = training_steps(pair_model, pair, optimizer, **how)
+for _, step in zip(range(60 if FAST else 200), steps, strict=False):
+    now, w = torch.stack([*step.losses.values()]), (-uw.log_variance).exp().detach()
+    total = (w * now - 0.5 * w.log()).sum()
+    log.append([total.item(), *now.tolist(), *w.tolist()])
+log = pd.DataFrame(log, columns=["total", "click", "purchase", "w click", "w purchase"])
 
-# %%
-try:
-    nn.Conv2d(256, 64, kernel_size=3)(Z[:, :, None, None])
-except RuntimeError as error:
-    print("Conv2d refuses again:", str(error).splitlines()[0])
-print("In words: each of the 256 images is 1 by 1, and a window of 3 by 3 does not fit into it.")
-
-# %% [markdown]
-# What does fit: read the 256 features as *one* signal of length 256, for `Conv1d`. Or as one image of 16 by 16, for
-# `Conv2d`. A stride of 4 keeps the output short.
-
-# %%
-signal = Z.unflatten(1, (1, 256))
-waves = nn.Conv1d(1, 8, kernel_size=8, stride=4)(signal)
-flat = waves.relu().flatten(1)
-z = nn.Linear(flat.shape[1], 3)(flat)
-for name, step in {"signal": signal, "Conv1d": waves, "flatten": flat, "logits": z}.items():
-    print(f"{name:8s}", tuple(step.shape))
-image = Z.unflatten(1, (1, 16, 16))
-seen = nn.Conv2d(1, 8, kernel_size=3)(image)
-print("or image", tuple(image.shape), "→ Conv2d", tuple(seen.shape))
-
-# %% [markdown]
-# ### Data with a known answer
-#
-# Six hidden tastes show in 1000 noisy columns. A known rule turns tastes into class probabilities, and labels are
-# drawn from them. So we know the best accuracy anyone can reach: always answer the likeliest class of the rule.
-
-# %%
-tasks = tuple(Task(name, "multiclass", n_classes=3) for name in ("brand", "budget", "channel"))
-N_TRAIN, N_REST = (1200, 600) if FAST else (4000, 2000)
-
-
-def draw(seed, noise=3.0):
-    g, n = torch.Generator().manual_seed(seed), N_TRAIN + 2 * N_REST
-    tastes = torch.randn(n, 6, generator=g)
-    X = tastes @ torch.randn(6, 1000, generator=g) / 6**0.5 + noise * torch.randn(n, 1000, generator=g)
-    rule = torch.randn(3, 6, 3, generator=g) / 6**0.5
-    truth = torch.einsum("nk,tkc->tnc", 2 * tastes, rule).softmax(-1)
-    labels = {t.name: torch.multinomial(truth[i], 1, generator=g)[:, 0] for i, t in enumerate(tasks)}
-    data = MultiTaskDataset(X, torch.zeros(n, 0, dtype=torch.long), labels, {}, tasks)
-    cuts = (slice(0, N_TRAIN), slice(N_TRAIN, N_TRAIN + N_REST), slice(N_TRAIN + N_REST, n))
-    return [data.take(cut).to(device) for cut in cuts], truth[:, cuts[2]]
-
-
-(train, valid, test), truth = draw(seed=0)
-print("X", tuple(train.numeric.shape))
-print("true probabilities (tasks, samples, classes)", tuple(truth.shape))
-
-# %%
-for i, task in enumerate(tasks):
-    y = test.labels[task.name].cpu()
-    hit = (truth[i].argmax(-1) == y).double().mean()
-    largest = torch.bincount(y, minlength=3).max() / len(y)
-    bayes = truth[i].amax(-1).mean()
-    print(f"{task.name:8s} Bayes accuracy {bayes:.3f} expected, {hit:.3f} on these labels;")
-    print(f"         always the largest class {largest:.3f}")
-
-# %% [markdown]
-# ### The model
-#
-# It keeps the course's contract: `model(numeric, categorical)` gives `{task: logits}`, and `model.tasks` names the
-# tasks. So `fit` and `evaluate` take it as they are. For comparison, dense towers with nearly as many parameters.
-
-
-# %%
-def conv_tower():
-    return nn.Sequential(
-        nn.Unflatten(1, (1, 256)), nn.Conv1d(1, 8, 8, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(504, 3)
-    )
-
-
-def dense_tower():
-    return nn.Sequential(nn.Linear(256, 6), nn.ReLU(), nn.Linear(6, 3))
-
-
-class ArticleModel(nn.Module):
-    def __init__(self, tower):
-        super().__init__()
-        self.tasks = tasks
-        self.f = nn.Sequential(nn.Linear(1000, 256), nn.ReLU())
-        self.towers = nn.ModuleDict({task.name: tower() for task in tasks})
-
-    def forward(self, numeric, categorical):
-        Z = self.f(numeric)
-        return {name: tower(Z) for name, tower in self.towers.items()}
-
-
-# %%
-for name, tower in (("convolution", conv_tower), ("dense", dense_tower)):
-    candidate = ArticleModel(tower).to(device)
-    made = candidate(train.numeric[:32], train.categorical[:32])
-    own = count_parameters(candidate.towers["brand"])
-    print(f"{name}: {own:,} parameters a tower, {count_parameters(candidate):,} in all")
-    print("  logits", {task: tuple(z.shape) for task, z in made.items()})
-
-# %% [markdown]
-# Five draws of the data, each with its own rule. Both models get the same learning rates to choose from, by
-# validation loss, and the same stopping rule. The test rows are used once, by the chosen model.
-
-# %%
-SEEDS, RATES = (2, (1e-3,)) if FAST else (5, (3e-4, 1e-3))
-SETTINGS = {"epochs": 4 if FAST else 8, "batch_size": 256, "patience": 2, "progress": False}
-
-
-def train_article(tower, seed, train, valid):
-    tried = []
-    for lr in RATES:
-        seed_everything(seed)
-        model = ArticleModel(tower)
-        history = fit(model, train, valid, **SETTINGS, lr=lr, seed=seed)
-        best = history.frame().query("split == 'valid' and metric == 'loss'")
-        loss = best.loc[best["epoch"] == history.best_epoch, "value"].sum()
-        tried.append((loss, lr, model))
-    return min(tried, key=lambda found: found[0])[2]
-
-
-# %%
-results = []
-for seed in range(SEEDS):
-    (train, valid, test), truth = draw(seed)
-    for name, tower in (("convolution", conv_tower), ("dense", dense_tower)):
-        trained = train_article(tower, seed, train, valid)
-        found, p = evaluate(trained, test), predict(trained, test)
-        for i, task in enumerate(tasks):
-            off = (p[task.name] - truth[i]).abs().mean().item()
-            bayes = truth[i].amax(-1).mean().item()
-            results.append((seed, name, task.name, found[task.name]["accuracy"], bayes, off))
-results = pd.DataFrame(results, columns=["seed", "towers", "task", "accuracy", "bayes", "off"])
-per_seed = results.groupby(["towers", "seed"])[["accuracy", "bayes", "off"]].mean()
-print(per_seed.groupby("towers").mean().round(3))
-
-# %%
-conv, dense = per_seed.loc["convolution"], per_seed.loc["dense"]
-gap = paired_difference(conv["accuracy"], dense["accuracy"])
-tie = gap.low <= 0 <= gap.high
-winner = "a tie" if tie else f"{'convolution' if gap.mean > 0 else 'dense'} is ahead"
-winner = "too few runs to tell" if FAST else winner
-left_over = mean_interval(conv["bayes"] - conv["accuracy"])
-print(f"Convolution stays {left_over} below the Bayes accuracy (mean and 95 % interval).")
-print(f"Convolution minus dense: {gap}, {SEEDS} draws: {winner}.")
-
-# %%
-fig = plots.figure(2.9)
+# %% tags=["plumbing"]
+# @title Draw the total, the losses and the weights
+fig = plots.figure(3.0)
 left, right = fig.subplots(1, 2)
-rows = {"Bayes optimum": conv["bayes"], "convolution": conv["accuracy"], "dense": dense["accuracy"]}
-looks = {"Bayes optimum": "#777777", "convolution": "#0072B2", "dense": "#D55E00"}
-styles = {name: {"color": color, "marker": "o"} for name, color in looks.items()}
-shown = plots.interval_dots(left, rows, styles)
-left.set(xlabel="test accuracy, mean of three tasks", title="How close to the best possible?")
-plots.interval_dots(right, {"difference": conv["accuracy"] - dense["accuracy"]})
-right.axvline(0, color="black", lw=1)
-right.set(xlabel="accuracy of convolution − dense", title=f"Same data, two towers: {winner}")
-display(fig)
-means = ", ".join(f"{name} {interval.mean:.3f}" for name, interval in shown.items())
-print(f"Left: {means} (pale dots: single draws).")
-print(f"Right: the interval of the difference {'includes' if tie else 'excludes'} zero: {winner}.")
+left.plot(log["total"], color="#222222", label="total")
+left.axhline(0, color="black", lw=1)
+for name in ("click", "purchase"):
+    style = plots.task_style(name)
+    look = {"color": style["color"], "ls": style["linestyle"], "label": name}
+    left.plot(log[name], **look)
+    right.plot(log[f"w {name}"], **look)
+below = int((log["total"] < 0).idxmax()) if (log["total"] < 0).any() else None
+left.set(xlabel="optimiser step", ylabel="nats")
+left.set_title("No negative total" if below is None else f"Negative from step {below}")
+right.set(xlabel="optimiser step", ylabel="learned weight $e^{-s}$", ylim=(0, None))
+grows = log["w purchase"].iloc[-1] > log["w purchase"].iloc[len(log) // 2]
+right.set_title("… because the weights still grow" if grows else "The weights")
+plots.legend_outside(fig, left)
+fig
 
 # %% [markdown]
-# ### Is a convolution right here?
+# **What surprised you?** A falling total is no news: it falls while $s$ falls. Watch the tasks' own losses, unweighted, on
+# validation rows, and the weights themselves. Nothing is wrong with a negative total, but a rule such as "stop when
+# the total rises by one per cent" has no meaning for it.
+
+# %% [markdown]
+# ## 5 · What if the tasks disagree?
 #
-# A convolution looks for one small pattern everywhere, among *neighbours*. Pixels and words have neighbours.
-# The 256 outputs of a linear layer have none: their order is arbitrary. Shuffle them, and a dense layer can
-# follow by shuffling its columns. A convolution has one kernel for all places, and no columns to shuffle.
+# Back to the two bowls $L_i(\theta)=\tfrac12(\theta-c_i)^\top A_i(\theta-c_i)$ of the first slider. Set the gradient of
+# $w_1L_1+w_2L_2$ to zero and solve:
+#
+# $$\theta^*=(w_1A_1+w_2A_2)^{-1}(w_1A_1c_1+w_2A_2c_2)$$
+
+
+# %%
+def bowls(theta):
+    away = theta - c
+    return 0.5 * torch.einsum("ti,tij,tj->t", away, A, away)
+
+
+w = doubles([0.7, 0.3])
+wA = w[:, None, None] * A
+theta = torch.linalg.solve(wA.sum(0), (wA @ c[..., None]).sum(0)[:, 0])
+helper = torch.from_numpy(loss_demos.weighted_optimum(A, c, w))
+torch.testing.assert_close(theta, helper)
+g1, g2 = (A[i] @ (theta - c[i]) for i in (0, 1))
+torch.testing.assert_close(w[0] * g1, -w[1] * g2)
+said = check_gradient("the slope at θ* is 0", lambda t: w @ bowls(t), theta, 0 * theta)
+said += check_gradient("g₁ = A₁(θ − c₁)", lambda t: bowls(t)[0], theta, g1)
+Markdown(said + "And w₁g₁ = −w₂g₂: neither task is content; they pull equally hard.")
+
+# %% [markdown]
+# So no small step helps one without hurting the other: $\theta^*$ is **Pareto optimal**. A weight chooses a point on
+# the front of such points, and a change of unit slides you along it; neither moves the front. On the first slider's
+# right panel the weights are the slope of the line that touches the front.
+#
+# ### Two gradients, one step
+#
+# Away from the optimum two gradients meet in the bottom. A small step $-\eta d$ changes loss $i$ by $-\eta\,g_i\cdot d$, so a
+# direction with $g_i\cdot d<0$ harms task $i$. The plain sum lets the longer gradient win. Other recipes, each from one idea:
+# **normalised sum** (both get length 1), **PCGrad** (cut from each the part that conflicts with the other), **MGDA** (the
+# shortest vector between the two tips), **CAGrad** (near the mean, yet as good as possible for the worse-off).
+
+# %%
+G = torch.from_numpy(loss_demos.two_gradients(angle=135, length=2.0))
+g1, g2 = G
+pcgrad = (g1 - (g1 @ g2) / (g2 @ g2) * g2) + (g2 - (g1 @ g2) / (g1 @ g1) * g1)
+t = ((g1 - g2) @ g1 / ((g1 - g2) @ (g1 - g2))).clamp(0, 1)
+mgda = (1 - t) * g1 + t * g2
+for name, by_hand in (("PCGrad", pcgrad), ("MGDA", mgda)):
+    torch.testing.assert_close(by_hand, gradients.combine(name, G))
+squared = lambda t: ((1 - t) * g1 + t * g2).square().sum()  # noqa: E731
+said = check_gradient("MGDA: ‖(1−t)g₁ + tg₂‖² is least", squared, t[None], 0 * t[None])
+theta, zero = doubles([-1, -0.4]), doubles([0])
+g1, g2 = (A[i] @ (theta - c[i]) for i in (0, 1))
+along = lambda eta: bowls(theta - eta * (g1 + g2))[1]  # noqa: E731
+said += check_gradient("dL₂/dη = −g₂·d", along, zero, -(g2 @ (g1 + g2))[None])
+Markdown(said + "PCGrad and MGDA as in `gradients.combine`.")
+
+# %% [markdown]
+# Two gradients at 135 degrees; that of {{purchase}} is twice as long. Which recipes harm {{click}}? Make it *shorter* than the
+# other: who is harmed now? At what angle do PCGrad and the sum become one?
+
+# %% tags=["plumbing"]
+# @title Turn a gradient
+gradient_demo = loss_demos.two_gradients_explorer()
+gradient_demo
+
+# %% [markdown]
+# Up to 90 degrees there is no conflict, and PCGrad is the sum. Even CAGrad may harm a task when lengths differ much:
+# "near the mean" binds it. And a lower training loss for one small step is not yet a better model: notebook 04 puts all
+# of these to the test.
+#
+# ### A front that no weight reaches
+#
+# Bowls are kind: every point of their front is the optimum of some weights. Now two losses that *saturate*: a task
+# that is far from its optimum hardly feels a further step. One shared parameter will do:
+#
+# $$L_1(\theta)=1-e^{-(\theta-a)^2},\qquad L_2(\theta)=1-e^{-(\theta+a)^2},\qquad a=0.9$$
+#
+# Besides the weighted sum there is the **Tchebycheff** rule: make the *largest* weighted loss as small as possible.
+
+# %%
+theta, a = torch.linspace(-1.5, 1.5, 3001).double(), 0.9
+L1, L2 = 1 - (-((theta - a) ** 2)).exp(), 1 - (-((theta + a) ** 2)).exp()
+w = torch.linspace(0, 1, 101).double()[:, None]  # the weight of task 2
+by_sum = ((1 - w) * L1 + w * L2).argmin(dim=1)
+by_max = torch.maximum((1 - w) * L1, w * L2).argmin(dim=1)
+here = doubles([0.2])
+slope = 2 * (here - a) * (-((here - a) ** 2)).exp()
+well = lambda t: (1 - (-((t - a) ** 2)).exp()).sum()  # noqa: E731
+Markdown(check_gradient("L₁′ = 2(θ − a)e^(−(θ−a)²)", well, here, slope))
+
+# %% tags=["plumbing"]
+# @title Guess first: the jump
+asked = "Slide the weight of the sum from 0 to 1: how much of the front is skipped?"
+front_guess = guess(asked, high=100, step=1, unit="%")
+front_guess
+
+# %% tags=["plumbing"]
+# @title Where on the front does each weight lead?
+front = torch.stack([L1, L2], dim=1)[theta.abs() <= a]
+length = front.diff(dim=0).norm(dim=1).cumsum(0)
+
+
+def along_front(chosen):
+    """Percent of the way along the front at which each choice stands."""
+    place = (theta[chosen].clamp(-a, a) + a) / (2 * a) * (len(length) - 1)
+    return (100 * length[place.round().long()] / length[-1]).numpy()
+
+
+at = {"Tchebycheff": along_front(by_max), "weighted sum": along_front(by_sum)}
+jumps = {name: np.abs(np.diff(places)).max() for name, places in at.items()}
+jump, smooth = jumps["weighted sum"], jumps["Tchebycheff"]
+edge = int(np.abs(np.diff(at["weighted sum"])).argmax())
+
+# %% tags=["plumbing"]
+# @title Draw the front
+fig = plots.figure(3.5)
+left, right = fig.subplots(1, 2)
+left.plot(*front.T, color="#cccccc", lw=6, label="front")
+right.axhspan(*at["weighted sum"][[edge, edge + 1]], color=BROKEN, alpha=0.12)
+LOOKS = (by_max, "#222222", "."), (by_sum, BROKEN, "o")
+for (name, places), (chosen, color, mark) in zip(at.items(), LOOKS, strict=True):
+    left.plot(L1[chosen], L2[chosen], mark, color=color, ms=5, label=name)
+    right.plot(w[:, 0], places, mark, color=color, ms=5)
+left.set(xlabel="loss of task 1", ylabel="loss of task 2")
+title = "No weight reaches the middle of the front" if jump > 20 else "The front"
+left.set_title(title)
+right.set(xlabel="weight of task 2", ylabel="% of the way along the front")
+right.set_title(f"Largest jump: {jump:.0f} %; Tchebycheff {smooth:.0f} %")
+plots.legend_outside(fig)
+front_guess.mark(right, axis="y")
+display(fig)
+front_guess.answer(jump, digits=0)
+
+# %% [markdown]
+# Drag the weight across one half and watch the left panel: the sum has *two* valleys, and the lower one changes. On
+# the right, the line of the weights touches the front from below; a dent it cannot touch.
+
+# %% tags=["plumbing"]
+# @title Move the weight over the dent
+front_demo = loss_demos.front_explorer(a)
+front_demo
+
+
+# %%
+def descend(total, start, steps=400, lr=0.05):
+    t = torch.tensor(start, dtype=torch.float64, requires_grad=True)
+    for _ in range(steps):
+        pair = torch.stack([1 - (-((t - a) ** 2)).exp(), 1 - (-((t + a) ** 2)).exp()])
+        (slope,) = torch.autograd.grad(total(pair), t)
+        with torch.no_grad():
+            t -= lr * slope
+    return t.item()
+
+
+smooth_max = weighting.STCH((Task("click"), Task("purchase")), mu=0.02)
+starts = (-1.0, -0.3, 0.3, 1.0)
+ends = {"the sum": [descend(torch.sum, start) for start in starts]}
+ends["STCH"] = [descend(smooth_max, start) for start in starts]
+said = {name: ", ".join(f"{end:.2f}" for end in found) for name, found in ends.items()}
+said = "; ".join(f"{name} ends at θ = {found}" for name, found in said.items())
+Markdown(plots.minus(f"From four starts, equal weights: {said}."))
+
+# %% [markdown]
+# **What surprised you?** Gradient descent sees the same: with equal weights the sum ends at one task's side, which one
+# depends on the start; the *smooth* Tchebycheff loss of the package, `weighting.STCH`, ends in the middle. Whether the
+# front of a real model has such a dent is a question for data. Notebook 04 asks it.
+
+# %% [markdown]
+# ## An aside: the article's worked example, made to run
+#
+# It has 1,000 input numbers, a dense extractor to 256 features, and convolutional towers for three tasks of three classes. Its
+# program puts a `Conv2d` on a batch of vectors. Here is what PyTorch says to that, to the usual quick repair, and to a
+# form that fits: one *signal* of length 256.
+
+# %% tags=["plumbing"]
+# @title Three towers to try
+f = nn.Sequential(nn.Linear(1000, 256), nn.ReLU())
+Z = f(torch.randn(32, 1000, generator=torch.Generator().manual_seed(0)))
+tower = nn.Sequential(
+    nn.Unflatten(1, (1, 256)),
+    nn.Conv1d(1, 8, 8, stride=4),
+    nn.ReLU(),
+    nn.Flatten(),
+    nn.Linear(504, 3),
+)
+TRIES = {
+    "Conv2d(256, 64, 3) on Z": lambda: nn.Conv2d(256, 64, 3)(Z),
+    "… on Z[:, :, None, None]": lambda: nn.Conv2d(256, 64, 3)(Z[:, :, None, None]),
+    "Conv1d over one signal": lambda: tower(Z),
+}
+
+# %% tags=["plumbing"]
+# @title Try them
+rows = []
+for name, attempt in TRIES.items():
+    try:
+        said = f"works: logits {tuple(attempt().shape)}"
+    except RuntimeError as error:
+        said = "refuses: " + str(error).split(",")[0].splitlines()[0]
+    rows.append({"tower": name, "what PyTorch says": said})
+plots.table(pd.DataFrame(rows).set_index("tower"))
+
+# %% [markdown]
+# It runs. Is it right? A convolution looks for one pattern everywhere among *neighbours*, and the 256 outputs of a linear
+# layer have no neighbours: their order is arbitrary. Shuffle them. A dense tower follows exactly by shuffling its
+# columns; a convolution has one kernel for all places and cannot follow.
 
 # %%
 order = torch.randperm(256, generator=torch.Generator().manual_seed(0))
-Z, dense_layer, conv_layer = f(X), nn.Linear(256, 3), conv_tower()
-shuffled = nn.Linear(256, 3)
-shuffled.load_state_dict({"weight": dense_layer.weight[:, order], "bias": dense_layer.bias})
-same = (shuffled(Z[:, order]) - dense_layer(Z)).abs().max().item()
-changed = (conv_layer(Z[:, order]) - conv_layer(Z)).abs().max().item()
-print(f"dense, columns shuffled along: logits change by {same:.0e}")
-print(f"convolution: logits change by {changed:.2f}")
+dense, moved = nn.Linear(256, 3), nn.Linear(256, 3)
+moved.load_state_dict({"weight": dense.weight[:, order], "bias": dense.bias})
+follows = (moved(Z[:, order]) - dense(Z)).abs().max().item()
+stays = (tower(Z[:, order]) - tower(Z)).abs().max().item()
+Markdown(
+    f"Shuffled, dense changes its logits by {follows:.0e}, convolution by {stays:.2f}. "
+    f"Parameters: {count_parameters(tower):,} against {count_parameters(dense):,}."
+)
 
 # %% [markdown]
-# **What surprised you?** The convolution learns all the same, because the linear layer before it is trained along
-# and can arrange its outputs. So its idea is not *used*, it is *tolerated*. Reach for a convolution when the input has an order
-# that means something: a session's clicks in time, for instance.
+# So reach for a convolution where the order of the input means something: a session's clicks in time, words, pixels.
 
 # %% [markdown]
 # ## Exercises
 #
-# Each has a stub that returns `...` and a check that tells you where you are. Stuck? Type `hint("03.log_sum_exp", 1)`
-# into a cell; levels go up to 3. `solution("03.log_sum_exp")` shows commented source.
+# Each has a stub that returns `...` and a check that tells you where you are. Stuck? `hint("03.log_sum_exp", 1)` in a
+# cell; levels go up to 3. `solution("03.log_sum_exp")` shows commented source.
 #
 # **Exercise 1. The gradient of softmax cross-entropy, by hand**, with a temperature and a mask. No autograd.
 
@@ -1244,10 +1078,14 @@ from mtl_helpers.check import check, hint, solution, use
 
 
 def cross_entropy_gradient(logits, labels, mask, temperature):
-    """Gradient of the mean cross-entropy of softmax(logits / temperature) over rows with a known label.
+    """Gradient of the mean cross-entropy of softmax(logits / temperature),
+    averaged over the rows whose label is known.
 
-    logits (m, C) float, labels (m,) int64, mask (m,) bool with at least one True, temperature > 0; returns (m, C).
-    logits [[0., 0.]], labels [0], mask [True], temperature 2 give [[-0.25, 0.25]].
+    logits (m, C) float, with values up to 1000; labels (m,) int64;
+    mask (m,) bool with at least one True; temperature > 0.
+    Returns the gradient with respect to logits, a tensor (m, C).
+    logits [[0., 0.]], labels [0], mask [True], temperature 2
+    give [[-0.25, 0.25]].
     """
     return ...
 
@@ -1263,7 +1101,9 @@ check("03.cross_entropy_gradient", cross_entropy_gradient)
 def log_sum_exp(z):
     """log Σ_c exp(z[n, c]) for each row of z (n, C) float; returns (n,).
 
-    Logits may be 1000, −1000, or −inf for a class that is ruled out; one logit of each row is finite.
+    Logits may be 1000, −1000, or −inf for a class that is ruled out;
+    one logit of each row is finite. Values alone are compared: no
+    gradient is demanded here.
     [[0., 0.], [1000., 0.]] give [0.6931, 1000.].
     """
     return ...
@@ -1279,9 +1119,10 @@ check("03.log_sum_exp", log_sum_exp)
 
 # %%
 def balancing_weight(g1, g2):
-    """The w in [0, 1] with ‖(1 − w) g1‖ = ‖w g2‖, a float; g1 and g2 (P,) are not zero.
+    """The w in [0, 1] with ‖(1 − w) g1‖ = ‖w g2‖, a float.
 
-    g1 of length 3 and g2 of length 1 give 0.75: the quiet task gets the larger weight.
+    g1 and g2 are tensors (P,), not zero. g1 of length 3 and g2 of
+    length 1 give 0.75: the quiet task gets the larger weight.
     """
     return ...
 
@@ -1293,8 +1134,8 @@ check("03.balancing_weight", balancing_weight)
 balance = use("03.balancing_weight", balancing_weight)
 g1, g2 = torch.tensor([3.0, 0.0]), torch.tensor([-0.5, 0.5])
 w = balance(g1, g2)
-print(f"lengths {g1.norm():.2f} and {g2.norm():.2f}: w = {w:.3f}")
-print(f"weighted lengths {((1 - w) * g1).norm():.3f} and {(w * g2).norm():.3f}")
+lengths = f"{((1 - w) * g1).norm():.3f} and {(w * g2).norm():.3f}"
+Markdown(f"Lengths {g1.norm():.2f}, {g2.norm():.2f}: w = {w:.3f} makes them {lengths}.")
 
 # %% [markdown]
 # ## Self-check
@@ -1304,45 +1145,37 @@ print(f"weighted lengths {((1 - w) * g1).norm():.3f} and {(w * g2).norm():.3f}")
 # **1. "A larger loss means a more important task."**
 # <details><summary>Answer</summary>
 #
-# No. A loss is large because its label has many classes, a base rate near one half, or a large unit. Section 4
-# changed the unit and got another bottom. Importance is your decision; a weight is where you write it down.
+# No. Section 3: a loss is large because of its classes, its base rate, its unit, or because the model is untrained. The rarest label
+# shouted first and whispered later, while a sale was worth the same. Importance is your decision; a weight is where you
+# write it down.
 # </details>
 #
 # **2. "Weights that sum to one keep the step size."**
 # <details><summary>Answer</summary>
 #
-# No. The length of Σ wᵢ gᵢ depends on the lengths and angles of the gradients, not on the sum of the weights: opposite
-# gradients can cancel: see the cell below these questions. Under Adam the common scale of the weights cancels anyway, and the learning rate sets the step.
+# No. The length of Σ wᵢ gᵢ depends on lengths and angles: with weights of one half, two gradients of length 1 give a step of
+# length 1, 0.71 or 0 at 0, 90 or 180 degrees (try it on the slider of section 5). Under Adam a common scale cancels anyway.
 # </details>
 #
-# **3. "The loss on logits is another loss than BCE on probabilities."**
+# **3. "With the right weights I can have any trade-off."**
 # <details><summary>Answer</summary>
 #
-# On paper they are the same function of z. In float32 (section 2) they are not: rounded probabilities lose what the logit still
-# knows. The form on logits computes the same loss in an order that cannot overflow.
+# Only where the front is convex. The last picture of section 5 shows a dent that the weighted sum jumps over, whatever the
+# step of the weights; the Tchebycheff rule stands in it.
 # </details>
-
-# %%
-g1 = torch.tensor([1.0, 0.0])
-for angle in (0, 90, 180):
-    g2 = torch.tensor([np.cos(np.radians(angle)), np.sin(np.radians(angle))], dtype=torch.float32)
-    step = 0.5 * g1 + 0.5 * g2  # the weights sum to one, the gradients have length 1
-    print(f"gradients {angle:3d}° apart: the weighted sum has length {step.norm():.3f}")
 
 # %% [markdown]
 # ## Summary
 #
-# - Cross-entropy is a negative log-likelihood: sum over classes, mean over (known) samples. Its gradient is p − y.
-# - Give losses logits. Sigmoid and softmax belong inside the loss, where the largest exponent can be made 0.
+# - Cross-entropy is a negative log-likelihood: a sum over classes, a mean over *known* rows. Its gradient is p − y. Give
+#   losses logits, and clean NaN before the arithmetic.
 # - A weight scales its tower's gradient and takes part in a sum at the bottom. Units, base rates, class counts and wrong
-#   denominators are weights too. Under Adam only the ratio counts.
+#   denominators are weights too. Under AdamW only ratios count.
+# - A weight chooses a point on the front. It cannot move the front, and where the front has a dent no weight leads into it.
 #
-# **What the toy hides.** Two bowls have one optimum each, and every point of their front is found by some weight. Losses of
-# deep models are not convex: some trade-offs are reached by no weighted sum, and gradients are noisy estimates from a batch.
-#
-# **In production.** Log each loss next to the loss of its best constant, and each task's share of the shared gradient.
-# Standardise regression labels. With mixed precision compute losses in float32. Stop on the first loss that is not finite,
-# and name its task.
+# **In production.** Log each loss next to the loss of its best constant, and each task's share of the shared gradient. Start
+# last biases at the base rates. With mixed precision compute losses in float32. Stop on the first loss that is not finite, and
+# name its task.
 
 # %% [markdown]
 # ## References
@@ -1351,11 +1184,15 @@ for angle in (0, 90, 180):
 #   cross-entropy).
 # - C. M. Bishop, *Pattern Recognition and Machine Learning*, Springer 2006, section 4.3 (logistic regression, softmax).
 # - R. Caruana, *Multitask Learning*, Machine Learning 28, 1997.
+# - K. Miettinen, *Nonlinear Multiobjective Optimization*, Kluwer 1999 (weighted sums and Tchebycheff on fronts that are not
+#   convex).
 # - J.-A. Désidéri, *Multiple-gradient descent algorithm (MGDA) for multiobjective optimization*, Comptes Rendus
 #   Mathématique 350, 2012.
 # - D. P. Kingma, J. Ba, *Adam: A Method for Stochastic Optimization*, ICLR 2015 (section 2.1: invariance to scale).
+# - I. Loshchilov, F. Hutter, *Decoupled Weight Decay Regularization* (AdamW), ICLR 2019.
 # - A. Kendall, Y. Gal, R. Cipolla, *Multi-Task Learning Using Uncertainty to Weigh Losses*, CVPR 2018.
 # - T. Yu and others, *Gradient Surgery for Multi-Task Learning* (PCGrad), NeurIPS 2020.
 # - B. Liu and others, *Conflict-Averse Gradient Descent for Multi-task Learning* (CAGrad), NeurIPS 2021.
+# - X. Lin and others, *Smooth Tchebycheff Scalarization for Multi-Objective Optimization* (STCH), ICML 2024.
 #
 # **Next:** [04_weighting_strategies](04_weighting_strategies.ipynb): who chooses the weights, you or the data?
