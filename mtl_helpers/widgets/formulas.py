@@ -30,7 +30,7 @@ __all__ = [
 ]
 __all__ += ["two_losses_explorer", "weighted_optimum"]
 
-HEIGHT = 3.8
+HEIGHT = 3.4
 CLASS_COLORS = ("#56B4E9", "#7A5195", "#666666")
 TASKS = ("click", "purchase")
 FIRST, SECOND = (plots.task_style(name)["color"] for name in TASKS)
@@ -59,7 +59,7 @@ def logit_explorer() -> Explorer:
         bars += ax.bar(places, [0] * 3, color=CLASS_COLORS, animated=True)
         texts += [ax.text(i, 0, "", ha="center", animated=True) for i in places]
     middle.set(title="Loss −log p(label)", xlabel=f"logit of {classes[0]}", ylabel="nats", xlim=(-6.2, 6.2))
-    middle.set_ylim(-0.4, 15)
+    middle.set_ylim(0, 15)
     curve = middle.plot(grid, 0 * grid, color="#222222", animated=True)[0]
     dot = middle.plot([], [], "o", color="#222222", ms=9, mec="white", animated=True)[0]
 
@@ -68,7 +68,9 @@ def logit_explorer() -> Explorer:
         log_p = (torch.tensor([z, *others], dtype=torch.float64) / t).log_softmax(0).numpy()
         p, loss = np.exp(log_p), -log_p[label]
         slope = (p - np.eye(len(classes))[label]) / t
-        shown = [(each, f"{each:.3f}", 0.01) for each in p] + [(each, f"{each:+.3f}", 0.05) for each in slope]
+        shown = [(each, f"{each:.3f}", 0.01) for each in p] + [
+            (each, plots.minus(f"{each:+.3f}"), 0.05) for each in slope
+        ]
         for bar, text, (height, says, gap) in zip(bars, texts, shown, strict=True):
             up = height >= 0
             bar.set_height(height)
@@ -122,12 +124,12 @@ def two_losses_explorer(curvatures: ArrayLike, centres: ArrayLike) -> Explorer:
     fig, left, right = _panels((low[0], high[0]), (low[1], high[1]))
     mesh = np.stack(np.meshgrid(*np.linspace(low, high, 90).T), axis=-1)
     for i, (task, color) in enumerate(zip(TASKS, (FIRST, SECOND), strict=True)):
-        levels = np.array([0.02, 0.1, 0.25, 0.5, 1]) * front[:, i].max()
+        levels = np.array([0.03, 0.2, 0.6]) * front[:, i].max()
         grid = mesh[..., 0], mesh[..., 1], quadratic(mesh, a[i], c[i])
-        left.contour(*grid, levels, colors=color, linewidths=0.9, alpha=0.8)
+        left.contour(*grid, levels, colors=color, linewidths=0.9)
         left.plot(*c[i], "os"[i], color=color, ms=10, mec="white")
         look = {"textcoords": "offset points", "ha": "center", "color": color, "path_effects": plots.HALO}
-        left.annotate(f"best for {task}", c[i], (0, 13), **look)
+        left.annotate(f"best for {task}", c[i], ((44, -22), (0, 13))[i], **look)
     for ax, line in ((left, path), (right, front)):
         ax.plot(*line.T, color="#222222", lw=1.2, ls="--")
     left.set(xlabel="shared parameter θ₁", ylabel="shared parameter θ₂", title="Where the joint optimum lies")
@@ -174,7 +176,7 @@ def front_explorer(a: float) -> Explorer:
     Left: both losses, their weighted sum and the larger of the weighted two (Tchebycheff), each with its minimum.
     Right: the front, what either rule finds over all weights, and the line of the weights, which touches from below.
     """
-    theta, stops = np.linspace(-1.6, 1.6, 1601), np.linspace(0, 1, 101)
+    theta, stops = np.linspace(-1.6, 1.6, 1601), np.linspace(0, 1, 51)
     pair = np.stack([1 - np.exp(-((theta - side) ** 2)) for side in (a, -a)])
     rules = {"weighted sum": (np.sum, "#222222", "o"), "Tchebycheff rule": (np.max, "#4C7A8A", "D")}
 
@@ -216,13 +218,13 @@ def front_explorer(a: float) -> Explorer:
 
 def _panels(x: tuple, y: tuple) -> tuple[Figure, Axes, Axes]:
     """A figure with two axes of one height; in the left one, x and y have equal units."""
-    wide, below, above = 4.3, 0.55, 0.35
+    wide, below, above = 3.9, 0.55, 0.35
     tall = wide * (y[1] - y[0]) / (x[1] - x[0])
     fig = plots.figure(below + tall + above)
     fig.set_layout_engine("none")
     bottom, height = below / fig.get_figheight(), tall / fig.get_figheight()
     left = fig.add_axes((0.07, bottom, wide / plots.WIDTH, height), xlim=x, ylim=y)
-    return fig, left, fig.add_axes((0.69, bottom, 0.3, height))
+    return fig, left, fig.add_axes((0.66, bottom, 0.33, height))
 
 
 def _arrows(ax: Axes, colors: list[str], width: float, **look: Any) -> Quiver:

@@ -522,31 +522,36 @@ purchase = by_task["purchase"]
 before, after = (runs[:, 1, purchase].mean() for runs in (first, later))
 others = np.delete(first[:, 1], purchase, axis=1).max(axis=1)
 louder = int((first[:, 1, purchase] > others).sum())
-title = f"The rarest label is the loudest in {louder} of {SEEDS}"
-title += ", then whispers" if after < 0.05 else ""
-mean = first[:, 0].mean(axis=0)
-spread = f"{mean.max() / mean.min():.1f}-fold untrained, "
-spread += f"{max(constants.values()) / min(constants.values()):.0f}-fold at best"
+title = f"Untrained, the rarest label is the loudest in {louder} of {SEEDS} models; "
+title += f"once base rates are known it gives {100 * after:.1f} % of the gradient"
+spreads = (first[:, 0].mean(axis=0), [*constants.values()])
+spreads = (max(each) / min(each) for each in spreads)
+spread = "Largest / smallest: {:.1f} and {:.0f}".format(*spreads)
 
 # %% tags=["plumbing"]
 # @title Draw losses and shares
-fig = plots.figure(3.3)
-left, right = fig.subplots(1, 2, width_ratios=(1, 1.25), sharey=True)
+fig = plots.figure(3.4)
+left, right = fig.subplots(1, 2, sharey=True)
 for name, i in by_task.items():
     style = plots.task_style(name)
     look = {"color": style["color"], "marker": style["marker"], "lw": 0}
     left.plot(first[:, 0, i], np.full(SEEDS, i), **look, alpha=0.5)
     left.plot(constants[name], i, "|", color=style["color"], ms=26, mew=3)
     for runs, lift, fill in ((first, -0.13, style["color"]), (later, 0.13, "white")):
-        of_task = runs[:, 1, i]
-        right.plot([of_task.min(), of_task.max()], [i + lift] * 2, color=style["color"])
-        right.plot(of_task.mean(), i + lift, **look, ms=9, mfc=fill)
+        part = runs[:, 1, i]
+        ends = [part.min(), part.max()]
+        right.plot(ends, [i + lift] * 2, color=style["color"])
+        right.plot(part.mean(), i + lift, **look, ms=9, mfc=fill)
 left.set_yticks(range(len(names)), names)
-left.set(xscale="log", ylim=(2.5, -0.5))
-left.set(xlabel="loss (nats): ● untrained, ┃ best constant", title=spread)
-right.set(xlim=(-0.03, 1.03), title=title)
-right.set_xlabel("share of the shared gradient: ● untrained, ○ base rates known")
+left.set(xscale="log", ylim=(2.5, -0.5), title=spread)
+left.set_xlabel("loss (nats): ● untrained, ┃ best constant")
+right.set(xlim=(-0.03, 1.03), title="Share of the shared gradient, mean and range")
+right.set_xlabel("share: ● untrained, ○ base rates known")
+fig.suptitle(title, x=0.01, ha="left", fontsize=11)
 share_guess.mark(right)
+
+# %% tags=["plumbing"]
+# @title Show it with your guess of the share
 display(fig)
 share_guess.answer(before)
 
@@ -715,9 +720,9 @@ RUNS = {
     "Adam, ε = 1e-14": apart((10, 10), Adam, eps=1e-14),
     "Adam with decay": apart((10, 10), Adam, weight_decay=decay),
     "AdamW with decay": apart((10, 10), AdamW, weight_decay=decay),
-    "Adam, both × 1e-8": apart((1e-8, 1e-8), Adam),
-    "Adam, only spend × 10": apart((1, 10), Adam),
-    "the same, bottom frozen": apart((1, 10), Adam, True),
+    "Adam, tiny weights": apart((1e-8, 1e-8), Adam),
+    "Adam, one weight": apart((1, 10), Adam),
+    "Adam, bottom frozen": apart((1, 10), Adam, True),
     "SGD, bottom frozen": apart((1, 10), SGD, True),
 }
 runs = pd.DataFrame(RUNS).T
@@ -743,7 +748,7 @@ for i, group in enumerate(runs):
 ax.set_yticks(range(len(runs)), runs.index)
 ax.set(xscale="log", xlim=(1e-14, 30), ylim=(8.5, -0.5), title=title)
 ax.set_xlabel("distance between the two runs / way travelled (0 stands at the left)")
-for y, text in ((0, "all weights × 10"), (5, "all × 1e-8"), (6, "one × 10")):
+for y, text in ((0, "all weights × 10"), (5, "all × 1e-8"), (6, "only spend × 10")):
     ax.axhline(y - 0.5, color="#999999", lw=0.8)
     ax.text(2e-14, y, text, va="center", fontweight="bold", color="#555555")
 ax.text(0.008, 8.2, "the same path", ha="right", color="#555555")
@@ -916,7 +921,7 @@ gradient_demo
 # ### A front that no weight reaches
 #
 # Bowls are kind: every point of their front is the optimum of some weights. Now two losses that *saturate*: a task
-# that is far from its optimum hardly feels a further step. One shared parameter will do:
+# that is far from its optimum hardly feels a further step. One shared parameter will do; 1 is {{click}}, 2 {{purchase}}:
 #
 # $$L_1(\theta)=1-e^{-(\theta-a)^2},\qquad L_2(\theta)=1-e^{-(\theta+a)^2},\qquad a=0.9$$
 #
@@ -925,7 +930,7 @@ gradient_demo
 # %%
 theta, a = torch.linspace(-1.5, 1.5, 3001).double(), 0.9
 L1, L2 = 1 - (-((theta - a) ** 2)).exp(), 1 - (-((theta + a) ** 2)).exp()
-w = torch.linspace(0, 1, 101).double()[:, None]  # the weight of task 2
+w = torch.linspace(0, 1, 101).double()[:, None]  # of purchase
 by_sum = ((1 - w) * L1 + w * L2).argmin(dim=1)
 by_max = torch.maximum((1 - w) * L1, w * L2).argmin(dim=1)
 here = doubles([0.2])
@@ -961,15 +966,15 @@ edge = int(np.abs(np.diff(at["weighted sum"])).argmax())
 fig = plots.figure(3.5)
 left, right = fig.subplots(1, 2)
 left.plot(*front.T, color="#cccccc", lw=6, label="front")
-right.axhspan(*at["weighted sum"][[edge, edge + 1]], color=BROKEN, alpha=0.12)
-LOOKS = (by_max, "#222222", "."), (by_sum, BROKEN, "o")
+right.axhspan(*at["weighted sum"][[edge, edge + 1]], color="#222222", alpha=0.06)
+LOOKS = (by_max, "#4C7A8A", "."), (by_sum, "#222222", "o")
 for (name, places), (chosen, color, mark) in zip(at.items(), LOOKS, strict=True):
     left.plot(L1[chosen], L2[chosen], mark, color=color, ms=5, label=name)
     right.plot(w[:, 0], places, mark, color=color, ms=5)
-left.set(xlabel="loss of task 1", ylabel="loss of task 2")
+left.set(xlabel="loss of click", ylabel="loss of purchase")
 title = "No weight reaches the middle of the front" if jump > 20 else "The front"
 left.set_title(title)
-right.set(xlabel="weight of task 2", ylabel="% of the way along the front")
+right.set(xlabel="weight of purchase", ylabel="% of the way along the front")
 right.set_title(f"Largest jump: {jump:.0f} %; Tchebycheff {smooth:.0f} %")
 plots.legend_outside(fig)
 front_guess.mark(right, axis="y")
