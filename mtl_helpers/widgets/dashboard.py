@@ -31,7 +31,7 @@ __all__ = ["Shopfront", "shop_dashboard"]
 SMALLEST = 1e-12  # predictions and prices of 0 have no logarithm; they count as this much
 MOST_CARDS = 10
 RAISED = str.maketrans("0123456789.", "⁰¹²³⁴⁵⁶⁷⁸⁹·")
-HEIGHT = 2.25
+HEIGHT = 2.2
 CURRENCY = "EUR"
 TASKS = {
     "buy": "purchase",
@@ -310,7 +310,7 @@ def _draw_changes(
     """A bar for each figure, its change against today as a share; returns what moves them."""
     names = list(today)
     known = [name for name in names if name in settings and today[name]]
-    changes = [abs(settings[name] / today[name] - 1).median() * 2 for name in known]
+    changes = [abs(settings[name] / today[name] - 1).median() for name in known]
     limit = 110 * max(0.05, min(1.0, np.nanmax([*changes, 0.05])))
     ax.axvline(0, color="black", lw=1)
     ax.set(xlim=(-limit, 2.1 * limit), ylim=(len(names) - 0.4, -0.6), xlabel="change against today, %")
@@ -344,7 +344,7 @@ def _draw_front(ax: Axes, settings: pd.DataFrame, today: Mapping[str, float]) ->
     )
     ax.margins(0.12)
     ax.autoscale_view()
-    ax.set(xlabel="catalogue shown, %", ylabel=f"revenue per 1,000, {CURRENCY}")
+    ax.set(xlabel="catalogue shown, %", ylabel=LABELS["revenue"])
     ax.set_title("What each setting earns and shows")
     ax.set_autoscale_on(False)
     style = {"color": HERE, "ms": 10, "mec": "black", "lw": 0, "clip_on": False}

@@ -34,7 +34,7 @@ __all__ = ["Explorer", "Stage", "choice_slider", "dropdown", "encode_png", "slid
 
 State = dict[str, Any]
 # ipywidgets gives slider handles no name; a picture beside them does, as soon as it is shown.
-TRACK = 130  # pixels of a slider and its number, at least
+TRACK, NARROW = 190, 130  # pixels of a slider and its number, at least; and under headings
 # ipywidgets gives slider handles no name; a picture beside them does, as soon as it is shown.
 NAMING = (
     "setTimeout(() => this.closest('.widget-vbox')?.querySelectorAll('.widget-hslider').forEach(s => "
@@ -307,7 +307,7 @@ class Explorer:
             control.style.description_width = (
                 "0px" if isinstance(control, ipywidgets.Checkbox) else f"{wide}px"
             )
-        cell = wide + TRACK
+        cell = wide + (NARROW if len(self.groups) > 1 else TRACK)
         columns = f"repeat(auto-fill, minmax(min(100%, {cell}px), 1fr))"
         layout = {"grid_template_columns": columns, "grid_gap": "0 12px"}
         layout |= {} if len(self.groups) > 1 else {"flex": f"1 1 {cell}px"}

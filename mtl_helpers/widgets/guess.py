@@ -1,7 +1,4 @@
-"""A guess before the answer: the reader commits to a number or a name, and the answering figure shows it.
-
-In every notebook of the course. A guess is kept while the kernel runs, so running its cell again keeps it.
-"""
+"""A guess before the answer, in every notebook. It is kept while the kernel runs, also when its cell runs again."""
 
 from __future__ import annotations
 
@@ -37,22 +34,20 @@ class guess:
         choices: Sequence[str] = (),
     ) -> None:  # fmt: skip
         self.question, self.step, self.unit, self.choices = question, step, unit, list(choices)
-        name, style = {"description": "your guess"}, {"description_width": "initial"}
+        look = {"description": "your guess", "style": {"description_width": "initial"}}
         if choices:
-            look = {"style": style | {"button_width": "auto"}, "value": self.value}
-            self.control = ipywidgets.ToggleButtons(options=self.choices, **name, **look)
+            self.control = ipywidgets.ToggleButtons(options=self.choices, value=self.value, **look)
+            self.control.style.button_width = "auto"
         else:
-            look = {"style": style, "layout": {"width": "480px", "max_width": "100%"}, "readout": False}
+            look |= {"layout": {"width": "480px", "max_width": "100%"}, "readout": False}
             start = (low + high) / 2 if self.value is None else self.value
-            self.control = ipywidgets.FloatSlider(start, min=low, max=high, step=step, **name, **look)
+            self.control = ipywidgets.FloatSlider(start, min=low, max=high, step=step, **look)
         self.control.observe(self._take, names="value")
+        asked = ipywidgets.HTML(html.escape(question) + NAMES_SLIDERS)
         self._said = ipywidgets.HTML(self._words())
-        row = ipywidgets.Box(
-            [self.control, self._said], layout={"flex_flow": "row wrap", "align_items": "center"}
-        )
-        self.widget = ipywidgets.VBox(
-            [ipywidgets.HTML(f"<b>{html.escape(question)}</b>{NAMES_SLIDERS}"), row]
-        )
+        row = ipywidgets.Box([self.control, self._said], layout={"flex_flow": "row wrap"})
+        self.widget = ipywidgets.VBox([asked, row])
+        self.widget.add_class("mtl-guess")
 
     @property
     def value(self) -> Any:
@@ -87,17 +82,13 @@ class guess:
                     which.set_ticks(which.get_ticklocs(), names)
                     which.get_ticklabels()[at].set(**look)
             return
-        (ax.axvline if axis == "x" else ax.axhline)(self.value, color=COLOR, ls="--", lw=1.6, zorder=8)
-        place = {"xy": (self.value, 0.98), "ha": "left", "va": "top", "xycoords": ax.get_xaxis_transform()}
-        if axis == "y":
-            place = {
-                "xy": (0.99, self.value),
-                "ha": "right",
-                "va": "bottom",
-                "xycoords": ax.get_yaxis_transform(),
-            }
+        upright = axis == "x"
+        (ax.axvline if upright else ax.axhline)(self.value, color=COLOR, ls="--", lw=1.6, zorder=8)
+        xy, ha, va, over = (self.value, 0.98), "left", "top", ax.get_xaxis_transform()
+        if not upright:
+            xy, ha, va, over = (0.99, self.value), "right", "bottom", ax.get_yaxis_transform()
         look |= {"xytext": (3, 2), "textcoords": "offset points", "zorder": 9, "path_effects": HALO}
-        ax.annotate("your guess", **place, **look)
+        ax.annotate("your guess", xy, xycoords=over, ha=ha, va=va, **look)
 
     def answer(self, truth: float | str, digits: int = 2) -> Markdown:
         """The answer in words, beside the guess if there is one."""
@@ -105,14 +96,12 @@ class guess:
         if self.value is None:
             return Markdown(f"It is {is_}.")
         if self.choices:
-            return Markdown(
-                f"You chose *{self.value}*: {'right' if self.value == truth else f'it is {is_}'}."
-            )
+            said = "right" if self.value == truth else f"it is {is_}"
+            return Markdown(f"You chose *{self.value}*: {said}.")
         step, gap = min(self.step, 10.0**-digits), round(self.value - truth, 9)
-        near = abs(gap) <= max(self.step, 10.0**-digits) / 2 + 1e-9
-        said = (
-            "well guessed" if near else f"{self._number(abs(gap), step)} too {'high' if gap > 0 else 'low'}"
-        )
+        said = f"{self._number(abs(gap), step)} too {'high' if gap > 0 else 'low'}"
+        if abs(gap) <= max(self.step, 10.0**-digits) / 2 + 1e-9:
+            said = "well guessed"
         return Markdown(f"You guessed {self._number(self.value, step)}; it is {is_}: {said}.")
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:

@@ -10,13 +10,18 @@ import pytest
 HERE = str(Path(__file__).parent)
 sys.path.insert(0, HERE)
 
-from lab import DEMOS, LIVE, Book, Lab, missing, open_browser, write_notebook  # noqa: E402
+from lab import DEMOS, EXPLORERS, LIVE, Book, Lab, missing, open_browser, write_notebook  # noqa: E402
 
 WRITTEN = (DEMOS, LIVE.format("a"), LIVE.format("b"))
 SETUP = (
     f"# @title Setup\nimport sys; sys.path[:0] = ['..', {HERE!r}]\n"
     "import widget_demos\n"
     "from mtl_helpers.notebook import start; start()"
+)
+GUESSES = (
+    "asked = widget_demos.guess('How far?', unit='AUC'); asked",
+    "named = widget_demos.guess('Who?', choices=['click', 'purchase']); named",
+    "print(asked.answer(0.9).data, named.answer('purchase').data)",
 )
 BROKEN = """\
 from mtl_helpers.widgets import Explorer, dropdown, figure, slider, toggle
@@ -38,8 +43,8 @@ def lab(tmp_path_factory):
     if reason := missing():
         pytest.skip(reason)
     root = tmp_path_factory.mktemp("course")
-    demos = ("threshold", "scarcity", "weights_of_two", "weights_of_three", "dashboard")
-    write_notebook(root / DEMOS, [SETUP, *(f"widget_demos.{name}()" for name in demos), BROKEN])
+    demos = [f"widget_demos.{name}()" for name in EXPLORERS]
+    write_notebook(root / DEMOS, [SETUP, *demos, BROKEN, *GUESSES])
     for copy in "ab":
         cells = [SETUP, "live = widget_demos.live(); live", "print(live.frame().to_json(orient='split'))"]
         write_notebook(root / LIVE.format(copy), cells)

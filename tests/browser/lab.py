@@ -19,6 +19,15 @@ from urllib.parse import urlsplit
 REPO = Path(__file__).resolve().parents[2]
 DEMOS = "notebooks/widget_demos.ipynb"  # written by the fixture: every explorer once
 LIVE = "notebooks/live_{}.ipynb"  # written by the fixture, twice: live training, and a cell that reads its records
+EXPLORERS = (
+    "threshold",
+    "scarcity",
+    "weights_of_two",
+    "weights_of_three",
+    "dashboard",
+    "logits",
+    "gradients",
+)
 LOCAL = ("127.0.0.1", "localhost", "::1", "")
 NOWHERE = "http://127.0.0.1:9"  # nobody listens on the discard port: a kernel that fetches something fails
 SETTINGS = {

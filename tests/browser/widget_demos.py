@@ -11,10 +11,13 @@ from mtl_helpers.models import SharedBottom
 from mtl_helpers.widgets import (
     LiveTraining,
     Shopfront,
+    guess,  # noqa: F401  (for the notebook of the browser tests)
     live_training,
+    logit_explorer,
     scarcity_explorer,
     shop_dashboard,
     threshold_explorer,
+    two_gradients_explorer,
     weight_explorer,
 )
 
@@ -119,7 +122,7 @@ def shopfront(users: int = 200, items: int = 800, points: int = 6, seed: int = 0
     )
     weightings = pd.DataFrame(grid, columns=["purchase", "next_category", "next_item"])
 
-    def guess(truth: np.ndarray, task: int) -> np.ndarray:
+    def guessed(truth: np.ndarray, task: int) -> np.ndarray:
         noise = rng.normal(size=(len(grid), *truth.shape)).astype(np.float32)
         return truth + noise * (1.2 - 0.8 * grid[:, task, None, None])
 
@@ -128,9 +131,9 @@ def shopfront(users: int = 200, items: int = 800, points: int = 6, seed: int = 0
         return (odds / odds.sum(-1, keepdims=True)).astype(np.float32)
 
     signals = {
-        "purchase": (1 / (1 + np.exp(4.5 - guess(wish, 0)))).astype(np.float32),
-        "favourite": softmax(guess(taste, 1))[:, :, category],
-        "next item": softmax(guess(wish + quality, 2)),
+        "purchase": (1 / (1 + np.exp(4.5 - guessed(wish, 0)))).astype(np.float32),
+        "favourite": softmax(guessed(taste, 1))[:, :, category],
+        "next item": softmax(guessed(wish + quality, 2)),
     }
     brands = [f"brand {number}" for number in rng.integers(1, 40, items)]
     table = pd.DataFrame({"category": names[category], "brand": brands, "price": price})
@@ -153,11 +156,21 @@ def live() -> LiveTraining:
     return live_training(model, train, clicks_and_purchases(3000, seed=1)[0], batch_size=256)
 
 
+def logits():
+    return logit_explorer()
+
+
+def gradients():
+    return two_gradients_explorer()
+
+
 ALL = {
     "threshold_explorer": threshold,
     "scarcity_explorer": scarcity,
     "weight_explorer, 2 tasks": weights_of_two,
     "weight_explorer, 3 tasks": weights_of_three,
     "shop_dashboard": dashboard,
+    "logit_explorer": logits,
+    "two_gradients_explorer": gradients,
     "live_training": live,
 }
