@@ -260,12 +260,12 @@ def test_a_failing_cell_leaves_the_old_notebook(tree):
 
 
 def test_too_large_a_notebook_is_not_written(tmp_path):
-    text = SAMPLE + "\n# %%\nprint('0123456789' * 100_000)\n"
+    text = SAMPLE + "\n# %%\nprint('0123456789' * 110_000)\n"
     tree = make_tree(tmp_path / "project", _00_sample=text)
     done = run_build(tree)
     assert done.returncode == 1
-    assert "more than 900 kB" in done.stderr
-    assert f"cell {text.count('# %%')} 10" in done.stderr
+    assert "more than 1000 kB" in done.stderr
+    assert f"cell {text.count('# %%')} 11" in done.stderr
     assert not list((tree / "notebooks").glob("*.ipynb*"))
 
 
@@ -322,7 +322,7 @@ FAULTS = {
     "keeps a widget view": plant(
         "display_data", data={build.WIDGET_VIEW: {"model_id": "x"}, "text/plain": "x"}
     ),
-    "more than 900 kB": plant("stream", name="stdout", text="x" * 1_000_000),
+    "more than 1000 kB": plant("stream", name="stdout", text="x" * 1_100_000),
 }
 
 

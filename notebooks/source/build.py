@@ -41,7 +41,7 @@ SOURCES = Path(__file__).resolve().parent
 NOTEBOOKS = SOURCES.parent
 ROOT = NOTEBOOKS.parent
 COMMAND = "python notebooks/source/build.py"
-MAX_BYTES = 900_000  # pictures have two pixels to one of the page
+MAX_BYTES = 1_000_000  # pictures have two pixels to one of the page
 # Pages still to be rewritten: for them the limits of pages.py are told, not asked.
 UNFINISHED = ("00", "01", "02", "04", "05", "06", "07")
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
@@ -179,13 +179,13 @@ def line_of_cell(text: str, index: int) -> int:
 
 
 def shrink_png(encoded: str) -> str:
-    """Base64 PNG → the smaller of itself and a 256-colour version."""
+    """Base64 PNG → the smaller of itself and a 128-colour version."""
     raw = base64.b64decode(encoded)
     with Image.open(io.BytesIO(raw)) as image:
         opaque = image.mode == "RGB" or image.convert("RGBA").getextrema()[3][0] == 255
         method = Image.Quantize.MEDIANCUT if opaque else Image.Quantize.FASTOCTREE
         reduced = image.convert("RGB" if opaque else "RGBA").quantize(
-            256, method=method, dither=Image.Dither.NONE
+            128, method=method, dither=Image.Dither.NONE
         )
         buffer = io.BytesIO()
         reduced.save(buffer, "PNG", optimize=True)
