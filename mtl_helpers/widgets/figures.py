@@ -272,7 +272,6 @@ def interval_rows(
     holm: Collection[str] | None = None,
     zero: bool = True,
     digits: int = 4,
-    level: float = 0.95,
 ) -> dict[str, Interval]:
     """A row per name, from the top: a dot with its interval, the number at the right edge.
 
@@ -293,7 +292,7 @@ def interval_rows(
         style = (styles or {}).get(name) or {"color": INK, "marker": "o"}
         color, found = style["color"], values
         if not isinstance(values, Interval):
-            found = mean_interval(values, level)
+            found = mean_interval(values)
             jitter = np.linspace(-0.16, 0.16, len(values)) if len(values) > 1 else [0]
             ax.plot(values, y + np.asarray(jitter), "o", color=color, alpha=0.35, markersize=4)
         intervals[name], stands = found, holm is None or name in holm
@@ -315,25 +314,21 @@ def interval_rows(
 
 
 def interval_dots(
-    ax: Axes,
-    rows: Mapping[str, Sequence[float]],
-    styles: Mapping[str, dict] | None = None,
-    level: float = 0.95,
+    ax: Axes, rows: Mapping[str, Sequence[float]], styles: Mapping[str, dict] | None = None
 ) -> dict[str, Interval]:
     """:func:`interval_rows` of quantities that are no differences."""
-    return interval_rows(ax, rows, styles=styles, zero=False, level=level)
+    return interval_rows(ax, rows, styles=styles, zero=False)
 
 
 def paired_dots(
-    ax: Axes, differences: Mapping[str, Sequence[float]], better: str, worse: str, level: float = 0.95
+    ax: Axes, differences: Mapping[str, Sequence[float]], better: str, worse: str
 ) -> dict[str, Interval]:
     """:func:`interval_rows` of tasks' differences, 0 in the middle; says which side favours whom."""
-    styles = {name: task_style(name) for name in differences}
-    intervals = interval_rows(ax, differences, styles=styles, level=level)
+    intervals = interval_rows(ax, differences, styles={name: task_style(name) for name in differences})
     reach = max(map(abs, ax.get_xlim()))
     ax.set_xlim(-reach, reach)
-    for x, align, text in ((0.01, "left", f"← {worse}"), (0.99, "right", f"{better} →")):
-        ax.text(x, 1.01, text, transform=ax.transAxes, ha=align, va="bottom", fontsize=9, color="#666666")
+    for x, side, text in ((0.01, "left", f"← {worse}"), (0.99, "right", f"{better} →")):
+        ax.text(x, 1.01, text, transform=ax.transAxes, ha=side, va="bottom", fontsize=9, color="#666666")
     return intervals
 
 
