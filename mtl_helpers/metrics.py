@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 __all__ = [
     "Interval", "accuracy", "auc", "batched_auc", "calibration_error", "confusion", "correct_downsampling",
     "expected_auc", "expected_log_loss", "grouped_auc", "log_loss", "mean_interval", "paired_difference",
-    "precision_recall", "reliability_curve",
+    "pareto_mask", "precision_recall", "reliability_curve",
 ]
 # fmt: on
+LOWER_IS_BETTER = ("loss", "rmse")
 EPS = 1e-7  # a log-loss takes probabilities no nearer to 0 and 1
 
 
@@ -211,3 +212,18 @@ def paired_difference(a: Sequence[float], b: Sequence[float]) -> Interval:
     if len(a) != len(b):
         raise ValueError(f"Pairs are needed: got {len(a)} and {len(b)} runs.")
     return mean_interval(np.asarray(a, dtype=float) - np.asarray(b, dtype=float))
+
+
+def pareto_mask(points: ArrayLike, maximise: bool | Sequence[bool] = False) -> np.ndarray:
+    """True for each point that no other point dominates: that is on the Pareto front.
+
+    A point dominates another when it is at least as good in every objective and better in one; equal points do not
+    dominate each other. A point with NaN is never on the front and dominates nothing. ``points`` is (n, m), one column
+    per objective; low is better, unless ``maximise`` says otherwise for all or for each.
+    """
+    points = np.asarray(points, dtype=float)
+    points = points * np.where(np.broadcast_to(maximise, points.shape[1]), -1.0, 1.0)
+    known = ~np.isnan(points).any(1)
+    as_good = (points[:, None] <= points[None]).all(-1)
+    better = (points[:, None] < points[None]).any(-1)
+    return known & ~(as_good & better & known[:, None]).any(0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import operator
 import os
 import platform
@@ -18,8 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from IPython.core.getipython import get_ipython
-from IPython.display import HTML, display
 
 __all__ = ["DeviceReport", "device_report", "get_device", "seed_everything", "start"]
 
@@ -154,38 +151,10 @@ def _hint() -> str:
     return ""
 
 
-NUMBERS = """<script>{
-const book = document.currentScript.closest(".jp-Notebook") ?? document.body, numbers = %s
-const write = () => book.querySelectorAll(".jp-InputPlaceholder").forEach(bar => {
-    const number = numbers[bar.querySelector(".jp-PlaceholderText").textContent.trim()] ?? ""
-    if (bar.firstElementChild.textContent !== number) bar.firstElementChild.textContent = number })
-book.foldedBars?.disconnect()
-book.foldedBars = new MutationObserver(write)
-book.foldedBars.observe(book, {childList: true, subtree: true})
-write()
-}</script>"""
-
-
-def _number_folded_cells() -> None:
-    """JupyterLab shows no number beside a folded cell: write it there once the cell has run."""
-    shell = get_ipython()
-    if not hasattr(shell, "kernel") or "google.colab" in sys.modules or os.environ.get("MTL_BUILD"):
-        return
-    script, numbers = display(HTML(""), display_id=True), {}
-
-    def note(result: Any) -> None:
-        title = result.info.raw_cell.partition("\n")[0].strip()
-        if title.startswith("# @title "):
-            numbers[title] = f"[{result.execution_count}]:"
-            script.update(HTML(NUMBERS % json.dumps(numbers)))
-
-    shell.events.register("post_run_cell", note)
-
-
 def start(seed: int = 0) -> tuple[torch.device, bool]:
     """Seed all generators, pick the device, set the course's look, and print where the notebook runs. Returns the
     device (`get_device`), and ``FAST``, True if the environment variable of that name is 1: then runs are short."""
-    from mtl_helpers.widgets.figures import use_course_style
+    from mtl_helpers.widgets import number_folded_cells, use_course_style
 
     seed_everything(seed)
     use_course_style()
@@ -195,5 +164,5 @@ def start(seed: int = 0) -> tuple[torch.device, bool]:
     print(where + (" · FAST=1: short runs" if fast else ""))
     if report.hint:
         print("Hint:", report.hint)
-    _number_folded_cells()
+    number_folded_cells()
     return device, fast

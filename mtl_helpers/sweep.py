@@ -14,18 +14,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 
-import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from mtl_helpers.data.tables import Batch, MultiTaskDataset, Task
 from mtl_helpers.losses import check_weights, label_counts, task_losses
-from mtl_helpers.metrics import batched_auc
-from mtl_helpers.training import LOWER_IS_BETTER, MAIN_METRIC, check_parts, has_label
+from mtl_helpers.metrics import LOWER_IS_BETTER, batched_auc, pareto_mask
+from mtl_helpers.training import MAIN_METRIC, check_parts, has_label
 
 __all__ = ["Sweep", "pareto_mask", "simplex_grid", "sweep"]
 
@@ -109,21 +107,6 @@ def simplex_grid(
     return [
         {name: lowest + free * part / (n - 1) for name, part in zip(names, cut, strict=True)} for cut in cuts
     ]
-
-
-def pareto_mask(points: ArrayLike, maximise: bool | Sequence[bool] = False) -> np.ndarray:
-    """True for each point that no other point dominates: that is on the Pareto front.
-
-    A point dominates another when it is at least as good in every objective and better in one; equal points do not
-    dominate each other. A point with NaN is never on the front and dominates nothing. ``points`` is (n, m), one column
-    per objective; low is better, unless ``maximise`` says otherwise for all or for each.
-    """
-    points = np.asarray(points, dtype=float)
-    points = points * np.where(np.broadcast_to(maximise, points.shape[1]), -1.0, 1.0)
-    known = ~np.isnan(points).any(1)
-    as_good = (points[:, None] <= points[None]).all(-1)
-    better = (points[:, None] < points[None]).any(-1)
-    return known & ~(as_good & better & known[:, None]).any(0)
 
 
 def sweep(

@@ -19,7 +19,7 @@ from torch.func import functional_call
 
 from mtl_helpers.data.tables import Batch, MultiTaskDataset, Task, need_dataset
 from mtl_helpers.losses import check_weights, label_counts, task_loss
-from mtl_helpers.metrics import accuracy, auc
+from mtl_helpers.metrics import LOWER_IS_BETTER, accuracy, auc
 from mtl_helpers.weighting import Fixed, Weighting
 
 __all__ = [
@@ -28,7 +28,6 @@ __all__ = [
 
 METRICS = {"binary": ("auc", "accuracy"), "multiclass": ("accuracy",), "regression": ("rmse",)}
 MAIN_METRIC = {kind: metrics[0] for kind, metrics in METRICS.items()}
-LOWER_IS_BETTER = ("loss", "rmse")
 Values = dict[str, dict[str, float]]  # {task: {metric: value}}
 States = Mapping[str, Mapping[str, Tensor]]  # {task: state_dict}
 

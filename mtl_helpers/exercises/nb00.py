@@ -1,4 +1,4 @@
-"""Exercises of notebook 00: two rates, the device report, a mix of two losses."""
+"""Exercises of notebook 00: two rates, and a mix of two losses."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import pandas as pd
 import torch
 
 from mtl_helpers.exercises import Case, Exercise, planted
-from mtl_helpers.notebook import DeviceReport
 
 __all__ = ["EXERCISES"]
 
@@ -30,35 +29,6 @@ def logs(rng):
         bought[0] = True
         order = rng.permutation(n)
         yield (pd.DataFrame({"click": click[order].astype(int), "purchase": bought[order].astype(int)}),)
-
-
-def rows_that_fit(report, bytes_per_row):
-    # Not every device says how much memory it has.
-    if report.memory_gb is None:
-        return 0
-    # A GB is 10**9 bytes here. The other half is for the model, its gradients and whoever else
-    # uses the device.
-    return int(report.memory_gb * 10**9 / 2 // bytes_per_row)
-
-
-def device_reports(rng):
-    for kind in ("cuda", "cpu", "mps", "cuda"):
-        memory = int(rng.integers(20, 800)) / 10
-        row = int(rng.integers(101, 9000))
-        while not 0.3 < memory * 10**9 / 2 / row % 1 < 0.7:  # far from a whole number, where rounding decides
-            row += 1
-        yield DeviceReport("some chip", kind, memory, kind == "cuda", 4), row
-    unknown = DeviceReport("some chip", "xpu", None, None, 8)
-    yield Case((unknown, 400), "this device does not say how much memory it has")
-
-
-def _gb_of_two(power, half=True):
-    def answer(report, bytes_per_row):
-        if report.memory_gb is None:
-            return 0
-        return int(report.memory_gb * power / (2 if half else 1) // bytes_per_row)
-
-    return answer
 
 
 def mixed_loss(loss_click, loss_purchase, w):
@@ -116,27 +86,6 @@ EXERCISES = (
             "Divide by the number of clicks, not by the number of rows.",
             "Sum the column `purchase`, sum the column `click`, divide the first by the second.",
         ),
-    ),
-    Exercise(
-        "00.rows_that_fit",
-        rows_that_fit,
-        device_reports,
-        mistakes=planted(
-            _gb_of_two(2**30),
-            "You take a GB for 2**30 bytes. The report counts in 10**9 bytes: read its docstring.",
-            _gb_of_two(10**9, half=False),
-            "You fill all of the memory. The model and its gradients need room: take half.",
-            lambda report, bytes_per_row: int(report.memory_gb * 10**9 / 2 // bytes_per_row),
-            "`memory_gb` is None when the device does not say. Ask for that first, and return 0.",
-            lambda report, bytes_per_row: (report.memory_gb or 0) * 10**9 / 2 / bytes_per_row,
-            "Part of a row fits nowhere: round down to a whole number.",
-        ),
-        hints=(
-            "Print the report: which field holds the memory, and in which unit?",
-            "Half of `report.memory_gb` times 10**9 bytes, divided by the bytes of a row, rounded down. None means 0.",
-            "`if report.memory_gb is None: return 0`, then `int(report.memory_gb * 10**9 / 2 // bytes_per_row)`.",
-        ),
-        rtol=0,
     ),
     Exercise(
         "00.mixed_loss",

@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike
 
 from mtl_helpers import ranking
 from mtl_helpers.losses import check_weights
-from mtl_helpers.sweep import pareto_mask
+from mtl_helpers.metrics import pareto_mask
 from mtl_helpers.widgets.explorer import Explorer, dropdown, slider
 from mtl_helpers.widgets.figures import GREY, HERE, INK, figure, legend_outside, minus, task_style
 from mtl_helpers.widgets.weights import TrainedWeights

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Collection, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -29,7 +29,9 @@ from matplotlib.ticker import MaxNLocator
 from pandas.io.formats.style import Styler
 
 from mtl_helpers.metrics import Interval, mean_interval
-from mtl_helpers.training import History
+
+if TYPE_CHECKING:
+    from mtl_helpers.training import History
 
 __all__ = [
     "epochs",

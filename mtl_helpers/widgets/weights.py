@@ -6,22 +6,39 @@ Taught in notebooks 00, 02 and 04; :func:`weight_explorer` is what readers impor
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from ipywidgets import Widget
 from matplotlib.axes import Axes
 
-from mtl_helpers.metrics import mean_interval
-from mtl_helpers.sweep import Sweep, pareto_mask
-from mtl_helpers.training import LOWER_IS_BETTER, MAIN_METRIC
+from mtl_helpers.metrics import LOWER_IS_BETTER, mean_interval, pareto_mask
 from mtl_helpers.widgets.explorer import Explorer, choice_slider, undefined
 from mtl_helpers.widgets.figures import GREY, HALO, HEIGHT, HERE, figure, legend_outside, minus, task_style
 
-__all__ = ["TrainedWeights", "weight_explorer"]
+if TYPE_CHECKING:
+    from mtl_helpers.sweep import Sweep
+
+__all__ = ["StoredSweep", "TrainedWeights", "weight_explorer"]
 
 Move = Callable[[int], None]  # moves what is animated to the weighting of a row
+
+
+class StoredSweep:
+    """What :func:`weight_explorer` reads of a sweep, from a table in ``notebooks/results``: its records, with the
+    ``weight_…`` of each task and the ``kept`` epoch of the run in every row (``notebooks/studies/nb00_family.py``)."""
+
+    def __init__(self, name: str) -> None:
+        folder = Path(__file__).parents[2] / "notebooks" / "results"
+        self.records = pd.read_csv(folder / f"{name}.csv", comment="#")
+        self.weightings = self.records.groupby("weighting").first().filter(like="weight_")
+        self.weightings.columns = self.weightings.columns.str.removeprefix("weight_")
+
+    def final(self) -> pd.DataFrame:
+        """The records of the epochs whose parameters were kept."""
+        return self.records[self.records["epoch"] == self.records["kept"]]
 
 
 class TrainedWeights:
@@ -88,7 +105,10 @@ class TrainedWeights:
 
 
 def weight_explorer(
-    sweep: Sweep, *, baselines: Mapping[str, Any] | None = None, start: Mapping[str, float] | None = None
+    sweep: Sweep | StoredSweep,
+    *,
+    baselines: Mapping[str, Any] | None = None,
+    start: Mapping[str, float] | None = None,
 ) -> Explorer:
     """Task weights over models that were really trained: front, gains and learning curves (notebooks 00, 02, 04).
 
@@ -104,11 +124,13 @@ def weight_explorer(
     start : ``{task: weight}``; the first state is the trained weighting nearest to it, or else the one whose gains
         differ most between tasks.
     """
-    names = [task.name for task in sweep.tasks]
+    names, found = list(sweep.weightings), sweep.records.query("split == 'valid' and metric != 'loss'")
     *others, last = names
     if len(names) not in (2, 3):
         raise ValueError(f"weight_explorer shows two or three tasks; this sweep has {', '.join(names)}")
-    chosen = {task.name: MAIN_METRIC[task.kind] for task in sweep.tasks}
+    if missing := set(names) - set(found["task"]):
+        raise ValueError(f"the sweep has no validation metric of {', '.join(sorted(missing))}")
+    chosen = found.groupby("task")["metric"].first()[names].to_dict()
     labels = [f"{name} {metric.upper()}" for name, metric in chosen.items()]
     signs = np.array([-1.0 if metric in LOWER_IS_BETTER else 1.0 for metric in chosen.values()])
     trained = TrainedWeights(sweep.weightings[names])
@@ -161,8 +183,6 @@ def _final_metrics(final: pd.DataFrame, count: int, chosen: Mapping[str, str]) -
     found = []
     for name, metric in chosen.items():
         rows = final.query("task == @name and metric == @metric and split == 'valid'")
-        if not len(rows):
-            raise ValueError(f"the sweep has no valid {metric!r} of {name!r}")
         wide = rows.pivot(index="seed", columns="weighting", values="value")
         found.append(wide.reindex(columns=range(count)))
     return np.stack(found, axis=2)

@@ -4,7 +4,8 @@
     python notebooks/source/build.py 01 02           build some
     python notebooks/source/build.py --check         say whether texts and notebooks agree, executing nothing
 
-Markers in a text are replaced. A code cell that holds only ``# {{setup}}`` becomes the setup cell; in markdown,
+Markers in a text are replaced. A code cell that holds only ``# {{setup}}`` becomes the setup cell, ``# {{find}}`` its
+first half, which imports no torch (notebook 00 shows a slider before it does); in markdown,
 ``{{colab_badge}}`` becomes the badge, ``{{repository}}`` the repository's address, which pyproject.toml holds, and
 a task's name, such as ``{{next_category}}``, the words in the task's colour.
 A code cell tagged ``plumbing``, whose first line must be ``# @title What it does``, is folded: JupyterLab hides it
@@ -43,7 +44,7 @@ ROOT = NOTEBOOKS.parent
 COMMAND = "python notebooks/source/build.py"
 MAX_BYTES = 1_000_000  # pictures have two pixels to one of the page
 # Pages still to be rewritten: for them the limits of pages.py are told, not asked.
-UNFINISHED = ("00", "01", "02", "04", "05", "06", "07")
+UNFINISHED = ("01", "02", "04", "05", "06", "07")
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 SETUP = """\
@@ -63,6 +64,10 @@ if not found and find_spec("google") and find_spec("google.colab"):
 sys.path[:0] = [str(found[0] if found else clone)]
 from mtl_helpers.notebook import start
 device, FAST = start()"""
+FIND = SETUP.partition("from mtl_helpers")[0].replace("import torch\n", "")
+FIND = FIND.replace("Setup: find the course's helpers, then start", "Find the course's helpers")
+FIND += "from mtl_helpers.widgets import number_folded_cells\nnumber_folded_cells()"
+STAMPS = {"# {{setup}}": SETUP, "# {{find}}": FIND}
 
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -137,9 +142,9 @@ def parse(name: str, text: str, address: str) -> NotebookNode:
             cell.metadata.pop(layout, None)
         cell.id = hashlib.sha256("\0".join([name, *key, str(seen[key])]).encode()).hexdigest()[:12]
         if cell.cell_type == "code":
-            if cell.source.strip() == "# {{setup}}":
+            if stamp := STAMPS.get(cell.source.strip()):
                 markers["setup"] += 1
-                cell.source = SETUP.replace("{{repository}}", address)
+                cell.source = stamp.replace("{{repository}}", address)
                 cell.metadata["tags"] = ["plumbing"]
             elif "{{setup}}" in cell.source:
                 raise BuildError(f"{name}, cell {number}: `# {{{{setup}}}}` must stand alone in its cell.")

@@ -29,7 +29,6 @@ class MadeUpSweep:
         self, names: tuple[str, ...] = ("click", "purchase"), seeds: int = 3, epochs: int = 6
     ) -> None:
         rng = np.random.default_rng(0)
-        self.tasks = [Task(name) for name in names]
         if len(names) == 2:
             grid = np.linspace(0.02, 0.98, 17)
             weights = np.stack([1 - grid, grid], axis=1)
