@@ -182,7 +182,7 @@ def _final_metrics(final: pd.DataFrame, count: int, chosen: Mapping[str, str]) -
     """(seeds, weightings, tasks) on the validation rows; NaN where a run has no such number."""
     found = []
     for name, metric in chosen.items():
-        rows = final.query("task == @name and metric == @metric and split == 'valid'")
+        rows = final[(final["task"] == name) & (final["metric"] == metric) & (final["split"] == "valid")]
         wide = rows.pivot(index="seed", columns="weighting", values="value")
         found.append(wide.reindex(columns=range(count)))
     return np.stack(found, axis=2)
