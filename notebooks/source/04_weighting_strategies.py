@@ -323,9 +323,9 @@ for curve in curves.values():
     curve.set(marker="", linewidth=2)
 dots = {n: ax.plot([], [], ms=8, animated=True, **plots.task_style(n))[0] for n in names}
 line = ax.axvline(0, color="#999999", lw=1, animated=True)
-ax.set(xlim=(0, steps), ylim=(-0.1, 3.1), xlabel="step", ylabel="weight (the three sum to 3)")
+ax.set(xlim=(0, steps), ylim=(0, 3.05), xlabel="step", ylabel="weight (the three sum to 3)")
 ax.set_title("What each strategy gave to each task")
-_ = ax.legend(loc="upper right", ncols=3)
+plots.legend_outside(fig)
 
 
 # %%
@@ -339,7 +339,9 @@ def draw(state):
     return f"{state['strategy']} at step {at + 1}: {given}. Range over the run: {trace.min():.2f} to {trace.max():.2f}."
 
 
-knobs = [dropdown("strategy", "strategy", list(traces)), slider("step", "step", 1, steps, steps // 2, step=1)]
+apart = max(traces, key=lambda name: np.ptp(traces[name], axis=1).mean())
+knobs = [dropdown("strategy", "strategy", list(traces), apart)]
+knobs.append(slider("step", "step", 1, steps, steps // 2, step=1))
 Explorer(fig, knobs, draw, title="Effective task weights over time")
 
 # %%
@@ -668,15 +670,14 @@ print({name: point.round(4).tolist() for name, point in points.items()})
 fig = plots.figure(4)
 ax = fig.subplots()
 ax.plot(*line_of.T, "o-", color="#999999", ms=4, label="fixed weights")
-ax.plot(*np.array(list(points.values())).T, "o", color="#56B4E9", ms=6, label="strategies")
-marker = ax.plot([], [], "s", color="#222222", ms=10, label="your weight", animated=True)[0]
-ring = ax.plot([], [], "o", color="#D55E00", ms=12, mfc="none", mew=2, label="your strategy", animated=True)[
-    0
-]
+ax.plot(*np.array(list(points.values())).T, "o", color="#8C510A", ms=6, label="strategies")
+look = {"color": plots.HERE, "mec": "black", "ms": 10, "animated": True}
+marker = ax.plot([], [], "s", label="your weight", **look)[0]
+ring = ax.plot([], [], "o", label="your strategy", **look)[0]
 ax.set(xlabel="click AUC (validation)", ylabel="purchase AUC (validation)")
 ax.set_title("Fixed weights and strategies, means over seeds")
 ax.margins(0.12)
-ax.legend(loc="best")
+plots.legend_outside(fig)
 purchase_weights = [round(float(w), 3) for w in pair.weightings["purchase"]]
 
 
@@ -695,7 +696,7 @@ def draw_front(state):
 
 
 knobs = [
-    choice_slider("weight", "purchase weight", purchase_weights),
+    choice_slider("weight", "purchase weight", sorted(purchase_weights)),
     dropdown("strategy", "strategy", list(points)),
 ]
 Explorer(fig, knobs, draw_front, title="Strategies over the front of fixed weights")
