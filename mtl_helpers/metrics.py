@@ -16,11 +16,10 @@ from numpy.typing import ArrayLike
 
 if TYPE_CHECKING:
     import pandas as pd
-    from torch import Tensor
 
 # fmt: off
 __all__ = [
-    "Interval", "accuracy", "auc", "batched_auc", "calibration_error", "confusion", "correct_downsampling",
+    "Interval", "accuracy", "auc", "calibration_error", "confusion", "correct_downsampling",
     "expected_auc", "expected_log_loss", "grouped_auc", "log_loss", "mean_interval", "paired_difference",
     "pareto_mask", "precision_recall", "reliability_curve",
 ]
@@ -56,15 +55,6 @@ def auc(labels: ArrayLike, scores: ArrayLike) -> float:
     ordered, wanted = np.sort(s), s[y == 1]
     below = np.searchsorted(ordered, wanted, "left") + np.searchsorted(ordered, wanted, "right")
     return float((below.sum() / 2 - n_pos**2 / 2) / (n_pos * n_neg))
-
-
-def batched_auc(scores: Tensor, labels: Tensor) -> Tensor:
-    """:func:`auc` of K score vectors, (K, n), against the same labels (n,): (K,) float64 on the CPU; NaN for NaN."""
-    import torch
-
-    rows, y = scores.cpu().numpy(), labels.cpu().numpy()
-    values = [np.nan if np.isnan(row).any() else auc(y, row) for row in rows]
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def expected_auc(probabilities: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None) -> float:

@@ -12,8 +12,10 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 
+import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -22,8 +24,8 @@ from torch.func import functional_call, vmap
 
 from mtl_helpers.data.tables import Batch, MultiTaskDataset, Task
 from mtl_helpers.losses import check_weights, label_counts, task_losses
-from mtl_helpers.metrics import LOWER_IS_BETTER, batched_auc, pareto_mask
-from mtl_helpers.training import MAIN_METRIC, check_parts, has_label
+from mtl_helpers.metrics import LOWER_IS_BETTER, pareto_mask
+from mtl_helpers.training import MAIN_METRIC, check_parts, has_label, measured
 
 __all__ = ["Sweep", "pareto_mask", "simplex_grid", "sweep"]
 
@@ -123,7 +125,7 @@ def sweep(
     keep: str = "last",
     progress: bool = True,
 ) -> Sweep:
-    """Train one model for each weighting (and seed) with AdamW, several at once.
+    """Train one model for each weighting (and seed) with AdamW, all weightings at once.
 
     The model of weighting w and seed s is what this gives, to within rounding (but dropout draws other units)::
 
@@ -148,13 +150,14 @@ def sweep(
 
     if not len(seeds) or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds is {seeds}: expected one or more, all different.")
-    starts = []
+    starts = {}
     for seed in seeds:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            starts.append(build())
-    check_parts("sweep", starts[0], train, valid, epochs)
-    names = [task.name for task in starts[0].tasks]
+            starts[int(seed)] = build()
+    first = starts[seeds[0]]
+    check_parts("sweep", first, train, valid, epochs)
+    names = [task.name for task in first.tasks]
     labelled = valid is not None and all(has_label(valid, name) for name in names)
     if keep != "last" and not (keep == "best" and labelled):
         raise ValueError(f"keep is {keep!r}: expected 'last', or 'best' with labels to validate every task.")
@@ -162,11 +165,8 @@ def sweep(
     for row in frame.to_dict("records") or [{}]:
         check_weights(row, names)
     frame, adam = frame[names], {"lr": lr, "weight_decay": weight_decay}
-    stacked = _stacks(starts[0].to(train.device), next(train.batches(5, shuffle=False)))
-    groups = [
-        _Group(start.to(train.device), stacked, frame, int(seed), adam)
-        for seed, start in zip(seeds, starts, strict=True)
-    ]
+    stacked = _stacks(first.to(train.device), next(train.batches(5, shuffle=False)))
+    groups = [_Group(start.to(train.device), stacked, frame, seed, adam) for seed, start in starts.items()]
     records, stopped = [], "finished"
     bar = tqdm(total=epochs * len(groups), unit="epoch", disable=not progress, leave=False)
     try:
@@ -184,28 +184,24 @@ def sweep(
         stopped = "interrupted"
     finally:
         bar.close()
-    records, runs = (
-        pd.concat(parts, ignore_index=True) for parts in (records, [group.runs for group in groups])
-    )
+    runs = pd.concat([group.runs for group in groups], ignore_index=True)
     kept = {name: torch.cat([group.kept[name] for group in groups]).cpu() for name in groups[0].kept}
-    return Sweep(tuple(starts[0].tasks), frame, records, runs, kept, stopped, build)
+    records = pd.concat(records, ignore_index=True)
+    return Sweep(tuple(first.tasks), frame, records, runs, kept, stopped, build)
 
 
 class _Group:
     """The models of one seed: one for each weighting, from the same start and on the same batches."""
 
-    def __init__(
-        self, start: nn.Module, stacked: bool, weightings: pd.DataFrame, seed: int, adam: dict
-    ) -> None:
-        self.tasks = start.tasks
-        self.runs = pd.DataFrame({"weighting": weightings.index, "seed": seed, "epoch": 0})
-        device = next(start.parameters()).device
-        self.weights = torch.tensor(weightings.to_numpy(), dtype=torch.float32, device=device)
-        self.together = _Together(start, len(weightings), _Memory(device) if stacked else None)
+    def __init__(self, start: nn.Module, stacked: bool, frame: pd.DataFrame, seed: int, adam: dict) -> None:
+        self.tasks, device = start.tasks, next(start.parameters()).device
+        self.runs = pd.DataFrame({"weighting": frame.index, "seed": seed, "epoch": 0})
+        self.weights = torch.tensor(frame.to_numpy(), dtype=torch.float32, device=device)
+        self.together = _Together(start, len(frame), stacked)
         trained = [value for value in self.together.parameters() if value.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, fused=device.type in ("cpu", "cuda"), **adam)
         self.generator = torch.Generator().manual_seed(seed)
-        self.score = self.best = torch.zeros(len(weightings))  # weighted validation loss, last and lowest
+        self.score = self.best = np.zeros(len(frame))  # weighted validation loss, last and lowest
         self.kept: dict[str, Tensor] = {}
 
     def run_epoch(
@@ -215,136 +211,124 @@ class _Group:
         self.together.train()
         sums, counts = torch.zeros_like(self.weights), torch.zeros_like(self.weights[0])
         for batch in train.batches(batch_size, generator=self.generator):
-            losses = self._losses(self.together(batch), batch)
+            losses = task_losses(self.tasks, self.together(batch), batch)
+            losses = torch.stack(list(losses.values()), dim=1)
             self.optimizer.zero_grad(set_to_none=True)
             (losses * self.weights).sum().backward()
             self.optimizer.step()
             count = label_counts(self.tasks, batch)
             sums += losses.detach() * count
             counts += count
-        means = sums / counts
+        means = (sums / counts).cpu().double().numpy()
         found = [("train", task.name, "loss", means[:, i]) for i, task in enumerate(self.tasks)]
         found += [] if valid is None else self._measure(valid, batch_size)
         keys = self.runs[["weighting", "seed"]].assign(epoch=epoch)
         return [
-            keys.assign(split=split, task=task, metric=metric, value=values.cpu().double().numpy())
+            keys.assign(split=split, task=task, metric=metric, value=values)
             for split, task, metric, values in found
         ]
 
-    def _losses(self, logits: dict[str, Tensor], batch: Batch) -> Tensor:
-        """Each task's mean loss, (K, T)."""
-        return torch.stack(list(task_losses(self.tasks, logits, batch).values()), dim=1)
-
     @torch.no_grad()
-    def _measure(self, data: MultiTaskDataset, batch_size: int) -> list[tuple[str, str, str, Tensor]]:
+    def _measure(self, data: MultiTaskDataset, batch_size: int) -> list[tuple[str, str, str, np.ndarray]]:
         """(split, task, metric, (K,)) of each task, as :func:`mtl_helpers.training.evaluate` gives them."""
         self.together.eval()
-        parts = [
-            {name: logits.clone() for name, logits in self.together(batch).items()}
-            for batch in data.batches(batch_size, shuffle=False)
-        ]
-        logits = {task.name: torch.cat([part[task.name] for part in parts], dim=1) for task in self.tasks}
-        found = []
-        losses = self._losses(logits, data).cpu()
-        self.score = (losses * self.weights.cpu()).sum(1)
-        for task, loss in zip(self.tasks, losses.T, strict=True):
-            known = data.masks.get(task.name, slice(None))
-            own, labels = logits[task.name][:, known], data.labels[task.name][known]
-            if task.kind == "binary":
-                value = batched_auc(own.sigmoid().cpu(), labels.cpu())
-            elif task.kind == "multiclass":
-                value = (own.argmax(-1) == labels).float().mean(-1)
-            else:
-                value = data.scales.get(task.name, (0.0, 1.0))[1] * (own - labels).square().mean(-1).sqrt()
-            loss = loss if has_label(data, task.name) else torch.full_like(loss, math.nan)
-            value = torch.where(loss.isfinite(), value.cpu(), math.nan)
-            found += [("valid", task.name, "loss", loss), ("valid", task.name, MAIN_METRIC[task.kind], value)]
+        parts, found = {task.name: [] for task in self.tasks}, []
+        for batch in data.batches(batch_size, shuffle=False):
+            for name, logits in self.together(batch).items():
+                parts[name].append(logits.clone())
+        for task in self.tasks:
+            each = [measured(task, logits, data) for logits in torch.cat(parts[task.name], dim=1)]
+            for metric in ("loss", MAIN_METRIC[task.kind]):
+                values = np.array([of_model.get(metric, math.nan) for of_model in each])
+                found.append(("valid", task.name, metric, values))
+        losses = np.stack([values for *_, metric, values in found if metric == "loss"], axis=1)
+        self.score = (losses * self.weights.cpu().numpy()).sum(1)
         return found
 
     def keep(self, epoch: int, best: bool) -> None:
         """Set this epoch's parameters aside; with ``best``, of those runs alone whose weighted loss is their lowest."""
-        chosen = self.score < self.best if best and self.kept else torch.full_like(self.score, True).bool()
-        self.best = torch.where(chosen, self.score, self.best)
-        self.runs.loc[chosen.numpy(), "epoch"] = epoch
-        named = self.together.model.named_parameters()
-        now, old = {name: value.detach().clone() for name, value in named}, ~chosen
+        chosen = self.score < self.best if best and self.kept else np.full(len(self.runs), True)
+        self.best = np.where(chosen, self.score, self.best)
+        self.runs.loc[chosen, "epoch"] = epoch
+        now = {name: value.detach().clone() for name, value in self.together.model.named_parameters()}
         for name, value in self.kept.items():
-            now[name][old] = value[old]
+            now[name][~chosen] = value[~chosen]
         self.kept = now
 
 
 class _Together(nn.Module):
     """K models from one start, with parameters (K, …): a batch → ``{task: logits (K, n, …)}``.
 
-    With a memory, its layers compute for K models and the logits are valid until the memory's next use; without one,
+    With ``stacked`` its layers compute for K models, and what they give lasts until the next call; without,
     ``torch.func.vmap`` transforms the model.
     """
 
-    def __init__(self, start: nn.Module, k: int, memory: _Memory | None) -> None:
+    def __init__(self, start: nn.Module, k: int, stacked: bool) -> None:
         super().__init__()
-        self.model, self.k, self.memory = copy.deepcopy(start), k, memory
+        self.model, self.k, self.stacked, self.memory = copy.deepcopy(start), k, stacked, _Memory()
         for name, value in start.named_parameters():
             path, _, own = name.rpartition(".")
             many = nn.Parameter(torch.stack([value.detach()] * k), value.requires_grad)
             setattr(self.model.get_submodule(path), own, many)
-        for layer in self.model.modules() if memory else ():
-            layer.__class__ = STACKED.get(type(layer), type(layer))
-            layer.memory = memory
+        for layer in self.model.modules() if stacked else ():
+            if type(layer) in STACKED:
+                layer.forward = partial(STACKED[type(layer)], layer, self.memory)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        if self.memory:
-            self.memory.taken.clear()
+        self.memory.taken.clear()
+        if self.stacked:
             return self.model(batch.numeric.expand(self.k, -1, -1), batch.categorical)
         given, parameters = (batch.numeric, batch.categorical), dict(self.model.named_parameters())
         return vmap(lambda own: functional_call(self.model, own, given), randomness="different")(parameters)
 
 
 def _stacks(model: nn.Module, batch: Batch) -> bool:
-    """Whether a model is made of layers that can compute for K models: they give its own logits on a few rows."""
-    stacked, mapped = (_Together(model, 3, memory).eval() for memory in (_Memory(batch.numeric.device), None))
+    """Whether a model's layers can compute for K models: they give its own logits on a few rows."""
+    stacked, mapped = (_Together(model, 3, how).eval() for how in (True, False))
     with torch.no_grad():
         for value in (*stacked.parameters(), *mapped.parameters()):
             value *= value.new_tensor([1, -1, 0.5]).view(-1, *[1] * (value.dim() - 1))
         wanted = mapped(batch)
         try:
             found = stacked(batch)
-        except (RuntimeError, ValueError, IndexError):  # its own forward pass has no place for one axis more
+        except (AttributeError, RuntimeError, ValueError, IndexError):  # no place for one axis more, no bias
             return False
     return all(torch.allclose(found[name], wanted[name], rtol=1e-4, atol=1e-5) for name in wanted)
 
 
 class _Memory:
-    """Memory of one block's step, handed out again in the next: it stays in the processor's cache."""
+    """Memory for the layers of one step, handed out again in the next: new memory is slow at first use."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.held, self.taken = device, defaultdict(list), Counter()
+    def __init__(self) -> None:
+        self.held, self.taken = defaultdict(list), Counter()
 
-    def take(self, *shape: int) -> Tensor:
+    def take(self, like: Tensor, *shape: int) -> Tensor:
         held, number = self.held[shape], self.taken[shape]
         self.taken[shape] += 1
         if number == len(held):
-            held.append(torch.empty(shape, device=self.device))
+            held.append(like.new_empty(shape))
         return held[number]
 
 
-class _LinearStep(torch.autograd.Function):
+class _Linear(torch.autograd.Function):
+    """K linear layers: (K, n, in), weight (K, out, in) and bias (K, out) → (K, n, out)."""
+
     @staticmethod
     def forward(ctx, memory: _Memory, inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.memory = memory
         ctx.save_for_backward(inputs, weight)
-        out = memory.take(*inputs.shape[:2], weight.shape[1])
+        out = memory.take(bias, *inputs.shape[:2], weight.shape[1])
         return torch.baddbmm(bias.unsqueeze(1), inputs, weight.mT, out=out)
 
     @staticmethod
     def backward(ctx, slope: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, weight = ctx.saved_tensors
-        below = (
-            torch.bmm(slope, weight, out=ctx.memory.take(*inputs.shape)) if ctx.needs_input_grad[1] else None
-        )
+        (inputs, weight), below = ctx.saved_tensors, None
+        if ctx.needs_input_grad[1]:
+            below = torch.bmm(slope, weight, out=ctx.memory.take(slope, *inputs.shape))
         return None, below, torch.bmm(slope.mT, inputs), slope.sum(1)
 
 
-class _ReLUStep(torch.autograd.Function):
+class _ReLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx, inputs: Tensor) -> Tensor:
         ctx.mark_dirty(inputs.relu_())
@@ -353,29 +337,19 @@ class _ReLUStep(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, slope: Tensor) -> Tensor:
-        (out,) = ctx.saved_tensors  # whoever read it has taken its own backward step: its memory is free
+        (out,) = ctx.saved_tensors  # its readers have taken their backward steps: its memory is free
         return torch.ops.aten.threshold_backward.grad_input(slope, out, 0, grad_input=out)
 
 
-class _Linears(nn.Linear):
-    """K linear layers: weight (K, out, in), bias (K, out); (K, n, in) → (K, n, out)."""
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return _LinearStep.apply(self.memory, inputs, self.weight, self.bias)
-
-
-class _ReLUs(nn.ReLU):
-    def forward(self, inputs: Tensor) -> Tensor:
-        return _ReLUStep.apply(inputs)
-
-
-class _Embeddings(nn.Embedding):
+def _look_up(layer: nn.Embedding, index: Tensor) -> Tensor:
     """K tables, (K, rows, d), read side by side in one look-up: indices (…) → (K, …, d)."""
-
-    def forward(self, index: Tensor) -> Tensor:
-        k, _, width = self.weight.shape
-        found = F.embedding(index, self.weight.transpose(0, 1).flatten(1))
-        return found.unflatten(-1, (k, width)).movedim(-2, 0)
+    k, _, width = layer.weight.shape
+    found = F.embedding(index, layer.weight.transpose(0, 1).flatten(1))
+    return found.unflatten(-1, (k, width)).movedim(-2, 0)
 
 
-STACKED = {nn.Linear: _Linears, nn.ReLU: _ReLUs, nn.Embedding: _Embeddings}
+STACKED = {
+    nn.Linear: lambda layer, memory, inputs: _Linear.apply(memory, inputs, layer.weight, layer.bias),
+    nn.ReLU: lambda layer, memory, inputs: _ReLU.apply(inputs),
+    nn.Embedding: lambda layer, memory, index: _look_up(layer, index),
+}

@@ -350,14 +350,17 @@ def evaluate(model: nn.Module, data: MultiTaskDataset, states: States | None = N
     ``data.weights`` a weighted mean. The metrics count every row alike, and ``rmse`` is in the label's own unit. A task
     without a label has NaN. ``states`` as in :func:`predict`.
     """
-    logits, values = _logits(model, data, states), {}
-    for task in model.tasks:
-        own, labels, mask = logits[task.name], data.labels[task.name], data.masks.get(task.name)
-        loss = task_loss(task, own, labels, mask, data.weights).item()
-        values[task.name] = {"loss": loss if has_label(data, task.name) else math.nan}
-        if math.isfinite(own.sum().item()):
-            prediction = _to_prediction(task, own, data).cpu()
-            truth = _to_prediction(task, labels, data) if task.kind == "regression" else labels
-            known = None if mask is None else mask.cpu()
-            values[task.name] |= task_metrics(task, prediction, truth.cpu(), known)
+    logits = _logits(model, data, states)
+    return {task.name: measured(task, logits[task.name], data) for task in model.tasks}
+
+
+def measured(task: Task, logits: Tensor, data: MultiTaskDataset) -> dict[str, float]:
+    """What :func:`evaluate` says of one task, from its logits; without metrics where they are not finite."""
+    labels, mask = data.labels[task.name], data.masks.get(task.name)
+    loss = task_loss(task, logits, labels, mask, data.weights).item()
+    values = {"loss": loss if has_label(data, task.name) else math.nan}
+    if math.isfinite(logits.sum().item()):
+        truth = _to_prediction(task, labels, data) if task.kind == "regression" else labels
+        known = None if mask is None else mask.cpu()
+        values |= task_metrics(task, _to_prediction(task, logits, data).cpu(), truth.cpu(), known)
     return values

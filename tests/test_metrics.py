@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from sklearn import metrics as sk
 
 from mtl_helpers.data import Task
 from mtl_helpers.metrics import (
     accuracy,
     auc,
-    batched_auc,
     calibration_error,
     confusion,
     correct_downsampling,
@@ -44,14 +42,6 @@ def test_against_scikit_learn(seed, ties):
     )
     tn, fp, fn, tp = sk.confusion_matrix(y, p >= 0.4).ravel()
     assert confusion(y, p, 0.4) == {"tp": tp, "fp": fp, "fn": fn, "tn": tn}
-
-
-def test_batched_auc_equals_one_by_one():
-    y, _ = draw()
-    scores = torch.rand(6, len(y), generator=torch.Generator().manual_seed(0)).round(decimals=1)
-    expected = [auc(y, row) for row in scores.numpy()]
-    assert batched_auc(scores, torch.tensor(y)).tolist() == pytest.approx(expected)
-    assert batched_auc(scores, torch.zeros(len(y))).isnan().all()
 
 
 def test_constant_scores_and_single_classes():
