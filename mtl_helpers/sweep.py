@@ -36,7 +36,7 @@ Build = Callable[[], nn.Module]
 class Sweep:
     """What a sweep has trained and measured.
 
-    weightings : one row per weighting, numbered from 0, one column per task.
+    weightings : one row per weighting, one column per task.
     records : columns ``weighting``, ``seed``, ``epoch`` (from 1), ``split`` (``"train"`` or ``"valid"``), ``task``,
         ``metric`` and ``value``: each task's ``loss`` (on ``"train"`` the mean over the epoch's labelled rows, before
         each step), on ``"valid"`` also its main metric. NaN from where a loss became NaN or infinite.
@@ -73,21 +73,19 @@ class Sweep:
         model.load_state_dict(model.state_dict() | {name: of[row] for name, of in self.parameters.items()})
         return model.cpu().eval()
 
-    def pareto(self, metric: str | Mapping[str, str] = "loss", split: str = "valid") -> pd.DataFrame:
-        """Each weighting's final metric of each task, mean over seeds, and whether another one beats it.
+    def pareto(self, metric: str | Mapping[str, str] = "loss") -> pd.DataFrame:
+        """Each weighting's final validation metric of each task, mean over seeds, and whether another one beats it.
 
-        ``metric`` is one name for all tasks, or ``{task: name}``. Losses and RMSE are better low, all others high. A
-        row per weighting with ``weighting``, one column per task and ``dominated``: another row is at least as good on
-        every task and better on one. A row with NaN is dominated.
+        ``metric`` is one name for all tasks, or ``{task: name}``; losses and RMSE are better low, all others high. A
+        row per weighting: ``weighting``, one column per task, and ``dominated`` (see :func:`pareto_mask`).
         """
-        names, final = list(self.weightings), self.final(split)
+        names, final = list(self.weightings), self.final("valid")
         chosen = dict.fromkeys(names, metric) if isinstance(metric, str) else metric
         rows = final[final["metric"] == final["task"].map(chosen)]
         table = rows.groupby(["weighting", "task"])["value"].mean().unstack().rename_axis(columns=None)
         if missing := [name for name in names if name not in table]:
-            raise ValueError(f"No {split} {metric!r} of {', '.join(missing)}: it has {set(final['metric'])}.")
-        high = [chosen[name] not in LOWER_IS_BETTER for name in names]
-        front = pareto_mask(table[names], maximise=high)
+            raise ValueError(f"No valid {metric!r} of {', '.join(missing)}: it has {set(final['metric'])}.")
+        front = pareto_mask(table[names], maximise=[chosen[name] not in LOWER_IS_BETTER for name in names])
         return table[names].assign(dominated=~front).reset_index()
 
 
@@ -97,8 +95,7 @@ def simplex_grid(
     """Evenly spaced weights of two or more tasks that sum to 1, as a list for :func:`sweep`.
 
     ``n`` points lie along each edge of the simplex: n weightings for two tasks (33 unless given), n·(n+1)/2 for three
-    (36 unless given: n = 8). No weight falls below ``lowest``; above 0 it leaves out the corners, where a task is not
-    trained at all.
+    (36: n = 8). No weight falls below ``lowest``; above 0 it leaves out the corners, which do not train every task.
     """
     names = [task.name if isinstance(task, Task) else task for task in tasks]
     n, free = (33 if len(names) == 2 else 8) if n is None else n, 1 - lowest * len(names)
