@@ -30,6 +30,7 @@ from mtl_helpers.data import (
     clean_impressions,
     clean_items,
     clean_users,
+    history_sequences,
     load_shop,
     make_world,
     pictures,
@@ -199,6 +200,21 @@ def test_changing_the_future_changes_no_feature(shop, frame):
     pd.testing.assert_frame_equal(frame.loc[past, columns], other.loc[past, columns])
 
 
+def test_history_sequences_hold_the_last_clicks(frame):
+    found = history_sequences(frame, length=5)
+    for i in np.random.default_rng(0).integers(0, len(frame), 300):
+        row = frame.iloc[i]
+        past = (frame["user_id"] == row["user_id"]) & (frame["timestamp"] < row["session_start"])
+        last = frame[past & (frame["click"] == 1)].tail(5).iloc[::-1]
+        assert found["item"][i].tolist() == [*(last["item_id"] + 1), *[0] * (5 - len(last))]
+        names = dict(zip(found["sub_category"][i], last["sub_category"], strict=False))
+        assert len(set(names.values())) == len(names) and 0 not in names
+        hours = (row["session_start"] - last["timestamp"]).dt.total_seconds() / 3600
+        np.testing.assert_allclose(found["hours"][i, : len(last)], hours, rtol=1e-5)
+        paid = last["purchase_time"] < row["session_start"]
+        assert found["bought"][i].tolist() == [*paid, *[False] * (5 - len(last))]
+
+
 def test_labels_that_look_ahead(frame):
     for _, row in frame.sample(200, random_state=1).iterrows():
         later = (frame["user_id"] == row["user_id"]) & (frame["session_start"] > row["session_start"])
@@ -207,6 +223,10 @@ def test_labels_that_look_ahead(frame):
             assert CATEGORIES[int(row["next_category"])] == first.category
             assert row["next_item"] == first.item_id and row["next_click_time"] == first.timestamp
         assert len(later) or row[["next_category", "next_item"]].isna().all()
+        week = row["session_start"], row["session_start"] + pd.Timedelta("7D")
+        paid = (frame["user_id"] == row["user_id"]) & frame["purchase_time"].between(*week, "left")
+        assert np.isnan(row["spend_7d"]) or row["spend_7d"] == pytest.approx(frame["price"][paid].sum())
+    assert 0.1 < frame["spend_7d"].isna().mean() < 0.9 and (frame["spend_7d"] > 0).any()
 
 
 def test_labels_are_cut_at_the_end_of_their_part(frame):
@@ -216,6 +236,7 @@ def test_labels_are_cut_at_the_end_of_their_part(frame):
     assert train["timestamp"].max() < end
     assert (train["next_click_time"].dropna() < end).all() and train["next_category"].notna().any()
     assert train["purchase"].notna().all()
+    assert (train.loc[train["spend_7d"].notna(), "session_start"] + pd.Timedelta("7D") <= end).all()
     assert (train.loc[train["purchase"] == 1, "purchase_time"] < end).all()
     assert (
         frame.loc[train.index, "purchase"] > train["purchase"]

@@ -1,7 +1,8 @@
 """The shop's raw log made ready for learning: cleaned, joined, with features of the past only, and split.
 
 Taught in notebook 01: :func:`clean_users`, :func:`clean_items` and :func:`clean_impressions` undo the dirt,
-:func:`shop_frame` joins and adds features, :func:`shop_splits` cuts without a leak.
+:func:`shop_frame` joins and adds features, :func:`history_sequences` gives each row's last clicks to models that read
+sequences, :func:`shop_splits` cuts without a leak.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from mtl_helpers.metrics import expected_auc
 __all__ = [
     "PRIOR_CTR", "PRIOR_VIEWS", "SHOP_CATEGORICAL", "SHOP_COUNTS", "SHOP_HISTORY", "SHOP_IDS", "SHOP_NUMERIC",
     "SHOP_TASKS", "bayes_auc", "clean_impressions", "clean_items", "clean_users", "clip_outliers", "convert_units",
-    "drop_duplicate_rows", "mask_future_labels", "shop_frame", "shop_splits", "tidy_text",
+    "drop_duplicate_rows", "history_sequences", "mask_future_labels", "shop_frame", "shop_splits", "tidy_text",
 ]
 
 PRIOR_CTR, PRIOR_VIEWS = 0.07, 20.0
@@ -45,6 +46,7 @@ SHOP_HISTORY = (
 """What a user did lately: fading sums (half-life a day, a week, a fortnight), and the last click."""
 SHOP_NUMERIC = (*SHOP_COUNTS, *SHOP_HISTORY)
 # fmt: on
+_WEEK = pd.Timedelta(days=7)
 
 
 def drop_duplicate_rows(frame: pd.DataFrame) -> pd.DataFrame:
@@ -128,8 +130,8 @@ def shop_frame(shop: Shop) -> pd.DataFrame:
       smoothed: (clicks + PRIOR_VIEWS · PRIOR_CTR) / (views + PRIOR_VIEWS). ``last_sub_category`` is that of the
       user's last click ("none" without one);
     - labels that look ahead: ``next_category`` (class in :data:`CATEGORIES`) and ``next_item`` of the user's first
-      click in a later session, at ``next_click_time``. NaN when the log does not hold it. Split with
-      :func:`shop_splits`, which cuts them.
+      click in a later session, at ``next_click_time``; ``spend_7d``, EUR that the user pays in the 7 days after the
+      session began. NaN when the log does not hold them. Split with :func:`shop_splits`, which cuts them.
 
     ``dwell_seconds``, ``purchase_time``, ``next_click_time`` and the labels are outcomes: never features. Raises
     ValueError for a user or an item that its table does not know.
@@ -149,20 +151,24 @@ def shop_frame(shop: Shop) -> pd.DataFrame:
         days_on_sale=(frame["timestamp"] - frame["on_sale_since"]).dt.days,
     )
     later = _nearest_click(frame, "session_start", "forward", ["timestamp", "category", "item_id"])
+    week, spent = frame["session_start"] + _WEEK, (frame["purchase"] * frame["price"]).to_numpy(float)
+    paid = [_earlier(frame, "user_id", moment="purchase_time", days=days)(spent) for days in (7, 0)]
     return frame.assign(
         **_history(frame),
+        spend_7d=np.where(week <= frame["timestamp"].max(), paid[0] - paid[1], np.nan),
         next_click_time=later["timestamp"],
         next_category=later["category"].map({name: float(k) for k, name in enumerate(CATEGORIES)}),
         next_item=later["item_id"],
     )
 
 
-def _earlier(frame: pd.DataFrame, *key: str, moment: str = "timestamp") -> Callable[..., np.ndarray]:
+def _earlier(
+    frame: pd.DataFrame, *key: str, moment: str = "timestamp", days: int = 0
+) -> Callable[..., np.ndarray]:
     """A function of values and a half-life in days: for each row, the sum of value · ½^(days ago / half-life) over the
-    rows of the same key whose moment lies before the row's session began."""
+    rows of the same key whose moment lies before the row's session began, or so many days after."""
     group = frame.groupby(list(key), sort=False).ngroup().to_numpy().astype(np.int64) << 32
-    since = (frame[name] - frame["session_start"].min() for name in ("session_start", moment))
-    start, second = (x.dt.total_seconds().fillna(2**31).to_numpy().astype(np.int64) for x in since)
+    start, second = _seconds(frame, "session_start") + 86_400 * days, _seconds(frame, moment)
     order = np.argsort(group | second, kind="stable")
     # key and second share one sorted int64, in which a search finds where a row's past begins and ends
     first, end = (np.searchsorted((group | second)[order], group | moment) for moment in (0, start))
@@ -173,6 +179,12 @@ def _earlier(frame: pd.DataFrame, *key: str, moment: str = "timestamp") -> Calla
         return np.where(end > first, running[end - 1], 0) * 2 ** (-start / 86_400 / half_life)
 
     return past
+
+
+def _seconds(frame: pd.DataFrame, moment: str) -> np.ndarray:
+    """Whole seconds since the log's first session; far in the future where the moment is missing."""
+    since = (frame[moment] - frame["session_start"].min()).dt.total_seconds()
+    return since.fillna(2**31).to_numpy().astype(np.int64)
 
 
 def _history(frame: pd.DataFrame) -> dict[str, np.ndarray]:
@@ -211,16 +223,38 @@ def _nearest_click(frame: pd.DataFrame, moment: str, direction: str, columns: li
     return pd.merge_asof(rows, clicks, direction=direction, **join).set_axis(rows.index).sort_index()
 
 
+def history_sequences(frame: pd.DataFrame, length: int = 20) -> dict[str, np.ndarray]:
+    """The last clicks of each row's user before the session began, latest first, for models that read sequences.
+
+    Each (n, length): ``item``, item_id + 1, or 0 where there is no further click; ``sub_category``, a number of its own
+    for each name, likewise; ``hours`` since then, float32; ``bought``, if its purchase was in when the session began.
+    """
+    frame = frame.reset_index(drop=True)
+    event = frame[frame["click"] == 1].sort_values(["user_id", "timestamp"], kind="stable")
+    second, paid = (_seconds(frame, name)[event.index] for name in ("timestamp", "purchase_time"))
+    start, user = _seconds(frame, "session_start"), frame["user_id"].to_numpy().astype(np.int64) << 32
+    end, first = (np.searchsorted(user[event.index] | second, user | moment) for moment in (start, 0))
+    place = end[:, None] - 1 - np.arange(length)
+    there, place = place >= first[:, None], np.maximum(place, 0)
+    sub = pd.factorize(event["sub_category"], sort=True)[0]
+    return {
+        "item": np.where(there, event["item_id"].to_numpy()[place] + 1, 0),
+        "sub_category": np.where(there, sub[place] + 1, 0),
+        "hours": np.where(there, (start[:, None] - second[place]) / 3600, 0).astype(np.float32),
+        "bought": there & (paid[place] < start[:, None]),
+    }
+
+
 def mask_future_labels(frame: pd.DataFrame, until: pd.Timestamp, pending: str = "no") -> pd.DataFrame:
     """Forget what whoever trains at the moment ``until`` cannot know yet; all rows stay. Next clicks at or after it
-    become NaN. A purchase that is not in by then counts as none, or, with ``pending="unknown"``, ``purchase`` of the
-    last four days (nine of ten are in by then) is NaN: unbiased, at the price of the latest rows."""
+    become NaN, as does ``spend_7d`` of the last week. A purchase that is not in by then counts as none, or, with
+    ``pending="unknown"``, ``purchase`` of the last four days (nine of ten are in by then) is NaN: unbiased, at the
+    price of the latest rows."""
     known, bought = frame["next_click_time"] < until, (frame["purchase_time"] < until).astype(float)
     return frame.assign(
         **{name: frame[name].where(known) for name in ("next_category", "next_item", "next_click_time")},
-        purchase=bought.where(frame["timestamp"] + pd.Timedelta(days=4) <= until)
-        if pending == "unknown"
-        else bought,
+        spend_7d=frame["spend_7d"].where(frame["session_start"] + _WEEK <= until),
+        purchase=bought.where((frame["timestamp"] + pd.Timedelta(days=4) <= until) | (pending == "no")),
     )
 
 
