@@ -134,7 +134,9 @@ def two_losses_explorer(curvatures: ArrayLike, centres: ArrayLike) -> Explorer:
         ax.plot(*line.T, color="#222222", lw=1.2, ls="--")
     left.set(xlabel="shared parameter θ₁", ylabel="shared parameter θ₂", title="Where the joint optimum lies")
     x, y = reach = front.max(0)
-    right.set(xlabel="loss of click (first unit)", ylabel="loss of purchase", title="The same on the front")
+    right.set(
+        xlabel="loss of click (original unit)", ylabel="loss of purchase", title="The same on the front"
+    )
     right.set(xlim=(-0.08 * x, 1.1 * x), ylim=(-0.08 * y, 1.1 * y))
     look = {"color": "#222222", "ms": 9, "mec": "white", "animated": True}
     here, there = (ax.plot([], [], "D", **look)[0] for ax in (left, right))
@@ -165,7 +167,7 @@ def two_losses_explorer(curvatures: ArrayLike, centres: ArrayLike) -> Explorer:
 
     knobs = [
         slider("weight", "weight of purchase", 0.0, 1.0, 0.5, step=0.01, unit="click gets the rest"),
-        choice_slider("unit", "loss of click multiplied by", UNITS, 100.0, unit="its unit", fmt="g"),
+        choice_slider("unit", "loss of click multiplied by", UNITS, 100.0, fmt="g"),
     ]
     return Explorer(fig, knobs, update, title="Two quadratic losses, one weight")
 

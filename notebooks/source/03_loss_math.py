@@ -48,7 +48,7 @@ course_map("03")
 # ## When is one half not a half?
 #
 # Two tasks share two parameters. The loss of each is a bowl with a lowest point of its own. Both weigh one half, and
-# yet {{click}} gets nearly all it wants: somebody wrote its loss in cents, not in euros. **Find the weight of
+# yet {{click}} gets nearly all it wants: its loss is a sum over 100 rows, where a mean was meant. **Find the weight of
 # {{purchase}} that makes up for it.** Then set the factor back to 1.
 
 # %%
@@ -346,11 +346,11 @@ said = check_gradient("(σ(z) − y)/m, our form", ours, z, slope)
 said += check_gradient("the same for `losses.task_loss`", helper, z, slope)
 
 
-def log_sum_exp(z):  # the largest logit leaves the sum, so that no exponent is above 0
+def stable_log_sum(z):  # the largest logit leaves the sum: no exponent above 0
     return z.max() + (z - z.max()).exp().sum().log()
 
 
-said += check_gradient("log Σ eᶻ has slope softmax(z)", log_sum_exp, z, z.softmax(0))
+said += check_gradient("log Σ eᶻ has slope softmax(z)", stable_log_sum, z, z.softmax(0))
 Markdown(said)
 
 # %% [markdown]
@@ -522,8 +522,8 @@ purchase = by_task["purchase"]
 before, after = (runs[:, 1, purchase].mean() for runs in (first, later))
 others = np.delete(first[:, 1], purchase, axis=1).max(axis=1)
 louder = int((first[:, 1, purchase] > others).sum())
-title = f"Untrained, the rarest label is the loudest in {louder} of {SEEDS} models; "
-title += f"once base rates are known it gives {100 * after:.1f} % of the gradient"
+title = f"Purchase is the loudest in {louder} of {SEEDS} untrained models, "
+title += f"and gives {100 * after:.1f} % of the gradient later"
 spreads = (first[:, 0].mean(axis=0), [*constants.values()])
 spreads = (max(each) / min(each) for each in spreads)
 spread = "Largest / smallest: {:.1f} and {:.0f}".format(*spreads)
@@ -565,10 +565,10 @@ Markdown(
 )
 
 # %% [markdown]
-# Two different things are called "the size of a loss". The dots are losses of an *untrained* model, which says about ½ to
-# every yes/no question: it is wrong on nearly all rows of the rarest label, all in the same direction, so that label's
-# gradient is the longest. The bars are losses of the *best constant*. Once the towers know the base rates, which training
-# teaches them first, the rare label is the quietest. Neither number says what a sale is worth.
+# Two different things are called "the size of a loss". The dots on the left are losses of an *untrained* model, which says
+# about ½ to every yes/no question: on nearly all rows it errs about the rarest label in the same direction, those gradients
+# add up, and on average {{purchase}} moves the bottom most. The bars are losses of the *best constant*. Once the towers
+# know the base rates, the rare label is the quietest. Neither number says what a sale is worth.
 #
 # ### The unit of a label is a weight
 #
@@ -768,28 +768,27 @@ adam_guess.answer(answer)
 # But with a frozen bottom the tower of *spend* does not notice: under Adam a weight is not a tower's learning rate.
 #
 # **So this course uses AdamW.** Strategies of notebook 04 differ in the sum of their weights. Under Adam with L2 each of them
-# would get a regularisation of its own, and the comparison would measure that. Under AdamW only ratios count:
+# would get a regularisation of its own, and the comparison would measure that. Under AdamW only ratios count, up to $\epsilon$:
 
 # %% tags=["plumbing"]
-# @title Weights × 1/30, × 1 and × 30, under AdamW and under Adam with L2
-KINDS = {"AdamW": AdamW, "Adam with L2": Adam}
-FACTORS = {"1/30": 1 / 30, "1": 1.0, "30": 30.0}
+# @title Weights × 1/30 and × 30 against × 1, under AdamW and under Adam with L2
+KINDS = {"AdamW": (AdamW, 1e-8), "AdamW, ε = 1e-14": (AdamW, 1e-14)}
+KINDS |= {"Adam with L2": (Adam, 1e-8)}
 scaled = {
-    (name, text): max(apart((k, k), kind, weight_decay=decay).values())
-    for name, kind in KINDS.items()  # each with decay
-    for text, k in FACTORS.items()  # of both weights
+    (name, text): max(apart((k, k), kind, weight_decay=decay, eps=eps).values())
+    for name, (kind, eps) in KINDS.items()  # against weights 1 and 1
+    for text, k in {"1/30": 1 / 30, "30": 30.0}.items()
 }
+gaps = [*scaled.values()]
 fig = plots.figure(2.4)
 ax = fig.subplots()
-free = {name: max(scaled[name, text] for text in FACTORS) < 0.01 for name in KINDS}
-colors = ["#222222" if free[name] else BROKEN for name, _ in scaled]
-ax.barh(range(6), list(scaled.values()), color=colors)
+ax.barh(range(6), gaps, color=["#222222" if gap < 0.1 else BROKEN for gap in gaps])
 ax.set_yticks(range(6), [f"{name}, × {text}" for name, text in scaled])
 plots.value_labels(ax, ".4f")
 ax.set(ylim=(5.5, -0.5), xlabel="distance / way, of the group that moved most")
-known = free == {"AdamW": True, "Adam with L2": False}
-title = "A common factor: free under AdamW, a regulariser under L2"
-ax.set_title(title if known else "A common factor")
+most, least = 100 * max(gaps[:2]), 100 * min(gaps[4:])
+title = f"A common factor: ≤ {most:.1f} % apart under AdamW, ≥ {least:.0f} % under L2"
+ax.set_title(title)
 fig
 
 # %% [markdown]
@@ -810,7 +809,7 @@ uw = weighting.UncertaintyWeighting((Task("click"), Task("purchase"))).double()
 uw.log_variance.data = best
 torch.testing.assert_close(uw(loss).detach(), term(best))
 said += "At the losses of the best constants both terms together can fall to "
-Markdown(said + f"**{term(best):.2f}**, as the helper says.")
+Markdown(said + plots.minus(f"**{term(best):.2f}**") + ", as the helper says.")
 
 # %% tags=["plumbing"]
 # @title Train click and purchase with it
@@ -840,8 +839,8 @@ below = int((log["total"] < 0).idxmax()) if (log["total"] < 0).any() else None
 left.set(xlabel="optimiser step", ylabel="nats")
 left.set_title("No negative total" if below is None else f"Negative from step {below}")
 right.set(xlabel="optimiser step", ylabel="learned weight $e^{-s}$", ylim=(0, None))
-grows = log["w purchase"].iloc[-1] > log["w purchase"].iloc[len(log) // 2]
-right.set_title("… because the weights still grow" if grows else "The weights")
+times = log["w purchase"].iloc[-1] / log["w purchase"].iloc[0]
+right.set_title(f"Purchase's weight ends {times:.0f} times as large")
 plots.legend_outside(fig, left)
 fig
 
@@ -1006,8 +1005,7 @@ smooth_max = weighting.STCH((Task("click"), Task("purchase")), mu=0.02)
 starts = (-1.0, -0.3, 0.3, 1.0)
 ends = {"the sum": [descend(torch.sum, start) for start in starts]}
 ends["STCH"] = [descend(smooth_max, start) for start in starts]
-said = {name: ", ".join(f"{end:.2f}" for end in found) for name, found in ends.items()}
-said = "; ".join(f"{name} ends at θ = {found}" for name, found in said.items())
+said = "; ".join(f"{name} ends at θ = {np.round(found, 2) + 0.0}" for name, found in ends.items())
 Markdown(plots.minus(f"From four starts, equal weights: {said}."))
 
 # %% [markdown]
@@ -1151,7 +1149,7 @@ Markdown(f"Lengths {g1.norm():.2f}, {g2.norm():.2f}: w = {w:.3f} makes them {len
 # <details><summary>Answer</summary>
 #
 # No. Section 3: a loss is large because of its classes, its base rate, its unit, or because the model is untrained. The rarest label
-# shouted first and whispered later, while a sale was worth the same. Importance is your decision; a weight is where you
+# was loud at first and whispered later, while a sale was worth the same. Importance is your decision; a weight is where you
 # write it down.
 # </details>
 #
