@@ -226,8 +226,8 @@ Markdown(f"✓ {said}: all **{by_hand:.4f}** nats.")
 #
 # $$\frac{\partial L}{\partial z_{nc}}=\frac{p_{nc}-y_{nc}}{\tau\,m},\qquad p=\mathrm{softmax}(z/\tau)$$
 #
-# Every formula of this page goes through the next cell. It compares a gradient derived by hand with autograd, and
-# with a slope that is measured by two evaluations. In float64, since nearly equal numbers lose digits.
+# Every gradient of this page goes through the next cell. It compares what is derived by hand with autograd, and with a
+# slope that is measured by two evaluations. In float64, since the difference of nearly equal numbers loses digits.
 
 
 # %%
@@ -913,9 +913,16 @@ gradient_demo = loss_demos.two_gradients_explorer()
 gradient_demo
 
 # %% [markdown]
-# Up to 90 degrees there is no conflict, and PCGrad is the sum. Even CAGrad may harm a task when lengths differ much:
-# "near the mean" binds it. And a lower training loss for one small step is not yet a better model: notebook 04 puts all
-# of these to the test.
+# Up to 90 degrees there is no conflict, and PCGrad is the sum. CAGrad promises care for the worse-off, and yet:
+
+# %%
+short = torch.from_numpy(loss_demos.two_gradients(angle=135, length=0.3))
+change = short @ gradients.combine("CAGrad", short)  # below 0: harm
+said = "still harms purchase; “near the mean” binds it" if change[1] < 0 else "harms none"
+Markdown(plots.minus(f"Lengths 1 and 0.3: gᵢ·d is {change[0]:.2f}, {change[1]:.2f}; it {said}."))
+
+# %% [markdown]
+# A lower training loss for one small step is not yet a better model: notebook 04 puts all of these to the test.
 #
 # ### A front that no weight reaches
 #
@@ -1005,13 +1012,14 @@ smooth_max = weighting.STCH((Task("click"), Task("purchase")), mu=0.02)
 starts = (-1.0, -0.3, 0.3, 1.0)
 ends = {"the sum": [descend(torch.sum, start) for start in starts]}
 ends["STCH"] = [descend(smooth_max, start) for start in starts]
-said = "; ".join(f"{name} ends at θ = {np.round(found, 2) + 0.0}" for name, found in ends.items())
+ends = {name: np.round(found, 2) + 0.0 for name, found in ends.items()}
+said = "; ".join(f"{name} ends at θ = {found}" for name, found in ends.items())
 Markdown(plots.minus(f"From four starts, equal weights: {said}."))
 
 # %% [markdown]
 # **What surprised you?** Gradient descent sees the same: with equal weights the sum ends at one task's side, which one
 # depends on the start; the *smooth* Tchebycheff loss of the package, `weighting.STCH`, ends in the middle. Whether the
-# front of a real model has such a dent is a question for data. Notebook 04 asks it.
+# front of a real model has such a dent is a question for data: notebook 04 draws fronts of trained models.
 
 # %% [markdown]
 # ## An aside: the article's worked example, made to run
@@ -1157,7 +1165,8 @@ Markdown(f"Lengths {g1.norm():.2f}, {g2.norm():.2f}: w = {w:.3f} makes them {len
 # <details><summary>Answer</summary>
 #
 # No. The length of Σ wᵢ gᵢ depends on lengths and angles: with weights of one half, two gradients of length 1 give a step of
-# length 1, 0.71 or 0 at 0, 90 or 180 degrees (try it on the slider of section 5). Under Adam a common scale cancels anyway.
+# length 1, 0.71 or 0 at 0, 90 or 180 degrees (section 5: set the two
+# gradients to 180 degrees and length 1, and no direction is left for the sum). Under AdamW a common scale cancels anyway.
 # </details>
 #
 # **3. "With the right weights I can have any trade-off."**
