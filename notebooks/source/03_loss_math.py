@@ -455,7 +455,8 @@ mask_guess.answer(traps[0] if len(traps) == 1 else "none, or more than one")
 # %%
 def flat_gradient(loss, parameters):
     """Gradient in all given parameters as one vector."""
-    found = torch.autograd.grad(loss, [*parameters], retain_graph=True)
+    how = {"retain_graph": True, "materialize_grads": True}  # 0 where it plays no part
+    found = torch.autograd.grad(loss, [*parameters], **how)
     return torch.cat([part.flatten() for part in found])
 
 
@@ -918,8 +919,9 @@ gradient_demo
 # %%
 short = torch.from_numpy(loss_demos.two_gradients(angle=135, length=0.3))
 change = short @ gradients.combine("CAGrad", short)  # below 0: harm
-said = "still harms purchase; “near the mean” binds it" if change[1] < 0 else "harms none"
-Markdown(plots.minus(f"Lengths 1 and 0.3: gᵢ·d is {change[0]:.2f}, {change[1]:.2f}; it {said}."))
+said = "harms purchase, bound to be near the mean" if change[1] < 0 else "harms none"
+change = "{:.2f} and {:.2f}".format(*change.tolist())
+Markdown(plots.minus(f"With lengths 1 and 0.3, gᵢ·d is {change}: it {said}."))
 
 # %% [markdown]
 # A lower training loss for one small step is not yet a better model: notebook 04 puts all of these to the test.
