@@ -94,12 +94,11 @@ DARK, SOFT, PALE = "#4A5A6B", "#666666", "#B4BDC7"
 
 @dataclass(eq=False)
 class Box:
-    """Its words, whose it is, and its place; one without a task that is alone in its column spans all rows."""
+    """Its lines and their fonts, whose it is, and its place; a tall one spans all rows."""
 
-    text: str
-    symbol: str
-    look: str
+    lines: list[tuple[str, str]]
     task: str
+    look: str
     x: int = 0
     y: int = 0
     width: int = 0
@@ -111,22 +110,16 @@ class Box:
         return LOOKS[self.look][1] if self.look else task_style(self.task)["color"]
 
     @property
-    def lines(self) -> list[tuple[str, str]]:
-        return [line for line in ((self.text, SANS), (self.symbol, SERIF)) if line[0]]
-
-    @property
     def middle(self) -> tuple[float, float]:
         return self.x + self.width / 2, self.y + self.height / 2
 
     def svg(self) -> str:
         fill = LOOKS[self.look][0] if self.look else to_hex([0.84 + 0.16 * c for c in to_rgb(self.color)])
-        corner = self.height / 2 if self.look == "gate" and not self.tall else 7
+        corner = self.height / 2 if self.look == "gate" and self.task else 7
         place = f'x="{self.x}" y="{self.y}" width="{self.width}" height="{self.height}" rx="{corner}"'
-        parts = [f'<rect {place} fill="{fill}" stroke="{self.color}" stroke-width="1.4"/>']
-        x, y = self.middle
-        for i, line in enumerate(self.lines):
-            parts.append(write(x, y + 4.5 + 17 * (i - (len(self.lines) - 1) / 2), *line))
-        return "".join(parts)
+        x, top = self.middle[0], self.middle[1] + 13 - 8.5 * len(self.lines)
+        words = [write(x, top + 17 * i, *line) for i, line in enumerate(self.lines)]
+        return f'<rect {place} fill="{fill}" stroke="{self.color}" stroke-width="1.4"/>{"".join(words)}'
 
 
 @dataclass(frozen=True)
@@ -178,8 +171,9 @@ def make_boxes(cells: str, tasks: Sequence[str]) -> list[Box]:
             i = tasks.index(task) if task in tasks else 0
             words_of = {"task": task, "first": tasks[0], "i": "₁₂₃₄₅₆₇₈₉"[i], "before": "₀₁₂₃₄₅₆₇₈"[i]}
             words_of["reads"] = "u" if task.startswith("next") else "u, v, u·v"
-            text, symbol = (part.strip() for part in f" {words.format(**words_of)} ".split(" / "))
-            (gates if look == "gate" and task else boxes).append(Box(text, symbol, look, task))
+            parts = zip(f" {words.format(**words_of)} ".split(" / "), (SANS, SERIF), strict=True)
+            box = Box([(part.strip(), font) for part, font in parts if part.strip()], task, look)
+            (gates if look == "gate" and task else boxes).append(box)
     places = [round(i * len(boxes) / max(len(gates) - 1, 1)) for i in range(len(gates))]
     for place, gate in reversed(list(zip(places, gates, strict=True))):
         boxes.insert(place, gate)
