@@ -167,12 +167,9 @@ class Shopfront:
     ) -> pd.DataFrame:
         """Measure every combination: a row each, with ``weighting``, ``exponents``, ``diversity`` and the figures."""
         every = range(len(self.weightings)) if weightings is None else weightings
-        rows = [
-            {"weighting": at, "exponents": dict(powers), "diversity": d}
-            | self.measure(self.rank(at, powers, d))
-            for at, powers, d in product(every, exponents, diversities)
-        ]
-        return pd.DataFrame(rows)
+        combined = [*product(every, map(dict, exponents), diversities)]
+        made = pd.DataFrame(combined, columns=["weighting", "exponents", "diversity"])
+        return made.join(pd.DataFrame([self.measure(self.rank(*setting)) for setting in combined]))
 
 
 def shop_dashboard(
@@ -201,17 +198,12 @@ def shop_dashboard(
     shown = front.rank(start, exponents)
     today, settings = front.measure(shown), _ready_made(front, exponents, start)
     widest = settings.loc[settings["coverage"].idxmax()]
-    groups = {"Task weights": trained.sliders(list(front.weightings), widest["weighting"])}
-    if min(front.weightings.shape) == 1:
-        groups = {}
-    look = {"step": 0.25, "fmt": ".2f"}
-    groups["Exponents"] = [
-        slider(f"{name}_exponent", name, 0.0, 2.0, a, **look) for name, a in widest["exponents"].items()
-    ]
-    groups["Exponents"] += [
-        slider("diversity", "diversity", 0.0, 1.0, widest["diversity"], step=0.05),
-        dropdown("user", "user", front.users),
-    ]
+    several = min(front.weightings.shape) > 1
+    groups = {"Task weights": trained.sliders([*front.weightings], widest["weighting"])} if several else {}
+    at = widest["exponents"]
+    knobs = [slider(f"{name}_exponent", name, 0.0, 2.0, at[name], step=0.25, fmt=".2f") for name in exponents]
+    knobs.append(slider("diversity", "diversity", 0.0, 1.0, widest["diversity"], step=0.05))
+    groups["Exponents"] = [*knobs, dropdown("user", "user", front.users)]
     fig = figure(HEIGHT)
     left, right = fig.subplots(1, 2, width_ratios=(1.25, 1))
     move_bars = _draw_changes(left, today, settings, front.k)
@@ -219,15 +211,14 @@ def shop_dashboard(
 
     def update(state: Mapping[str, Any]) -> tuple[str, str, str]:
         user = front.users.index(state["user"])
-        at = trained.row(state) if "Task weights" in groups else 0
+        at = trained.row(state) if several else 0
         powers = {name: state[f"{name}_exponent"] for name in exponents}
         lists = front.rank(at, powers, state["diversity"])
         now = front.measure(lists)
         move_bars(now)
         here.set_data([now["coverage"] * 100], [now["revenue"]])
-        score = (
-            " × ".join(name + f"{a:g}".translate(RAISED) * (a != 1) for name, a in powers.items() if a) or "1"
-        )
+        raised = [name + f"{a:g}".translate(RAISED) * (a != 1) for name, a in powers.items() if a]
+        score = " × ".join(raised) or "1"
         model = " + ".join(f"{weight:.2f} {name}" for name, weight in front.weightings.iloc[at].items())
         head = f"{state['user']}: score = {score}, diversity {state['diversity']:.2f}, loss = {model}"
         better = (settings["revenue"] > now["revenue"]) & (settings["coverage"] > now["coverage"])
@@ -243,9 +234,8 @@ def shop_dashboard(
         return said, f"The list: {text}", cards
 
     def go(setting: pd.Series) -> None:
-        tasks = [control.name for control in groups.get("Task weights", ())]
-        state = dict(zip(tasks, trained.shares[setting["weighting"]], strict=False))
-        state |= {f"{name}_exponent": a for name, a in setting["exponents"].items()}
+        state = {f"{name}_exponent": a for name, a in setting["exponents"].items()}
+        state |= dict(zip(trained.keys, trained.shares[setting["weighting"]], strict=True)) if several else {}
         board.go(**state, diversity=setting["diversity"])
 
     now = settings[(settings["weighting"] == start) & (settings["diversity"] == 0)].iloc[0]
@@ -259,9 +249,8 @@ def shop_dashboard(
 def _ready_made(front: Shopfront, exponents: Mapping[str, float], today: int) -> pd.DataFrame:
     varied = ({**exponents, name: a} for name in exponents for a in VARIED_EXPONENTS)
     others = [powers for powers in varied if any(powers.values()) and powers != dict(exponents)]
-    return pd.concat(
-        [front.settings([exponents]), front.settings(others, weightings=[today])], ignore_index=True
-    )
+    parts = front.settings([exponents]), front.settings(others, weightings=[today])
+    return pd.concat(parts, ignore_index=True)
 
 
 def _cards(front: Shopfront, user: int, items: list[int], before: list[int], at: int) -> tuple[str, str, int]:
@@ -278,10 +267,8 @@ def _cards(front: Shopfront, user: int, items: list[int], before: list[int], at:
             color = task_style(TASKS.get(name, name))["color"]
             value, most = float(values[at, user, item]), float(values[at, user].max())
             share = 100 * value / most if most else 0
-            bar = f'<span style="{BAR};width:{share:.0f}%;background:{color}"></span>'
-            bars += (
-                f'<div style="{ROW}"><span>{html.escape(name)}</span><span>{bar}</span>{_digits(value)}</div>'
-            )
+            bar = f'<span><span style="{BAR};width:{share:.0f}%;background:{color}"></span></span>'
+            bars += f'<div style="{ROW}"><span>{html.escape(name)}</span>{bar}{_digits(value)}</div>'
             numbers.append(f"{name} {_digits(value)}")
         head = f"<b>{html.escape(f'{place + 1}  {category}')}</b><span>{moved}</span>"
         cards += (
@@ -304,9 +291,7 @@ ROW = "display:grid;grid-template-columns:5.5em 1fr auto;gap:4px;align-items:cen
 BAR = "display:block;height:8px"
 
 
-def _draw_changes(
-    ax: Axes, today: Mapping[str, float], settings: pd.DataFrame, k: int
-) -> Callable[[Mapping[str, float]], None]:
+def _draw_changes(ax: Axes, today: Mapping[str, float], settings: pd.DataFrame, k: int) -> Callable:
     """A bar for each figure, its change against today as a share; returns what moves them."""
     names = list(today)
     known = [name for name in names if name in settings and today[name]]
@@ -339,9 +324,8 @@ def _draw_front(ax: Axes, settings: pd.DataFrame, today: Mapping[str, float]) ->
     front = front[np.argsort(front[:, 0])]
     ax.plot(*points.T, "o", color="#bbbbbb", ms=3.5, lw=0, label="ready-made settings")
     ax.plot(*front.T, "-", color=INK, lw=1.4, marker=".", label="their Pareto front")
-    ax.plot(
-        today["coverage"] * 100, today["revenue"], "s", color=GREY, ms=8, mec="white", label="today", lw=0
-    )
+    style = {"ms": 8, "mec": "white", "lw": 0}
+    ax.plot(today["coverage"] * 100, today["revenue"], "s", color=GREY, label="today", **style)
     ax.margins(0.12)
     ax.autoscale_view()
     ax.set(xlabel="catalogue shown, %", ylabel=LABELS["revenue"])

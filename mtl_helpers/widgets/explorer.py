@@ -30,10 +30,9 @@ from matplotlib.figure import Figure
 
 from mtl_helpers.widgets.figures import WIDTH, minus
 
-__all__ = ["Explorer", "Stage", "choice_slider", "dropdown", "encode_png", "slider", "toggle", "undefined"]
+__all__ = ["Explorer", "Stage", "choice_slider", "dropdown", "encode_png", "slider", "undefined"]
 
 State = dict[str, Any]
-# ipywidgets gives slider handles no name; a picture beside them does, as soon as it is shown.
 TRACK, NARROW = 190, 130  # pixels of a slider and its number, at least; and under headings
 # ipywidgets gives slider handles no name; a picture beside them does, as soon as it is shown.
 NAMING = (
@@ -82,13 +81,6 @@ def choice_slider(
 def dropdown(name: str, label: str, options: Sequence[Any], value: Any = None) -> Widget:
     """A menu of options."""
     return _choice(ipywidgets.Dropdown, name, label, options, value)
-
-
-def toggle(name: str, label: str, value: bool = False) -> Widget:
-    """A box to tick."""
-    made = _control(ipywidgets.Checkbox, name, label, value=bool(value), indent=False)
-    made.settled, made.said = bool, ("off", "on").__getitem__
-    return made
 
 
 def _choice(kind: type, name: str, label: str, values: Any, value: Any, unit="", fmt="") -> Widget:
@@ -172,11 +164,10 @@ class Explorer:
     Parameters
     ----------
     figure : made with ``matplotlib.figure.Figure``; mark what moves ``animated=True``.
-    controls : from :func:`slider`, :func:`choice_slider`, :func:`dropdown` and :func:`toggle`, with distinct names; or
-        ``{heading: controls}``, a row of them under each heading.
-    update : ``update(state)`` moves artists to the state (control name -> value) and returns the reading, or a pair:
-        the reading, and what else a screen reader should hear of the picture (a list that it shows, say); a third
-        part is HTML to stand above the picture, in which text from data is escaped.
+    controls : from :func:`slider`, :func:`choice_slider`, :func:`dropdown`, with distinct names; or ``{heading:
+        controls}``, a row of them under each heading.
+    update : ``update(state)`` moves artists to the state (control name -> value) and returns the reading; or the
+        reading, what else a screen reader should hear of the picture, and HTML to stand above it, its text escaped.
     title : what the picture shows, the start of its alt text.
     link : ``link(state, moved) -> state`` settles the other controls when ``moved`` changed, for weights that add up
         to one. buttons : ``(label, callback)`` pairs, shown before Reset; one labelled "Reset" takes its place.
@@ -257,7 +248,7 @@ class Explorer:
 
     def _draw(self) -> None:
         said = self.update(dict(self.state))
-        self.reading, more, self._above = (said, "", "") if isinstance(said, str) else (*said, "")[:3]
+        self.reading, more, self._above = (said, "", "") if isinstance(said, str) else said
         self.reading = minus(self.reading)
         self._longest = max(self._longest, self.reading + self.reading[: len(self.reading) // 5], key=len)
         self._png = encode_png(self.stage.draw())
@@ -304,9 +295,7 @@ class Explorer:
         """The controls in one grid of equal cells, under their headings; the buttons at the right end, Reset last."""
         wide = 8 + round(6.8 * max(len(control.description) for control in self.controls.values()))
         for control in self.controls.values():
-            control.style.description_width = (
-                "0px" if isinstance(control, ipywidgets.Checkbox) else f"{wide}px"
-            )
+            control.style.description_width = f"{wide}px"
         cell = wide + (NARROW if len(self.groups) > 1 else TRACK)
         columns = f"repeat(auto-fill, minmax(min(100%, {cell}px), 1fr))"
         layout = {"grid_template_columns": columns, "grid_gap": "0 12px"}

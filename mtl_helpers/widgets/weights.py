@@ -56,11 +56,10 @@ class TrainedWeights:
     """
 
     def __init__(self, weightings: pd.DataFrame, suffix: str = "") -> None:
-        self.names, self.suffix = list(weightings), suffix
+        self.names, self.keys = list(weightings), [name + suffix for name in weightings]
         shares = weightings.to_numpy(float)
         self.shares = (shares / shares.sum(axis=1, keepdims=True)).round(6)
-        self._last: tuple[str, dict] = ("", {})
-        self._before = self.shares[0]
+        self._last, self._settled = "", self.shares[0]
 
     def nearest(self, weights: Mapping[str, float]) -> int:
         """The row of the trained weighting nearest to these weights, as shares of their sum."""
@@ -69,39 +68,34 @@ class TrainedWeights:
 
     def row(self, state: Mapping[str, Any]) -> int:
         """The row on which the sliders of a state stand; one of two tasks may have none and gets the rest."""
-        stands = {name: state[name + self.suffix] for name in self.names if name + self.suffix in state}
+        stands = {name: state[key] for name, key in zip(self.names, self.keys, strict=True) if key in state}
         return self.nearest(dict.fromkeys(self.names, 1 - sum(stands.values())) | stands)
 
     def sliders(self, tasks: Sequence[str], row: int, label: str = "{}", unit: str = "") -> list[Widget]:
         """One slider for each of the tasks, on that row; ``label`` holds the task's name as {}."""
         made = []
         for task in tasks:
-            shares = self.shares[:, self.names.index(task)]
-            stops = np.unique(shares)
+            at = self.names.index(task)
+            stops, start = np.unique(self.shares[:, at]), self.shares[row, at]
             fmt = ".2f" if len(np.unique(stops.round(2))) == len(stops) else ".3f"
-            name, start = task + self.suffix, shares[row]
-            made.append(choice_slider(name, label.format(task), stops, start, unit=unit, fmt=fmt))
+            made.append(choice_slider(self.keys[at], label.format(task), stops, start, unit=unit, fmt=fmt))
         return made
 
     def link(self, state: Mapping[str, Any], moved: str) -> dict[str, Any]:
         """The state with all weights on one trained weighting, ``moved`` where it was put."""
-        keys = [name + self.suffix for name in self.names]
-        if moved not in keys or not set(keys) <= set(state):
+        if moved not in self.keys or not set(self.keys) <= set(state):
             return dict(state)
-        now, at = {key: state[key] for key in keys}, keys.index(moved)
-        if self._last != (moved, now | {moved: self._last[1].get(moved)}):  # another slider, or another start
-            self._before = np.array(list(now.values()))
-        wanted = self._before.copy()
-        wanted[at] = 0
-        wanted = wanted if wanted.any() else np.ones(len(keys)) - np.eye(len(keys))[at]
-        wanted *= (1 - now[moved]) / wanted.sum()
-        wanted[at] = now[moved]
+        now, at = np.array([state[key] for key in self.keys]), self.keys.index(moved)
+        others = np.arange(len(now)) != at
+        if self._last != moved or (self._settled != now)[others].any():  # another slider, or another start
+            self._last, self._before = moved, now
+        wanted = self._before * others if (self._before * others).any() else others * 1.0
+        wanted *= (1 - now[at]) / wanted.sum()
+        wanted[at] = now[at]
         stops = self.shares[:, at]
-        here = np.flatnonzero(np.isclose(stops, stops[np.abs(stops - now[moved]).argmin()]))
-        row = self.shares[here[np.abs(self.shares[here] - wanted).max(axis=1).argmin()]]
-        settled = dict(zip(keys, row.tolist(), strict=True))
-        self._last = (moved, settled)
-        return {**state, **settled}
+        here = np.flatnonzero(np.isclose(stops, stops[np.abs(stops - now[at]).argmin()]))
+        self._settled = self.shares[here[np.abs(self.shares[here] - wanted).max(axis=1).argmin()]]
+        return {**state, **dict(zip(self.keys, self._settled.tolist(), strict=True))}
 
 
 def weight_explorer(

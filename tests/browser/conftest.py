@@ -24,7 +24,7 @@ GUESSES = (
     "print(asked.answer(0.9).data, named.answer('purchase').data)",
 )
 BROKEN = """\
-from mtl_helpers.widgets import Explorer, dropdown, figure, slider, toggle
+from mtl_helpers.widgets import Explorer, dropdown, figure, slider
 fig = figure(2)
 line, = fig.subplots().plot([0], [0], "o", animated=True)
 
@@ -34,7 +34,7 @@ def show(state):
     return f"1 / (1 - w) is {reciprocal:.2f}, a {'big' if state['big'] else 'small'} {state['color']} point"
 
 controls = [slider("w", "weight", 0, 1, 0.9, step=0.1), dropdown("color", "color", ["red", "blue"])]
-controls += [toggle("big", "big")]
+controls += [dropdown("big", "big", [False, True])]
 Explorer(fig, controls, show, title="An update that fails at w = 1")"""
 
 
