@@ -299,7 +299,8 @@ rng = np.random.default_rng(1)
 for ax, (name, three) in zip(axes[0], splits_of.items(), strict=True):
     drawn = pd.concat(rows.assign(part=part) for part, rows in three.items())
     drawn = drawn[drawn["user_id"].isin(users_drawn)].sample(frac=1, random_state=0)
-    place = drawn["user_id"].map(users_drawn.index) + rng.uniform(-0.35, 0.35, len(drawn))
+    place = drawn["user_id"].map(users_drawn.index)
+    place = place + rng.uniform(-0.35, 0.35, len(drawn))
     ax.scatter(drawn["timestamp"], place, s=4, c=drawn["part"].map(looks))
     for part, color in looks.items():
         ax.plot([], [], "o", color=color, label=part)
