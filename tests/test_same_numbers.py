@@ -13,6 +13,7 @@ import sys
 from itertools import product
 from pathlib import Path
 
+import jupytext
 import numpy as np
 import pytest
 import torch
@@ -21,6 +22,7 @@ from helpers import MIXED_TASKS, toy_splits
 from mtl_helpers import gradients, ranking, weighting
 from mtl_helpers.data import (
     SHOP_CATEGORICAL,
+    SHOP_COUNTS,
     SHOP_NUMERIC,
     SHOP_TASKS,
     ShopConfig,
@@ -34,7 +36,7 @@ from mtl_helpers.data import (
     simulate,
 )
 from mtl_helpers.data.correlated import correlated_tasks
-from mtl_helpers.metrics import accuracy, paired_difference
+from mtl_helpers.metrics import accuracy, expected_auc, paired_difference
 from mtl_helpers.models import MMoE, SharedBottom, SingleTask
 from mtl_helpers.models import case as ecommerce
 from mtl_helpers.notebook import seed_everything
@@ -143,6 +145,69 @@ def test_accuracy_cannot_tell_a_model_from_always_no_but_auc_can(fresh_shops):
         lead = accuracy(labels, predict(model, splits.test)["purchase"].numpy()) - (1 - labels.mean())
         assert lead < 0.005, "accuracy"
         assert 0.6 < evaluate(model, splits.test)["purchase"]["auc"] < bayes_auc(log)["purchase"] + 0.01
+
+
+def purchase_auc(log, splits, scores) -> float:
+    """On test rows, weighted by the truth."""
+    truth = log.truth.set_index("impression_id").loc[splits.frames["test"]["impression_id"]]
+    return expected_auc(truth["p_purchase"], scores)
+
+
+DECAYED = SETTINGS | {"lr": 1e-3, "weight_decay": 1.0}
+
+
+@pytest.mark.slow
+def test_a_leak_beats_the_truth_and_a_louder_task_drowns_purchases(fresh_shops):
+    """Notebook 01."""
+    for log, splits in fresh_shops:
+        frames = {name: f.assign(dwell=f["dwell_seconds"].fillna(0)) for name, f in splits.frames.items()}
+        leaky = prepare(frames, splits.tasks[1:2], (*SHOP_NUMERIC, "dwell"), SHOP_CATEGORICAL)
+        torch.manual_seed(0)
+        model = SingleTask(leaky.schema, splits.tasks[1], embedding_dim=4)
+        fit(model, leaky.train, leaky.valid, **DECAYED)
+        assert evaluate(model, leaky.test)["purchase"]["auc"] > bayes_auc(log)["purchase"]
+        names, found = ("purchase", "next_category"), []
+        train, valid = splits.train.select(names), splits.valid.select(names)
+        for weights in (None, {name: 1 / loss for name, loss in weighting.constant_losses(train).items()}):
+            torch.manual_seed(0)
+            model = SharedBottom(splits.schema, splits.tasks[1:], embedding_dim=4)
+            fit(model, train, valid, weights=weights, **DECAYED)
+            scores = predict(model, splits.test.select(names))["purchase"]
+            found.append(purchase_auc(log, splits, scores))
+        assert found[0] < found[1] - 0.02
+
+
+@pytest.mark.slow
+def test_the_mended_project_says_no_to_all_and_its_last_mend_makes_it_worse(fresh_shops):
+    """Notebook 01, with the program and the mends as they stand there."""
+    cells = jupytext.read(ROOT / "notebooks/source/01_single_task_baseline.py").cells
+    (program,) = (cell.source for cell in cells if cell.source.startswith("def project("))
+    (changes,) = (cell.source for cell in cells if "mends = {" in cell.source)
+    exec(changes, names := {})
+    for log, splits in fresh_shops:
+        few = splits.train.take(range(len(splits.train) - 20_000, len(splits.train)))
+        ten = [SHOP_NUMERIC.index(name) for name in SHOP_COUNTS]
+        x, y = few.numeric[:, ten], few.labels["purchase"]
+        c = few.labels["next_category"].where(few.masks["next_category"], torch.tensor(-100))
+        text, worth, seen = program, {}, []
+        for fault, lines in names["mends"].items():
+            for old, new in lines.items():
+                assert old in text
+                text = text.replace(old, new)
+            scope = {"torch": torch, "nn": torch.nn, "c": c}
+            exec(text, scope)
+            try:
+                right, curve, score = scope["project"](x, y, steps=100)
+            except (ValueError, RuntimeError):
+                seen.append(None)
+                continue
+            seen.append(right)
+            with torch.no_grad():
+                worth[fault] = purchase_auc(log, splits, score(splits.test.numeric[:, ten]).numpy())
+        assert seen[:3] == [None] * 3 and seen[3] < 0.01
+        torch.manual_seed(42)
+        assert seen[4:] == pytest.approx([1 - y[torch.rand(len(y)) >= 0.8].mean().item()] * 3, abs=1e-3)
+        assert curve[-1] < curve[0] and worth["no nonlinearity"] < worth["losses never filled"] - 0.05
 
 
 @pytest.mark.slow
