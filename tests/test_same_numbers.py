@@ -178,7 +178,7 @@ def test_a_leak_beats_the_truth_and_a_louder_task_drowns_purchases(fresh_shops):
 
 
 @pytest.mark.slow
-def test_the_mended_project_says_no_to_all_and_its_last_mend_makes_it_worse(fresh_shops):
+def test_the_mended_project_says_no_to_all_and_a_coin_ranks_as_well(fresh_shops):
     """Notebook 01, with the program and the mends as they stand there."""
     cells = jupytext.read(ROOT / "notebooks/source/01_single_task_baseline.py").cells
     (program,) = (cell.source for cell in cells if cell.source.startswith("def project("))
@@ -207,7 +207,7 @@ def test_the_mended_project_says_no_to_all_and_its_last_mend_makes_it_worse(fres
         assert seen[:3] == [None] * 3 and seen[3] < 0.01
         torch.manual_seed(42)
         assert seen[4:] == pytest.approx([1 - y[torch.rand(len(y)) >= 0.8].mean().item()] * 3, abs=1e-3)
-        assert curve[-1] < curve[0] and worth["no nonlinearity"] < worth["losses never filled"] - 0.05
+        assert curve[-1] < curve[0] and worth["no nonlinearity"] == pytest.approx(0.5, abs=0.08)
 
 
 @pytest.mark.slow

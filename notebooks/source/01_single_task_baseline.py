@@ -125,10 +125,8 @@ columns = ["item_id", "category", "price", "price_unit", "title"]
 plots.table(items[columns].iloc[4:8].reset_index(drop=True), digits=2)
 
 # %%
-fault = guess(
-    "Which fault touches the largest share of its table?",
-    choices=["rows written twice", "impossible ages", "spellings", "prices in cents"],
-)
+faults = ["rows written twice", "impossible ages", "spellings", "prices in cents"]
+fault = guess("Which fault touches the largest share of its table?", choices=faults)
 fault
 
 # %% [markdown]
@@ -214,7 +212,8 @@ clicked = user.loc[user["click"] == 1, "timestamp"]
 past = [(clicked < start).sum() for start in user["session_start"]]
 assert past == user["user_past_clicks"].tolist()
 shown = ["timestamp", "hour", "price_vs_category", "user_past_clicks", "click"]
-plots.table(user[shown].iloc[[0, 400, -1]].reset_index(drop=True))
+some = user[shown].iloc[[0, 400, -1]].astype({"user_past_clicks": int})
+plots.table(some.reset_index(drop=True))
 
 # %% [markdown]
 # ### A feature that is too good
@@ -281,12 +280,7 @@ splits_of = {
 }
 
 # %%
-session = guess(
-    "Shuffled rows: how many test rows have their own session among the training rows?",
-    high=100,
-    step=1,
-    unit="%",
-)
+session = guess("Shuffled: test rows whose session is in training?", 0, 100, 1, "%")
 session
 
 # %% tags=["plumbing"]
@@ -528,10 +522,8 @@ surprise = -torch.where(bought, score, 1 - score).log().mean()
 assert np.isclose(order_right, auc(y, p)) and np.isclose(surprise, log_loss(y, p))
 
 # %%
-root = guess(
-    "Take the square root of every probability. What gets worse?",
-    choices=["AUC", "log-loss", "both", "neither"],
-)
+choices = ["AUC", "log-loss", "both", "neither"]
+root = guess("Take the root of every probability. What gets worse?", choices=choices)
 root
 
 # %% tags=["plumbing"]
@@ -618,12 +610,7 @@ Markdown(
 # clicks). Its AUC weighs each row by its true probability, which takes the luck of a few test purchases out. The is the product's past click rate, or the commonest category; the ceiling is the truth.
 
 # %%
-net = guess(
-    "AUC of purchase: what does the network gain over logistic regression?",
-    -0.05,
-    0.05,
-    0.001,
-)
+net = guess("AUC of purchase: network − logistic regression?", -0.05, 0.05, 0.001)
 net
 
 # %%
@@ -874,11 +861,11 @@ right.set(xlim=(0.4, 0.87), xlabel="AUC of purchase on later rows (0.5 is chance
 right.set_title("What it is worth")
 right.invert_yaxis()
 worth.mark(right)
-hurt, costs = values[1] < values[0] - 0.05, values[2] < values[3] - 0.02
-title = "The scale of the losses changes little here"
-title = "The scale of the losses costs purchases" if costs else title
-worse = "The last mend makes it worse; what ails it is the scale of the losses"
-fig.suptitle(worse if hurt and costs else title, x=0.01, ha="left")
+coin, cost = abs(values[1] - 0.5) < 0.08, values[3] - values[2]
+end = "a coin ranks as well" if coin else "it is far from the baseline"
+title = f"All faults mended, {end}"
+title += f"; the scale of the losses costs {cost:.2f} AUC" if cost > 0.02 else ""
+fig.suptitle(title, x=0.01, ha="left")
 display(fig)
 worth.answer(values[1], digits=3)
 
@@ -894,9 +881,9 @@ Markdown(
 )
 
 # %% [markdown]
-# Two linear layers in a row are one linear layer, so the ReLU *is* right; but with it the shared layer has the freedom
-# to serve the louder task alone. Correct code is not yet a good model. What a second task does to the first depends on
-# its **weight**: that one knob is what the rest of the course is about.
+# The ReLU *is* right: without it two linear layers in a row are one linear layer. But correct code is not yet a good
+# model. What a second task does to the first depends on its **weight**: that one knob is what the rest of the course is
+# about.
 #
 # **What surprised you?** Which of the faults would you have shipped?
 
