@@ -207,7 +207,7 @@ def connect(columns: list[tuple[str, list[Box]]]) -> list[tuple]:
     edges, down = [], []
     for (header, boxes), (_, after) in pairwise(columns):
         edges += [(a, b) for a, b in product(boxes, after) if not a.task or not b.task or a.task == b.task]
-        edges += [(boxes[0], after[1])] if "↘" in header else []
+        edges += [(boxes[0], second) for second in after[1:2] if "↘" in header]
         down += pairwise(boxes) if "↓" in header else []
 
     def port(box: Box, other: Box, end: int) -> float:

@@ -286,9 +286,8 @@ class _Curves:
         self.lines, self.asked, self.sliders = [{}, {}, {}], {}, {}
         for i, name in enumerate(live.names):
             look = {**task_style(name), "marker": "", "lw": 1.6}
-            for lines, ax in zip(
-                self.lines, (losses, shares, others[kinds.index(metrics[name])]), strict=True
-            ):
+            axes = losses, shares, others[kinds.index(metrics[name])]
+            for lines, ax in zip(self.lines, axes, strict=True):
                 lines[name] = ax.plot([], [], animated=True, **look)[0]
             losses.plot([], [], label=name, **look)
             look = {"color": look["color"], "animated": True}
