@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -83,13 +84,8 @@ def both(frames: dict) -> Iterator[dict[str, object]]:
 def swept(device: str, frames: dict) -> str:
     splits = prepare(frames, SHOP_TASKS[:2], SHOP_NUMERIC, SHOP_CATEGORICAL, device=device)
     start, settings = time.perf_counter(), {"weightings": simplex_grid(splits.tasks, 33), "progress": False}
-    family = sweep(
-        lambda: SharedBottom(splits.schema, splits.tasks),
-        splits.train,
-        splits.valid,
-        epochs=EPOCHS,
-        **settings,
-    )
+    build = partial(SharedBottom, splits.schema, splits.tasks)
+    family = sweep(build, splits.train, splits.valid, epochs=EPOCHS, **settings)
     seconds = time.perf_counter() - start
     loss = family.final("valid").query("metric == 'loss'")["value"].mean()
     return f"sweep of 33 weightings on {device}: {seconds:.1f} s, mean validation loss {loss:.6f}"

@@ -3,16 +3,14 @@
     python tests/benchmarks/peers.py [--rounds 7] [--rows 50000] [--threads 1] [--figure FILE.png]
 
 Installs torch-rechub and deepctr-torch (peers-requirements.txt) into a folder of their own at first, beside the torch
-that is here. Each round trains every contestant for one epoch, in an order that turns; a ratio is taken within a round,
-and its median and range over the rounds are printed. CPU seconds of the process are the yardstick on a machine that
-does other work too; wall seconds stand beside them. On a quiet machine the two agree.
+that is here. Each round trains every contestant for one epoch, in an order that turns; a ratio of processor seconds is
+taken within a round, and its median and range over the rounds are printed.
 
 What is equal: embeddings of 8, experts (or bottom) 64-32, towers 16, Adam at 1e-3, batches of 1024, two binary tasks,
 the sum of their mean losses; the weights that ours, the plain loop and deepctr-torch start from, and the batches they
 are fed. What is not: torch-rechub has BatchNorm in every layer, gates and towers included, and cannot be told
 otherwise; both have one table for each column; deepctr-torch sums losses over rows (Adam hardly cares) and has gates
-without bias. "as shipped" is a library's own loader and loop; "fed" is its model and loss with ready tensors: the rows
-of a batch are gathered and passed in the form it wants.
+without bias. "as shipped" is a library's own loader and loop; "fed" is its model and loss with ready tensors.
 """
 
 from __future__ import annotations
@@ -92,9 +90,6 @@ def usual_loop(model: nn.Module, feed: Feed, loss_of: Callable[..., Tensor]) -> 
     return model, epoch
 
 
-# ------------------------------------------------------------------------------------------------- ours, plain
-
-
 def ours(kind: str, data: MultiTaskDataset) -> Trainer:
     """The loop that ``fit`` runs."""
     torch.manual_seed(0)
@@ -149,23 +144,14 @@ def copy(to: Iterable[Tensor], source: Iterable[Tensor]) -> None:
         mine.copy_(theirs)
 
 
-def plain(kind: str, data: MultiTaskDataset, loader: bool = False) -> Trainer:
-    model = Plain(kind)
-    tensors = (data.numeric, data.categorical, *data.labels.values())
-    feed = in_memory(*tensors)
-    if loader:
-        dataset, generator = torch.utils.data.TensorDataset(*tensors), torch.Generator().manual_seed(0)
-        batches = torch.utils.data.DataLoader(dataset, BATCH, shuffle=True, generator=generator)
-        feed = batches.__iter__
+def plain(kind: str, data: MultiTaskDataset) -> Trainer:
+    model, feed = Plain(kind), in_memory(data.numeric, data.categorical, *data.labels.values())
 
     def loss_of(numeric: Tensor, codes: Tensor, *labels: Tensor) -> Tensor:
         logits = model(numeric, codes)
         return sum(map(F.binary_cross_entropy_with_logits, logits, labels))
 
     return usual_loop(model, feed, loss_of)
-
-
-# ------------------------------------------------------------------------------------------------- the peers
 
 
 def by_column(data: MultiTaskDataset) -> tuple[dict[str, Tensor], Tensor]:
@@ -249,14 +235,11 @@ def deepctr(kind: str, data: MultiTaskDataset, fed: bool = False) -> Trainer:
 CONTESTANTS: dict[str, Callable[[str, MultiTaskDataset], Trainer]] = {
     "ours": ours,
     "plain torch loop": plain,
-    "plain torch, DataLoader": lambda *a: plain(*a, loader=True),
     "torch-rechub, as shipped": rechub,
-    "torch-rechub, fed": lambda *a: rechub(*a, fed=True),
+    "torch-rechub, fed": partial(rechub, fed=True),
     "deepctr-torch, as shipped": deepctr,
-    "deepctr-torch, fed": lambda *a: deepctr(*a, fed=True),
+    "deepctr-torch, fed": partial(deepctr, fed=True),
 }
-
-# ------------------------------------------------------------------------------------------------- measuring
 
 
 def quiet(work: Callable, *args: object) -> object:
@@ -274,24 +257,18 @@ def race(kind: str, data: MultiTaskDataset, rounds: int) -> Race:
     runs = take_turns({name: partial(quiet, epoch) for name, (_, epoch) in made.items()}, rounds)
     relative = {name: ratios(run.cpu, runs["ours"].cpu) for name, run in runs.items()}
     curves = {name: run.returned for name, run in runs.items()}
-    speeds, losses = [], []
-    for name, run in runs.items():
-        speeds.append(
-            {
-                "contestant": name,
-                "parameters": f"{count_parameters(made[name][0]):,}",
-                "rows per CPU s": spread([len(data) / s for s in run.cpu], ",.0f"),
-                "rows per wall s": spread([len(data) / s for s in run.wall], ",.0f"),
-                "CPU time ÷ ours": spread(relative[name]),
-            }
-        )
-        gap = max(abs(a - b) for a, b in zip(curves[name], curves["ours"], strict=True))
-        by_epoch = {f"{epoch}": f"{value:.4f}" for epoch, value in enumerate(curves[name], 1)}
-        losses.append({"contestant": name, **by_epoch, "largest gap to ours": f"{gap:.1e}"})
     print(f"\n### {kind}\n")
-    show(speeds)
-    print(f"\nLoss by epoch (sum of both tasks, while training), {kind}\n")
-    show(losses)
+    show(
+        {
+            "contestant": name,
+            "parameters": f"{count_parameters(made[name][0]):,}",
+            "rows per CPU s": spread([len(data) / s for s in run.cpu], ",.0f"),
+            "CPU time ÷ ours": spread(relative[name]),
+            "last loss": f"{curves[name][-1]:.4f}",
+            "gap to ours": f"{max(abs(a - b) for a, b in zip(curves[name], curves['ours'], strict=True)):.1e}",
+        }
+        for name, run in runs.items()
+    )
     return relative, curves
 
 
@@ -305,14 +282,15 @@ def draw(races: dict[str, Race], path: str) -> None:
     figure, axes = plt.subplots(2, len(races), figsize=(11, 6.2), layout="constrained", squeeze=False)
     for (above, below), (kind, (relative, curves)) in zip(axes.T, races.items(), strict=True):
         for place, (name, ratio) in enumerate(relative.items()):
-            middle, colour = statistics.median(ratio), colours[name]
+            middle, colour, mine = statistics.median(ratio), colours[name], name == "ours"
             above.barh(place, middle, color=colour)
             above.plot([min(ratio), max(ratio)], [place, place], color="0.25", lw=1.5)
             where = {"xytext": (4, 0), "textcoords": "offset points", "va": "center"}
             above.annotate(f"{middle:.2f}", (max(ratio), place), **where, fontsize=9)
-            line = "-" if name == "ours" or name.endswith("fed") else "--"
-            epochs = range(1, len(curves[name]) + 1)
-            below.plot(epochs, curves[name], color=colour, lw=3 if name == "ours" else 1.5, ls=line)
+            line = "-" if mine or name.endswith("fed") else "--"
+            below.plot(
+                range(1, len(curves[name]) + 1), curves[name], line, color=colour, lw=3 if mine else 1.5
+            )
         above.set(title=kind, xlabel="processor time ÷ ours", xlim=(0, None), yticks=range(len(relative)))
         above.set_yticklabels(relative if above is axes[0, 0] else [])
         above.invert_yaxis()

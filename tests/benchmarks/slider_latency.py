@@ -81,24 +81,21 @@ def measure(browser, lab: Lab, name: str, moves: int, many: int) -> dict[str, ob
             page.wait_for_function(f"watch.times.length >= {done}", timeout=10_000)
             page.wait_for_timeout(60)
         times = page.evaluate("watch.times")[5:]
-        before, heard = count(book), book.messages
+        before = count(book)
         handle.focus()
         for _ in range(many):
             page.keyboard.press(next(keys))
             page.wait_for_timeout(15)
         page.wait_for_timeout(1500)
         frames, blank = page.evaluate("[watch.frames, watch.blank]")
-        messages = book.messages - heard
         grown = [b - a for a, b in zip(before, count(book), strict=True)]
         return {
             "demo": name,
             "median ms": round(statistics.median(times)),
             "p95 ms": round(statistics.quantiles(times, n=20)[-1]),
-            "max ms": round(max(times)),
             "blank frames": f"{blank} of {frames}",
             "figures": f"{grown[0]:+d}",
             "widgets": f"{grown[1]:+d}",
-            "messages a move": round(messages / max(many, 1), 1),
             "kernel memory": f"{grown[2] / 1e6:+.1f} MB",
             "page memory": f"{grown[3] / 1e6:+.1f} MB",
         }

@@ -6,8 +6,7 @@ Ways to train the same 33 models (64 → 128 → 64 → two tasks, AdamW, 20,000
 
 (a) one after the other, fed by ``DataLoader(TensorDataset)``, as most tutorials do;
 (b) one after the other, batches indexed from tensors in memory;
-(c) ``mtl_helpers.sweep``, stacked layers;
-(d) ``mtl_helpers.sweep`` as it trains any other model, by ``torch.func.vmap``.
+(c) ``mtl_helpers.sweep``.
 
 They take turns, so that a slow moment of the machine hits all of them. Seconds on the clock depend on what else runs;
 the processor seconds beside them do less. ``--against`` instead compares (c) with the sweep of another checkout of this
@@ -23,14 +22,12 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 from timing import ROOT, Runs, command_line, machine, ratios, show, spread, take_turns
 from torch.utils.data import DataLoader, TensorDataset
 
-from mtl_helpers import sweep as sweep_module
 from mtl_helpers.data import MultiTaskDataset, Schema, Task
 from mtl_helpers.models import SharedBottom
 from mtl_helpers.sweep import simplex_grid, sweep
@@ -78,11 +75,6 @@ def ours(data: MultiTaskDataset) -> None:
     sweep(build, data, weightings=GRID, epochs=EPOCHS, batch_size=BATCH, progress=False)
 
 
-def by_vmap(data: MultiTaskDataset) -> None:
-    with patch.object(sweep_module, "_stacks", lambda model, batch: False):
-        ours(data)
-
-
 def ways(data: MultiTaskDataset) -> dict[str, Callable[[], None]]:
     tensors = (data.numeric, data.categorical, *data.labels.values())
     loader = DataLoader(TensorDataset(*tensors), batch_size=BATCH, shuffle=True)
@@ -94,7 +86,6 @@ def ways(data: MultiTaskDataset) -> dict[str, Callable[[], None]]:
         FIRST: lambda: one_by_one(loader.__iter__, GRID[:FEW]),
         "(b) loop in memory": lambda: one_by_one(in_memory, GRID),
         "(c) `sweep`": lambda: ours(data),
-        "(d) `sweep` by vmap": lambda: by_vmap(data),
     }
 
 
