@@ -134,10 +134,8 @@ def two_losses_explorer(curvatures: ArrayLike, centres: ArrayLike) -> Explorer:
         ax.plot(*line.T, color="#222222", lw=1.2, ls="--")
     left.set(xlabel="shared parameter θ₁", ylabel="shared parameter θ₂", title="Where the joint optimum lies")
     x, y = reach = front.max(0)
-    right.set(
-        xlabel="loss of click (original unit)", ylabel="loss of purchase", title="The same on the front"
-    )
-    right.set(xlim=(-0.08 * x, 1.1 * x), ylim=(-0.08 * y, 1.1 * y))
+    right.set(xlabel="loss of click (original unit)", ylabel="loss of purchase")
+    right.set(title="The same on the front", xlim=(-0.08 * x, 1.1 * x), ylim=(-0.08 * y, 1.1 * y))
     look = {"color": "#222222", "ms": 9, "mec": "white", "animated": True}
     here, there = (ax.plot([], [], "D", **look)[0] for ax in (left, right))
     tangent = right.plot([], [], color="#888888", lw=1.6, animated=True)[0]
