@@ -201,7 +201,6 @@ def first(act):
         (first(lambda log: log.insert(0, "rate", 0.5)), "not yet", "changes its argument log"),
         (first(lambda log: log.iloc.__setitem__((0, 0), 7)), "not yet", "changes its argument log"),
         (first(lambda log: torch.manual_seed(90_000)), "not yet", "global random generators"),
-        (first(lambda log: random.random()), "not yet", "global random generators"),
         (first(lambda log: np.random.rand()), "not yet", "global random generators"),
         (lambda log: None, "not yet", "Is there a `return`?"),
         (lambda log: "0.4", "not yet", "expected a number, got a str"),
@@ -278,18 +277,13 @@ def test_gradients_must_flow(code, said):
         (torch.zeros(3), torch.zeros(3, 1), "expected a tensor of shape (3,), got a tensor of shape (3, 1)"),
         (np.zeros(3), [0.0, 0.0], "expected an array of shape (3,), got a list of 2"),
         (np.zeros(2), [0.0, torch.tensor(0.0)], ""),
-        (np.zeros(2), pd.Series([0.0, 0.0]), ""),
         (np.array([False, True]), [0, 1], ""),
-        (0.5, np.float32(0.5), ""),
         (np.arange(20.0), [*range(19), 7], "entry [19]: expected 19, got 7 (1 of 20 differ)"),
         (np.zeros((3, 2)), np.eye(3)[:, :2], "entry [0, 0]: expected 0, got 1 (2 of 6 differ)"),
-        (np.zeros(2), [[0.0], [0.0, 1.0]], "got a list"),
         (float("nan"), float("nan"), ""),
         (float("nan"), 0.0, "another number"),
         ({"a": 1}, {"b": 1}, "expected the keys ['a'], got ['b']"),
         ({"a": {"b": 1}}, {"a": {"b": 2}}, "a: b: another number"),
-        ((1, 2), (1, 3), "entry [1]: expected 2, got 3"),
-        ("(5, 1)", "(5,)", "expected '(5, 1)', got '(5,)'"),
         ({"a"}, ["a"], "expected a set, got a list"),
         (pd.DataFrame({"x": [1]}), pd.DataFrame({"x": [1.0]}), ""),
         (pd.DataFrame({"x": [1]}), pd.DataFrame({"y": [1]}), "columns"),
@@ -323,11 +317,8 @@ def test_the_entry_that_differs_is_shown_wherever_it_lies():
 
 def test_gradients_are_shown_at_their_size():
     """Of losses 1 and 2 with log-variances 0, the total's gradient is 1 and 1; minus L + 1/2 the other."""
-
-    def detached(losses, log_variance):
-        return find("04.uncertainty_total").reference(losses, log_variance.detach() + 0 * log_variance)
-
-    lines = dict(check("04.uncertainty_total", detached).lines)
+    total = find("04.uncertainty_total").reference
+    lines = dict(check("04.uncertainty_total", lambda losses, s: total(losses, s.detach() + 0 * s)).lines)
     assert lines["expected"] == "d/dlosses = tensor[1, 1]; d/dlog_variance = tensor[-0.5, -1.5]"
     assert lines["got"] == "d/dlosses = tensor[1, 1]; d/dlog_variance = tensor[0, 0]"
 
@@ -364,28 +355,20 @@ def test_what_is_returned_is_used_and_a_failure_there_is_said_so():
     assert lines.keys() == {"input", "problem", "hint"}, "the facts, cut short, would look alike"
 
 
-@pytest.mark.parametrize(
-    ("id", "form"),
-    [
-        ("03.cross_entropy_gradient", torch.Tensor.numpy),
-        ("03.log_sum_exp", list),
-        ("04.dominated", lambda answer: answer.astype(int).tolist()),
-        ("05.recall_and_coverage", np.array),
-        ("07.rate_of_others", pd.Series),
-        ("07.paired_interval", tuple),
-    ],
-)
-def test_an_answer_passes_in_another_form(id, form):
-    assert check(id, lambda *args: form(find(id).reference(*args))).state == "correct"
+def reference_as(form, id):
+    return id, lambda *args: form(find(id).reference(*args))
 
 
 @pytest.mark.parametrize(
     ("id", "answer"),
     [
+        reference_as(torch.Tensor.numpy, "03.cross_entropy_gradient"),
+        reference_as(list, "03.log_sum_exp"),
+        reference_as(lambda answer: answer.astype(int).tolist(), "04.dominated"),
+        reference_as(pd.Series, "07.rate_of_others"),
         ("01.stable_log_loss", lambda z, y: F.softplus(torch.where(y > 0.5, -z, z).double()).mean()),
         ("03.log_sum_exp", lambda z: np.logaddexp.reduce(z.numpy(), 1)),
         ("06.logit_of_product", lambda a, b: (p := F.logsigmoid(a) + F.logsigmoid(b)) - (-p.expm1()).log()),
-        ("06.load_term", lambda gates: gates.shape[1] * (gates.mean(0) ** 2).sum() - 1),
         ("06.load_term", lambda gates: (u := gates.numpy().mean(0)).var() / u.mean() ** 2),
     ],
 )
