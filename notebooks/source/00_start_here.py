@@ -72,7 +72,7 @@ against = {
 
 # %% tags=["plumbing"]
 # @title Draw what a smaller weight changes
-from IPython.display import Markdown
+from IPython.display import Markdown, display
 
 from mtl_helpers.widgets import figures as plots
 
@@ -263,18 +263,11 @@ ax.invert_yaxis()
 ax.set_title(f"One impression in {len(frame) / counts['purchase']:.0f} is bought")
 ax.grid(axis="y", visible=False)
 funnel_guess.mark(ax)
-fig
-
-# %% tags=["plumbing"]
-# @title Answer
-funnel_guess.answer(shares["purchase"], digits=1)
-
-# %% tags=["plumbing"]
-# @title Say the two rates
 converted = 100 * counts["purchase"] / counts["click"]
 said = f"{shares['click']:.1f} % of what is shown is clicked: the **click-through "
 said += f"rate** (CTR). {converted:.1f} % of the clicked is bought: the **conversion "
-Markdown(said + "rate** (CVR).")
+said = Markdown(said + "rate** (CVR).")
+display(fig, funnel_guess.answer(shares["purchase"], digits=1), said)
 
 # %% [markdown]
 # A purchase needs a click. So the purchase is the rare label, the click the frequent one, and both come from the same people. That is why a shop tries multi-task learning at all.
@@ -350,11 +343,7 @@ for text in right.texts:
     text.set_text(plots.minus(text.get_text()).replace("−0.0", "0.0"))
 left.set(title="Seen: clicks", xlabel="age (years)", ylabel="")
 right.set(title=f"Hidden: taste, correlation {r:.2f}", xlabel="age (years)", ylabel="")
-fig
-
-# %% tags=["plumbing"]
-# @title Answer the guess
-taste_guess.answer(r)
+display(fig, taste_guess.answer(r))
 
 # %% [markdown]
 # The groups' tastes shine through the clicks, mixed with position, price and luck. But a group is not a person: the data card says that half of a taste belongs to the person alone. A model has to find it in what the person clicked before.
@@ -428,11 +417,7 @@ ax.set_yticks(range(len(truth)), list(truth))
 ax.set_title(f"Clicks: the model goes {way:.0%} of the way from a coin to the truth")
 ax.grid(axis="y", visible=False)
 truth_guess.mark(ax)
-fig
-
-# %% tags=["plumbing"]
-# @title Answer for the truth
-truth_guess.answer(truth["click"])
+display(fig, truth_guess.answer(truth["click"]))
 
 # %% [markdown]
 # The truth's AUC is the **Bayes ceiling**: what somebody reaches who knows every probability and still cannot foresee the dice. No model can expect to pass it; only luck on few rows can. You will see this pair in most notebooks: what a model reaches, and what was there to reach.
@@ -461,11 +446,7 @@ plots.value_labels(ax, ".2f")
 ax.set(xlabel="true click probability, mean (%)", ylim=(2.5, -0.5))
 ax.set_title(f"The position itself makes {share:.0f} % of the gap")
 ax.grid(axis="y", visible=False)
-fig
-
-# %% tags=["plumbing"]
-# @title Answer for the position
-place_guess.answer(share, digits=0)
+display(fig, place_guess.answer(share, digits=0))
 
 # %% [markdown]
 # The log alone could not have told you that. A simulator can, and so you can check a method against the truth before you trust it on real data, where there is none.
