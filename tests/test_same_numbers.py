@@ -36,7 +36,7 @@ from mtl_helpers.data import (
     simulate,
 )
 from mtl_helpers.data.correlated import correlated_tasks
-from mtl_helpers.metrics import accuracy, expected_auc, paired_difference
+from mtl_helpers.metrics import accuracy, auc, expected_auc, paired_difference
 from mtl_helpers.models import MMoE, SharedBottom, SingleTask
 from mtl_helpers.models import case as ecommerce
 from mtl_helpers.notebook import seed_everything
@@ -226,6 +226,22 @@ def test_sharing_pays_when_purchase_labels_are_scarce_and_changes_little_otherwi
             fit(model, train, splits.valid, seed=seed, monitor="purchase.auc", **SETTINGS)
             values.append(evaluate(model, splits.test)["purchase"]["auc"])
     assert low < paired_difference(found[SharedBottom], found[SingleTask]).mean < high
+
+
+@pytest.mark.slow
+def test_with_few_purchase_labels_a_model_of_clicks_ranks_purchases_better(fresh_shops):
+    """Notebook 02: against a single-task model of purchases with 1,500 labels."""
+    gains = []
+    for seed, (_, splits) in zip(FRESH, fresh_shops, strict=True):
+        few, aucs = hide_labels(splits.train, "purchase", 1500, seed=seed), []
+        for task in splits.tasks[:2]:
+            torch.manual_seed(seed)
+            model = SingleTask(splits.schema, task, embedding_dim=4)
+            fit(model, few, splits.valid, seed=seed, monitor=f"{task.name}.auc", **SETTINGS)
+            said = predict(model, splits.test)[task.name]
+            aucs.append(auc(splits.test.labels["purchase"], said))
+        gains.append(aucs[0] - aucs[1])
+    assert np.mean(gains) > 0.02
 
 
 @pytest.mark.slow

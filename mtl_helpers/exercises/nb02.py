@@ -16,13 +16,11 @@ CLICK, PURCHASE, DWELL = Task("click"), Task("purchase"), Task("dwell", "regress
 
 
 def add_task(model, task):
-    # The tower reads the shared representation, which is as wide as the last layer of the
-    # bottom.
+    # The tower reads the shared representation: as wide as the last layer of the bottom.
     width = model.settings["hidden"][-1]
     # It must lie where the model lies.
     device = next(model.parameters()).device
-    # A ModuleDict registers what is assigned to it, so that optimisers and checkpoints find
-    # it.
+    # A ModuleDict registers what it is given, so that optimisers and checkpoints find it.
     model.towers[task.name] = Tower(width, task).to(device)
     model.tasks = (*model.tasks, task)
     return model
@@ -88,8 +86,8 @@ def models_to_count(rng):
 def masked_loss(logits, labels, mask):
     rows = binary_cross_entropy_with_logits(logits, labels, reduction="none")
     mask = mask.to(rows.dtype)
-    # Multiply instead of selecting: the shape stays. At least 1 below, so that an empty batch
-    # gives 0/1 and no NaN.
+    # Multiply instead of selecting: the shape stays. At least 1 below the line, so that an
+    # empty batch gives 0/1 and no NaN.
     return (rows * mask).sum() / mask.sum().clamp(min=1)
 
 

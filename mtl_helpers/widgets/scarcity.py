@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,26 +11,29 @@ from matplotlib.axes import Axes
 
 from mtl_helpers.metrics import mean_interval, paired_difference
 from mtl_helpers.widgets.explorer import Explorer, choice_slider
-from mtl_helpers.widgets.figures import HEIGHT, HERE, figure, legend_outside, model_style
+from mtl_helpers.widgets.figures import GREY, HALO, HEIGHT, HERE, INK, figure, minus, model_style, name_lines
 
 __all__ = ["scarcity_explorer"]
 
 MODELS = ("single-task", "shared-bottom")
-COLORS = {name: model_style(name)["color"] for name in MODELS}
 
 
-def scarcity_explorer(table: pd.DataFrame, *, task: str = "purchase", split: str = "validation") -> Explorer:
+def scarcity_explorer(
+    table: pd.DataFrame, *, task: str = "purchase", split: str = "validation",
+    references: Mapping[str, float] | None = None,
+) -> Explorer:  # fmt: skip
     """A single-task model and a shared bottom over the label budgets that they were trained on, seed by seed.
 
     table : a row for each trained run with columns ``label_budget``, ``model`` ("single-task" or "shared-bottom"),
         ``seed`` and ``auc`` (else ValueError). Runs of equal seed are paired.
     task, split : whose AUC it is and on which rows, for titles.
+    references : AUCs to stand beside them as level lines, ``{name: AUC}``.
     """
     missing = [column for column in ("label_budget", "model", "seed", "auc") if column not in table]
     if missing or not set(MODELS) <= set(table["model"]):
         there = list(table) if missing else sorted(set(table["model"]))
         raise ValueError(f"the table lacks {missing or 'runs of a model of ' + str(MODELS)}; it has {there}")
-    wide = table.pivot(index=["label_budget", "seed"], columns="model", values="auc")[[*MODELS]].sort_index()
+    wide = table.pivot(index=["label_budget", "seed"], columns="model", values="auc").sort_index()
     budgets = wide.index.unique("label_budget").tolist()
     found = {budget: _compare(wide.loc[budget]) for budget in budgets}
 
@@ -37,8 +41,11 @@ def scarcity_explorer(table: pd.DataFrame, *, task: str = "purchase", split: str
     left, right = fig.subplots(1, 2, width_ratios=(1.6, 1))
     _draw_runs(left, wide, budgets)
     left.set_ylabel(f"{task} AUC ({split})")
-    band = left.axvline(budgets[0], color=HERE, lw=10, alpha=0.5, animated=True)
-    legend_outside(fig)
+    for name, value in (references or {}).items():
+        left.axhline(value, color=GREY, lw=1, ls="--")
+        place = {"xytext": (2, 2), "textcoords": "offset points", "xycoords": left.get_yaxis_transform()}
+        left.annotate(name, (0, value), color="#555555", fontsize=8, path_effects=HALO, **place)
+    band = left.axvline(budgets[0], color=HERE, lw=12, alpha=0.5, animated=True)
     move_gaps = _draw_gaps(right, list(found.values()))
 
     def update(state: dict) -> str:
@@ -66,42 +73,44 @@ def _compare(runs: pd.DataFrame) -> dict[str, Any]:
         if found.excludes_zero:
             verdict = "sharing helps" if found.mean > 0 else "sharing hurts"
             claim = f"excludes zero: {verdict}"
-        span = f"95 % interval [{found.low:+.4f}, {found.high:+.4f}]"
-        text += f"; gain {found.mean:+.4f} over {len(each)} seeds, {span} {claim}."
+        mean, low, high = (minus(f"{value:+.4f}") for value in gap)
+        text += f"; gain {mean} over {len(each)} seeds, 95 % interval [{low}, {high}] {claim}."
     if lost:
         text += f" {lost} pair{'s' * (lost != 1)} left out, undefined (NaN) or missing."
     return {"each": each, "gap": gap, "verdict": verdict, "reading": text}
 
 
 def _draw_runs(ax: Axes, wide: pd.DataFrame, budgets: list) -> None:
-    for name, marker, shift in zip(MODELS, "so", (0.97, 1.03), strict=True):
-        runs, color = wide[name].dropna(), COLORS[name]
+    for name, shift in zip(MODELS, (0.97, 1.03), strict=True):
+        runs, look = wide[name].dropna(), model_style(name)
+        if not len(runs):
+            continue
         x = runs.index.get_level_values(0).to_numpy(float) * shift
-        ax.plot(x, runs, marker, color=color, ms=4, alpha=0.45, lw=0)
+        ax.plot(x, runs, look["marker"], color=look["color"], ms=4, alpha=0.3, lw=0)
         means = runs.groupby(level=0).mean()
-        label = f"{name} (mean, 95 % interval)"
-        ax.plot(means.index, means, color=color, lw=1.6, marker=marker, ms=5, label=label)
+        ax.plot(means.index * shift, means, lw=1.6, ms=6, label=name, **look)
         for budget, values in runs.groupby(level=0):
             if len(values) > 1:
                 interval = mean_interval(values)
-                ax.vlines(budget * shift, interval.low, interval.high, color=color, lw=2)
-    ax.set(xscale="log", xlabel="labelled rows of the scarce task", title="Each dot is one trained run")
+                ax.vlines(budget * shift, interval.low, interval.high, color=look["color"], lw=2)
+    ax.set(xscale="log", xlabel="labelled rows (pale: one run; bars: 95 %)")
     ax.set_xticks(budgets, [f"{value:,}" for value in budgets], fontsize=8)
     ax.minorticks_off()
+    name_lines(ax)
 
 
 def _draw_gaps(ax: Axes, found: list[dict[str, Any]]) -> Any:
     """Differences, mean and interval of one budget on limits that hold all; returns what moves them."""
     shown = np.abs(np.concatenate([[*cell["each"], *cell["gap"]] for cell in found]))
     limit = 1.15 * np.max(shown[np.isfinite(shown)], initial=0) or 1.0
-    ax.axvline(0, color="black", lw=1)
+    ax.axvline(0, color=INK, lw=1)
     ax.set(xlim=(-limit, limit), ylim=(-1, 1), yticks=(), xlabel=f"AUC gained by {MODELS[1]}")
+    ax.locator_params(axis="x", nbins=5)
     ax.set_title("The same seed, two models")
-    dots = ax.plot([], [], "o", color=COLORS[MODELS[1]], ms=6, alpha=0.6, animated=True)[0]
-    span = ax.plot([], [], color="black", lw=2.5, animated=True, solid_capstyle="butt")[0]
-    mean = ax.plot([], [], "D", color="black", ms=8, animated=True)[0]
-    plate = {"facecolor": "white", "edgecolor": "none", "pad": 2}
-    verdict = ax.text(0, 0.85, "", ha="center", fontsize=10, bbox=plate, animated=True)
+    dots = ax.plot([], [], "o", color=GREY, ms=6, alpha=0.6, animated=True)[0]
+    span = ax.plot([], [], color=INK, lw=2.5, animated=True, solid_capstyle="butt")[0]
+    mean = ax.plot([], [], "D", color=INK, ms=8, animated=True)[0]
+    verdict = ax.text(0, 0.85, "", ha="center", fontsize=10, path_effects=HALO, animated=True)
 
     def move(cell: dict[str, Any]) -> None:
         n = len(cell["each"])

@@ -44,7 +44,7 @@ ROOT = NOTEBOOKS.parent
 COMMAND = "python notebooks/source/build.py"
 MAX_BYTES = 1_000_000  # pictures have two pixels to one of the page
 # Pages still to be rewritten: for them the limits of pages.py are told, not asked.
-UNFINISHED = ("02", "04", "05", "06", "07")
+UNFINISHED = ("04", "05", "06", "07")
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 SETUP = """\
