@@ -35,7 +35,7 @@ CLASS_COLORS = ("#56B4E9", "#7A5195", "#666666")
 TASKS = ("click", "purchase")
 FIRST, SECOND = (plots.task_style(name)["color"] for name in TASKS)
 METHOD_STYLES = (("#222222", "o"), ("#888888", "s"), ("#4C7A8A", "D"), ("#7A5195", "X"), ("#6B6B00", "*"))
-UNITS = (0.01, 0.1, 1.0, 10.0, 100.0)
+UNITS = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
 
 
 def logit_explorer() -> Explorer:
@@ -311,7 +311,7 @@ def _read_two(angle: float, cosines: dict[str, np.ndarray]) -> str:
     said = ""
     for i, task in enumerate(TASKS):
         hurt = [name for name, row in cosines.items() if row[i] < -1e-6]
-        said += f" A step along {', '.join(hurt)} raises the loss of {task}." if hurt else ""
+        said += f" Along {', '.join(hurt)} the loss of {task} rises." if hurt else ""
     still = [name for name, row in cosines.items() if np.isnan(row).any()]
     said = said or " No step harms a task."
     said += f" No direction is left for {', '.join(still)}." if still else ""

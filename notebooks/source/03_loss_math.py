@@ -341,7 +341,7 @@ logit_guess.answer(loss_and_slope(clamped, 20.0)[1])
 z, y = doubles([-2, 0.4, 1.5]), doubles([0, 1, 0])
 slope = (z.sigmoid() - y) / len(z)  # p − y again
 helper = partial(losses.task_loss, Task("click"), labels=y)
-ours = lambda z: on_logits(z, y).mean()  # noqa: E731
+ours = lambda z: on_logits(z, y).mean()
 said = check_gradient("(σ(z) − y)/m, our form", ours, z, slope)
 said += check_gradient("the same for `losses.task_loss`", helper, z, slope)
 
@@ -558,7 +558,7 @@ share_guess.answer(before)
 
 # %%
 r = splits.train.labels["purchase"].double().mean()
-entropy = lambda r: -r * r.log() - (1 - r) * (1 - r).log()  # noqa: E731
+entropy = lambda r: -r * r.log() - (1 - r) * (1 - r).log()
 np.testing.assert_allclose(entropy(r).item(), constants["purchase"])
 Markdown(
     check_gradient("H′(r) = log((1 − r)/r)", entropy, r, ((1 - r) / r).log())
@@ -801,7 +801,7 @@ fig
 
 # %%
 s, loss = doubles([0.3, -1.0]), doubles([constants["click"], constants["purchase"]])
-term = lambda s: ((-s).exp() * loss + s / 2).sum()  # noqa: E731
+term = lambda s: ((-s).exp() * loss + s / 2).sum()
 said = check_gradient("½ − e⁻ˢL", term, s, 0.5 - (-s).exp() * loss)
 best = (2 * loss).log()
 said += check_gradient("zero at s = log 2L", term, best, 0 * best)
@@ -896,11 +896,11 @@ t = ((g1 - g2) @ g1 / ((g1 - g2) @ (g1 - g2))).clamp(0, 1)
 mgda = (1 - t) * g1 + t * g2
 for name, by_hand in (("PCGrad", pcgrad), ("MGDA", mgda)):
     torch.testing.assert_close(by_hand, gradients.combine(name, G))
-squared = lambda t: ((1 - t) * g1 + t * g2).square().sum()  # noqa: E731
+squared = lambda t: ((1 - t) * g1 + t * g2).square().sum()
 said = check_gradient("MGDA: ‖(1−t)g₁ + tg₂‖² is least", squared, t[None], 0 * t[None])
 theta, zero = doubles([-1, -0.4]), doubles([0])
 g1, g2 = (A[i] @ (theta - c[i]) for i in (0, 1))
-along = lambda eta: bowls(theta - eta * (g1 + g2))[1]  # noqa: E731
+along = lambda eta: bowls(theta - eta * (g1 + g2))[1]
 said += check_gradient("dL₂/dη = −g₂·d", along, zero, -(g2 @ (g1 + g2))[None])
 Markdown(said + "PCGrad and MGDA as in `gradients.combine`.")
 
@@ -943,7 +943,7 @@ by_sum = ((1 - w) * L1 + w * L2).argmin(dim=1)
 by_max = torch.maximum((1 - w) * L1, w * L2).argmin(dim=1)
 here = doubles([0.2])
 slope = 2 * (here - a) * (-((here - a) ** 2)).exp()
-well = lambda t: (1 - (-((t - a) ** 2)).exp()).sum()  # noqa: E731
+well = lambda t: (1 - (-((t - a) ** 2)).exp()).sum()
 Markdown(check_gradient("L₁′ = 2(θ − a)e^(−(θ−a)²)", well, here, slope))
 
 # %% tags=["plumbing"]
