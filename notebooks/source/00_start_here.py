@@ -237,7 +237,7 @@ plots.table(page[columns].head(4).reset_index(drop=True), digits=2)
 # %% [markdown]
 # ### Picture two: the funnel
 #
-# Of all products that are shown, some are clicked. Of those, some are bought.
+# Of all products that are shown, some are clicked: the click-through rate. Of those, some are bought: the conversion rate.
 
 # %%
 from mtl_helpers.widgets import guess
