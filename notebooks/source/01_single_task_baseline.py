@@ -423,7 +423,7 @@ Markdown(
 # ### Who chose the learning rate and the weight decay?
 #
 # Validation rows did, for every pair on a grid. It takes more than an hour, so its rows are stored (`01_baselines.csv`;
-# its first line is the command): two shops tune, and eight others are for judging. The validation loss of clicks and
+# its first line is the command): two shops tune, and ten others are for judging. The validation loss of clicks and
 # purchases weighs each row by its true probability, which takes luck out of the choice.
 
 # %% tags=["plumbing"]
@@ -607,7 +607,7 @@ Markdown(
 # %% [markdown]
 # ### Not one number: an interval
 #
-# One shop is one draw of luck. The stored study judged each model on **eight other shops** (other users, products and
+# One shop is one draw of luck. The stored study judged each model on **ten other shops** (other users, products and
 # clicks). Its AUC weighs each row by its true probability, which takes the luck of a few test purchases out. The is the product's past click rate, or the commonest category; the ceiling is the truth.
 
 # %%
@@ -625,7 +625,7 @@ true = fresh.truth.set_index("impression_id").loc[pieces["test"]["impression_id"
 fresh_auc = expected_auc(true["p_purchase"], p_fresh)
 
 # %% tags=["plumbing"]
-# @title Draw every model between its floor and its ceiling, over eight shops
+# @title Draw every model between its floor and its ceiling, over ten shops
 judged = study[study["shop"] >= 100].set_index(key)
 mine, kept = judged[setting].apply(tuple, axis=1), best.reindex(judged.index)
 judged = judged[(mine == kept) | kept.isna()]
@@ -660,7 +660,7 @@ shares = [f"{way[task]:.0%} of the way for {task.replace('_', ' ')}" for task in
 Markdown(
     "Pale dots are shops, the strong mark is their mean with its 95 % interval. From "
     f"floor to ceiling the network comes {', '.join(shares)}. ★ is your fresh shop: "
-    f"{fresh_auc:.3f}, {'inside' if inside else 'outside'} the range of the eight, "
+    f"{fresh_auc:.3f}, {'inside' if inside else 'outside'} the range of the ten, "
     f"though trained on its latest {len(splits.train):,} rows alone."
 )
 
@@ -711,7 +711,7 @@ learnt = ": it learns them by heart. So ids are no features in this course."
 grid_ends = tuned["single-task + ids", "purchase"].unstack("lr").columns[[0, -1]]
 at_edge = best["single-task + ids", "purchase"][0] in grid_ends
 Markdown(
-    f"Eight shops tell a difference of about {interval.high - interval.mean:.3f} in "
+    f"Ten shops tell a difference of about {interval.high - interval.mean:.3f} in "
     "the purchase AUC from none. User and product ids cost the network "
     f"{lost[0]:.3f} AUC of clicks and {lost[1]:.3f} of purchases"
     + (learnt if set(with_ids) <= stars else ".")
