@@ -26,6 +26,12 @@
 # %%
 # {{setup}}
 
+# %% tags=["plumbing"]
+# @title Where this notebook stands in the course
+from mtl_helpers.widgets import course_map
+
+course_map("04")
+
 # %% [markdown]
 # ## Recap: losses have no common scale
 #
@@ -34,7 +40,8 @@
 #
 # The notebook trains on the latest 80,000 rows of the log, which keeps it quick; their features know the whole log.
 
-# %%
+# %% tags=["plumbing"]
+# @title Imports
 import numpy as np
 import pandas as pd
 from IPython.display import display
@@ -58,7 +65,8 @@ names = [task.name for task in splits.tasks]
 constants = constant_losses(splits.train)
 print({name: round(loss, 3) for name, loss in constants.items()}, "nats")
 
-# %%
+# %% tags=["plumbing"]
+# @title Figure: losses have no common scale
 fig = plots.figure(2.2)
 ax = fig.subplots()
 ax.barh(names, [constants[name] for name in names], color=[plots.task_style(name)["color"] for name in names])
@@ -312,7 +320,8 @@ ADAPTIVE = {
 traces = {name: watch(make(splits.tasks)) for name, make in ADAPTIVE.items()}
 print({name: trace.shape for name, trace in traces.items()})
 
-# %%
+# %% tags=["plumbing"]
+# @title Widget: weights while training, drawn
 from mtl_helpers.widgets.explorer import Explorer, dropdown, slider
 
 fig = plots.figure(3.4)
@@ -328,7 +337,8 @@ ax.set_title("What each strategy gave to each task")
 plots.legend_outside(fig)
 
 
-# %%
+# %% tags=["plumbing"]
+# @title Widget: weights while training, moved
 def draw(state):
     trace, at = traces[state["strategy"]], state["step"] - 1
     for i, name in enumerate(names):
@@ -467,7 +477,8 @@ cosines = np.array(seen)
 pairs = ["click · purchase", "click · next_category", "purchase · next_category"]
 print({pair: f"{np.mean(cosines[:, i] < 0):.0%} of steps conflict" for i, pair in enumerate(pairs)})
 
-# %%
+# %% tags=["plumbing"]
+# @title Figure: do the gradients conflict?
 fig = plots.figure(3)
 ax = fig.subplots()
 window = 15
@@ -552,7 +563,8 @@ else:
         f"The mean is stuck from {stuck} of {len(STARTS)} starts; the paper reports two. CAGrad: as the table says."
     )
 
-# %%
+# %% tags=["plumbing"]
+# @title Widget: the landscape, drawn
 grid = np.stack(np.meshgrid(np.linspace(-10, 10, 160), np.linspace(-10, 10, 160)), axis=-1)
 height = plane_losses(torch.tensor(grid)).mean(-1).numpy()
 fig = plots.figure(4.2)
@@ -563,7 +575,8 @@ ax.plot(*np.array(STARTS).T, "k*", ms=10, lw=0, label="starts")
 ax.set(xlabel="parameter x₁", ylabel="parameter x₂", title="Contours: mean of both losses")
 _ = ax.legend(loc="upper center", ncols=2, fontsize=8)
 
-# %%
+# %% tags=["plumbing"]
+# @title Widget: the fall of the mean loss, drawn
 falls = {"ylabel": "mean of both losses", "title": "How the mean loss falls"}
 side.set(xlim=(0, walk), ylim=(-20, 15), xlabel="step", **falls)
 walkers = []  # for each start: its trail, its head, its curve
@@ -576,7 +589,8 @@ for i, dash in enumerate(("-", "--", ":")):
 _ = side.legend()
 
 
-# %%
+# %% tags=["plumbing"]
+# @title Widget: the landscape, moved
 def draw_walk(state):
     path = paths[state["scale"]][:, WALKERS.index(state["method"])]
     upto = 1 + round(state["share"] / 100 * (len(path) - 1))
@@ -592,7 +606,8 @@ def draw_walk(state):
     return f"{state['method']}, first loss × {state['scale']}, after {steps_made:,} steps: {', '.join(told)}."
 
 
-# %%
+# %% tags=["plumbing"]
+# @title Widget: controls of the landscape
 knobs = [
     dropdown("method", "method", list(WALKERS)),
     dropdown("start", "start", ["all", "1", "2", "3"]),
@@ -666,7 +681,8 @@ makes |= {
 points = {name: end_point(make) for name, make in makes.items()}
 print({name: point.round(4).tolist() for name, point in points.items()})
 
-# %%
+# %% tags=["plumbing"]
+# @title Figure: end points over the front
 fig = plots.figure(4)
 ax = fig.subplots()
 ax.plot(*line_of.T, "o-", color="#999999", ms=4, label="fixed weights")
@@ -681,7 +697,8 @@ plots.legend_outside(fig)
 purchase_weights = [round(float(w), 3) for w in pair.weightings["purchase"]]
 
 
-# %%
+# %% tags=["plumbing"]
+# @title Widget: end points over the front
 from mtl_helpers.widgets.explorer import choice_slider
 
 
@@ -753,7 +770,8 @@ def differences(data):
     }
 
 
-# %%
+# %% tags=["plumbing"]
+# @title Figure: differences to tuned fixed weights
 def draw_differences(data):
     """One panel a task, one row a strategy: mean difference with its interval."""
     found = differences(data)
@@ -772,7 +790,8 @@ def draw_differences(data):
     return fig
 
 
-# %%
+# %% tags=["plumbing"]
+# @title The figure in words
 def read_differences(data):
     """Say in words what the intervals of one data set support."""
     found = differences(data)

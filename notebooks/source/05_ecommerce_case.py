@@ -27,7 +27,14 @@
 # %%
 # {{setup}}
 
-# %%
+# %% tags=["plumbing"]
+# @title Where this notebook stands in the course
+from mtl_helpers.widgets import course_map
+
+course_map("05")
+
+# %% tags=["plumbing"]
+# @title Imports
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -149,6 +156,12 @@ print("depending on a product that does not matter.")
 # | click, purchase | u, v, u·v, and what belongs to the pair (position, past rates) |
 # | next_category | u |
 # | next_item | u · v for every v of the catalogue |
+
+
+# %%
+from mtl_helpers.widgets import draw
+
+draw("two_towers")
 
 
 # %%
@@ -375,7 +388,8 @@ row_metrics = {
 }
 print({name: round(float(value), 4) for name, value in row_metrics.items()})
 
-# %%
+# %% tags=["plumbing"]
+# @title Figure: calibration and ranking
 curve = metrics.reliability_curve(y, p, bins=6)
 said, seen, low, high = (curve[name] for name in ("predicted", "observed", "low", "high"))
 inside = ((low <= said) & (said <= high)).sum()
@@ -657,7 +671,8 @@ verdict("distance of that ratio from 1, ESMM − clicks only", off["ESMM"], off[
 #
 # **Predict.** Which improve the AUC? Which ruin the probabilities?
 
-# %%
+# %% tags=["plumbing"]
+# @title Figure: treatments of rare purchases
 names = ["plain", "class weight", "focal", "down-sampled", "down-sampled, corrected", "over-sampled"]
 rare = {what: over_shops("rare", what)[names] for what in ("auc", "calibration_error", "ratio")}
 fig = plots.figure(2.8)
@@ -736,7 +751,8 @@ curves = {
 curves = {name: values - values[0] for name, values in curves.items()}
 print({name: round(float(values[-1]), 2) for name, values in curves.items()}, "at position 8")
 
-# %%
+# %% tags=["plumbing"]
+# @title Figure: the effect of position
 fig = plots.figure(2.9)
 ax = fig.subplots()
 looks = {"counted": ("o:", "#E69F00"), "model": ("s--", "#0072B2"), "truth": ("-", "#222222")}
@@ -1046,7 +1062,8 @@ with torch.no_grad():
     change = (purchase_logit(target[None]) - purchase_logit(base[None])).item()
 print(f"parts sum to {part.sum().item():.4f}; the logit changes by {change:.4f}")
 
-# %%
+# %% tags=["plumbing"]
+# @title Figure: why this product
 labels = []
 for numeric, categorical in (ecommerce.ITEM_COLUMNS, ecommerce.PAIR_COLUMNS):
     labels += [name for name in categorical for _ in range(4)] + list(numeric)  # an embedding is four numbers

@@ -26,6 +26,12 @@
 # %%
 # {{setup}}
 
+# %% tags=["plumbing"]
+# @title Where this notebook stands in the course
+from mtl_helpers.widgets import course_map
+
+course_map("06")
+
 # %% [markdown]
 # ## Recap: a shared bottom shares everything below its towers
 #
@@ -33,7 +39,8 @@
 # left the network alone. Now we change the network: what is shared, and who decides. We train on the latest 80,000
 # rows of the log, which keeps the notebook quick; their features know the whole log.
 
-# %%
+# %% tags=["plumbing"]
+# @title Imports
 from IPython.display import display
 
 from mtl_helpers.data import (
@@ -88,7 +95,8 @@ def owners(model):
 who = pd.DataFrame({label: owners(make()) for label, make in makers.items()}).T
 who
 
-# %%
+# %% tags=["plumbing"]
+# @title Figure: parameters of the architectures
 fig = plots.figure(3.2)
 ax, start = fig.subplots(), 0
 colors = {"shared layers": "#BBBBBB"} | {name: plots.task_style(name)["color"] for name in names}
@@ -116,6 +124,11 @@ print(
 # With $\alpha$ the identity, nothing is shared. With equal entries, all is.
 #
 # **Predict.** Training starts near the identity. Will a task learn to lean more on the others, or less?
+
+# %%
+from mtl_helpers.widgets import draw
+
+draw("cross_stitch")
 
 # %%
 torch.manual_seed(0)
@@ -158,6 +171,9 @@ print(
 # $$h_t = \sum_e g_t(x)_e\, \mathrm{expert}_e(x), \qquad g_t(x) = \mathrm{softmax}(W_t x)$$
 
 # %%
+draw("mmoe")
+
+# %%
 torch.manual_seed(0)
 mmoe = makers["MMoE"]().to(device)
 x = mmoe.features(batch.numeric, batch.categorical)
@@ -173,6 +189,9 @@ print("equal:", same)
 #
 # In MMoE a task that wants its own expert must win it by its gate. *Customised gate control* gives it one: task
 # $t$'s gate sees the experts of task $t$ and the shared ones, never another task's.
+
+# %%
+draw("ple")
 
 # %%
 torch.manual_seed(0)
@@ -210,6 +229,9 @@ print("Level 1 is reached by", "every task, through the shared gate." if wide_op
 # and the model returns the product. A shared bottom knows nothing of the order.
 #
 # **Predict.** On how many validation rows does a shared bottom say that a purchase is likelier than a click?
+
+# %%
+draw("esmm")
 
 # %%
 from mtl_helpers.training import predict
@@ -263,6 +285,9 @@ print("stable", -torch.logsumexp(torch.stack([-far, -far, -2 * far]), dim=0).ite
 # what the click column hands over, and its own output.
 
 # %%
+draw("aitm")
+
+# %%
 torch.manual_seed(0)
 aitm = makers["AITM"]().to(device)
 x = aitm.features(batch.numeric, batch.categorical)
@@ -309,7 +334,8 @@ sizes = study.query("metric == 'parameters'").groupby("model")["value"].first()
 print({kind: int(sizes[kind]) for kind in kinds}, "parameters;", errors["seed"].nunique(), "seeds")
 print("made by: python notebooks/studies/nb06_correlation.py")
 
-# %%
+# %% tags=["plumbing"]
+# @title How the models are drawn
 LOOK = {
     "separate": {"color": "#777777", "marker": "o", "linestyle": "--"},
     "shared-bottom": {"color": "#222222", "marker": "s", "linestyle": "-"},
@@ -325,7 +351,8 @@ def against(a, b, p):
     return paired_difference(table.loc[p, a].dropna(), table.loc[p, b].loc[table.loc[p, a].dropna().index])
 
 
-# %%
+# %% tags=["plumbing"]
+# @title Figure: error against relatedness
 fig = plots.figure(3.8)
 left, right = fig.subplots(1, 2)
 for kind in kinds:
@@ -441,7 +468,8 @@ def gate_map(p, n_experts, seed):
 first_row = gate_map(0.5, 4, 0)[0, 0]
 print("gate map", gate_map(0.5, 4, 0).shape, "· a task's row sums to", np.nansum(first_row).round(2))
 
-# %%
+# %% tags=["plumbing"]
+# @title Figure: gates of one model
 fig = plots.figure(3.4)
 *maps, ax = fig.subplots(1, 3, width_ratios=(1, 1, 0.9))
 images = []
@@ -459,7 +487,8 @@ dots = ax.plot([], [], "o", color="#0072B2", alpha=0.35, animated=True)[0]
 line = ax.plot([], [], "-", color="#0072B2", animated=True)[0]
 here = ax.plot([], [], "o", color="#D55E00", ms=10, mfc="none", mew=2, animated=True)[0]
 
-# %%
+# %% tags=["plumbing"]
+# @title Widget: gates, drawn
 from mtl_helpers.widgets.explorer import Explorer, choice_slider
 
 
@@ -478,7 +507,8 @@ def draw_gates(state):
     return f"The tasks' gates differ by {own:.2f} (0: alike, 1: nothing in common); most used: {alike}, {top[0]} and {top[1]}."
 
 
-# %%
+# %% tags=["plumbing"]
+# @title Widget: gates, moved
 seeds = sorted(set(gates.query("n_experts == 4")["seed"]))
 knobs = [
     choice_slider("p", "correlation", levels),
@@ -572,7 +602,8 @@ for label, (build, strategy) in variants.items():
         collapse[label, seed] = (*use_of(model, test), error_of(model, test))
     print(f"{label}: use of the experts, last seed {collapse[label, seed][0]}")
 
-# %%
+# %% tags=["plumbing"]
+# @title Figure: remedies against collapse
 fig = plots.figure(2.8)
 for ax, place, label in zip(fig.subplots(1, 2, sharey=True), (1, 2), ("experts", "error"), strict=True):
     rows = {name: [v[place] for (n, _), v in collapse.items() if n == name] for name in variants}
@@ -652,7 +683,8 @@ print(f"The lowest of the grid, {low:g}, was best in {share:.0%} of the runs", e
 print("(at the edge: a lower one might do better still)." if share > 0.3 else "(not at the edge).")
 print("made by: python notebooks/studies/nb06_shop.py")
 
-# %%
+# %% tags=["plumbing"]
+# @title Figure: architectures on the shop
 fig = plots.figure(3.4)
 for ax, task in zip(fig.subplots(1, 3, sharey=True), names, strict=True):
     color = plots.task_style(task)["color"]

@@ -27,13 +27,20 @@
 # %%
 # {{setup}}
 
+# %% tags=["plumbing"]
+# @title Where this notebook stands in the course
+from mtl_helpers.widgets import course_map
+
+course_map("07")
+
 # %% [markdown]
 # ## Recap: sharing is a bet
 #
 # On the shop, sharing paid where labels were scarce and cost where a loud third task joined. There we knew the truth. Here we
 # do not, so everything rests on held-out days, seeds and intervals.
 
-# %%
+# %% tags=["plumbing"]
+# @title Imports
 from pathlib import Path
 
 import numpy as np
@@ -94,7 +101,8 @@ else:
 # A video of ten seconds that ran to its end says "at least ten". What the user would have watched of a longer one is
 # not observed: the value is *censored*. Others never started by themselves and have zero.
 
-# %%
+# %% tags=["plumbing"]
+# @title Figure: play time is censored
 if LIVE:
     fig = plots.figure(2.8)
     ax = fig.subplots()
@@ -225,7 +233,8 @@ print(f"by hand {gaps.mean():.4f} [{gaps.mean() - half:.4f}, {gaps.mean() + half
 print("helper ", paired_difference(shared, single))
 
 
-# %%
+# %% tags=["plumbing"]
+# @title Figure: differences to single-task models
 def draw_against_single(rows, models, metric="auc", label="test AUC minus the single-task model's"):
     """One panel a task, one row a model; filled: the interval excludes zero."""
     fig = plots.figure(1.0 + 0.34 * len(models))
@@ -411,7 +420,8 @@ for kind in ("user", "video"):
     there = int(size[f"positives_cold_{kind}", "like"])
     print(f"cold {kind}s: {int(size[f'rows_cold_{kind}', 'click']):,} test rows with {there} likes (seed 0)")
 
-# %%
+# %% tags=["plumbing"]
+# @title Figure: behind the average
 fig = plots.figure(2.9)
 for ax, task in zip(fig.subplots(1, 3), names, strict=True):
     for x, group in enumerate(groups):
@@ -458,7 +468,8 @@ read_against_single(runs, architectures, "grouped_auc")
 #
 # Trained on two days, stopped on a third, then left alone for five. A holiday lies among them.
 
-# %%
+# %% tags=["plumbing"]
+# @title Figure: day after day
 drift = table("drift")
 drift[["day", "what"]] = drift["metric"].str.split(" ", n=1, expand=True)
 drift = drift[drift["model"] == "shared bottom"]
@@ -517,7 +528,8 @@ for (model, task), found in bands.items():
     print(f"{model:24} {task:14} {found}")
 published
 
-# %%
+# %% tags=["plumbing"]
+# @title Figure: Census beside published figures
 fig = plots.figure(2.6)
 order = ["shared bottom", "MMoE", "PLE"]
 for ax, task in zip(fig.subplots(1, 2, sharey=True), ("income", "never_married"), strict=True):
@@ -602,7 +614,8 @@ print(
     f"power at 8 seeds, d = .001: formula {power(0.001, s, 8):.3f}, by 4,000 simulated studies {excluded.mean():.3f}"
 )
 
-# %%
+# %% tags=["plumbing"]
+# @title Widget: power, drawn
 fig = plots.figure(3)
 ax = fig.subplots()
 counts = np.arange(2, 61)
@@ -618,7 +631,8 @@ _ = ax.set(
 )
 
 
-# %%
+# %% tags=["plumbing"]
+# @title Widget: power, moved
 def draw_power(state):
     d = state["difference"] / 1000
     curve.set_data(counts, [power(d, s, n) for n in counts])
