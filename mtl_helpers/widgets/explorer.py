@@ -196,6 +196,9 @@ class Explorer:
         self._picture = ipywidgets.HTML()
         self._draw()
         self._static = self._captioned()
+        figure.set_dpi(100)  # what moves has fewer pixels than what is stored, so that a drag is quick
+        self.stage = Stage(figure)
+        self._draw()
         self.widget = ipywidgets.VBox([self._knobs(buttons), self._picture])
         for name, control in self.controls.items():
             control.observe(lambda change, name=name: self._moved(name, change["new"]), names="value")

@@ -296,7 +296,7 @@ def two_gradients_explorer(
             text.set_position(row / max(lengths) * 0.6 - (0, 0.16))
         for bar, value in zip(bars, np.nan_to_num(cosines.T).flat, strict=True):
             bar.set_width(value)
-        return _read_two(state["angle"], dict(zip(methods, cosines, strict=True)))
+        return _read_two(state, dict(zip(methods, cosines, strict=True)))
 
     knobs = [
         slider("angle", "angle between the gradients", 0, 180, 135, step=1, unit="degrees"),
@@ -305,8 +305,8 @@ def two_gradients_explorer(
     return Explorer(fig, knobs, update, title="Two gradients and what methods make of them")
 
 
-def _read_two(angle: float, cosines: dict[str, np.ndarray]) -> str:
-    inner = np.cos(np.deg2rad(angle))
+def _read_two(state: dict[str, float], cosines: dict[str, np.ndarray]) -> str:
+    inner = np.cos(np.deg2rad(state["angle"]))
     kind = "agree" if inner > 1e-9 else "conflict" if inner < -1e-9 else "are at right angles"
     said = ""
     for i, task in enumerate(TASKS):
@@ -320,4 +320,4 @@ def _read_two(angle: float, cosines: dict[str, np.ndarray]) -> str:
         kind += (
             f"; the {name} has cosine {first:.2f} with that of click and {second:.2f} with that of purchase"
         )
-    return plots.minus(f"The gradients {kind}.") + said
+    return plots.minus(f"Purchase's gradient is {state['length']:g} times click's: they {kind}.") + said
