@@ -66,12 +66,17 @@ def test_planted_faults_are_found():
     ]
 
 
-def test_the_readme_shows_the_dashboard_as_notebook_05_stores_it():
-    """Built anew, the notebook has a new picture: copy it to notebooks/results/05_dashboard.png."""
-    notebook = nbformat.read(ROOT / "notebooks" / "05_ecommerce_case.ipynb", as_version=4)
-    (cell,) = [
-        cell for cell in notebook.cells if cell.cell_type == "code" and "shop_dashboard(" in cell.source
-    ]
+@pytest.mark.parametrize(
+    ("notebook", "says", "picture"),
+    [
+        ("05_ecommerce_case", "shop_dashboard(", "05_dashboard"),
+        ("07_real_data", 'stored_picture(folder / "07_play_time.png"', "07_play_time"),
+    ],
+)
+def test_a_stored_picture_is_the_one_in_its_notebook(notebook, says, picture):
+    """Built anew, the notebook has a new picture: copy it to notebooks/results."""
+    cells = nbformat.read(ROOT / "notebooks" / f"{notebook}.ipynb", as_version=4).cells
+    (cell,) = [cell for cell in cells if cell.cell_type == "code" and says in cell.source]
     stored = [output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})]
-    kept = base64.b64encode((ROOT / "notebooks" / "results" / "05_dashboard.png").read_bytes()).decode()
-    assert [picture.replace("\n", "") for picture in stored] == [kept]
+    kept = base64.b64encode((ROOT / "notebooks" / "results" / f"{picture}.png").read_bytes()).decode()
+    assert [one.replace("\n", "") for one in stored] == [kept]

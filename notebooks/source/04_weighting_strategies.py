@@ -35,7 +35,7 @@ course_map("04")
 # %% [markdown]
 # ## Recap: losses have no common scale
 #
-# Notebook 03 ended here: a loss is in the unit of its task. Below is what each task loses when it always says
+# Notebook 03 showed it: a loss is in the unit of its task. Below is what each task loses when it always says
 # the same thing. Summing the three losses as they are is already a choice.
 #
 # The notebook trains on the latest 80,000 rows of the log, which keeps it quick; their features know the whole log.
@@ -75,7 +75,8 @@ ax.set(xlabel="loss of the best constant (nats)", ylim=(2.5, -0.5))
 ax.set_title(f"{largest} is the loudest task, {smallest} the quietest")
 ax.grid(axis="y", visible=False)
 display(fig)
-print(f"{largest} starts with {constants[largest] / constants[smallest]:.0f} times the loss of {smallest}.")
+times = constants[largest] / constants[smallest]
+print(f"Whoever always says the same loses {times:.0f} times as much on {largest} as on {smallest}.")
 
 # %% [markdown]
 # One model serves the whole notebook, and one function trains it. A *strategy* is an object that turns the

@@ -103,24 +103,21 @@ else:
 
 # %% tags=["plumbing"]
 # @title Figure: play time is censored
+title = "Where the video ends, the label ends too"
 if LIVE:
     fig = plots.figure(2.8)
     ax = fig.subplots()
     bins = np.linspace(0, frame["log_play"].max(), 50)
-    parts = [frame.loc[frame["finished"] == done, "log_play"] for done in (False, True)]
-    ax.hist(
-        parts,
-        bins,
-        stacked=True,
-        color=["#56B4E9", "#D55E00"],
-        label=["left before the end", "ran to the end"],
-    )
-    ax.set(xlabel="log(1 + seconds played)", ylabel="rows", title="Where the video ends, the label ends too")
-    ax.legend()
+    played = [frame.loc[frame["finished"] == done, "log_play"] for done in (False, True)]
+    names = ["left before the end", "ran to the end"]
+    ax.hist(played, bins, stacked=True, color=["#BBBBBB", "#882255"], label=names)
+    ax.set(xlabel="log(1 + seconds played)", ylabel="rows", title=title)
+    plots.legend_outside(fig)
     display(fig)
-    print(
-        f"{frame['finished'].mean():.1%} of rows are censored, {(frame['log_play'] == 0).mean():.1%} are zero."
-    )
+    censored, zero = frame["finished"].mean(), (frame["log_play"] == 0).mean()
+    print(f"{censored:.1%} of rows are censored, {zero:.1%} are zero.")
+else:
+    display(plots.stored_picture(folder / "07_play_time.png", f"{title}."))
 
 # %% [markdown]
 # We keep the censored value as it is, cut off at the video's length. The model then predicts *time played of this
