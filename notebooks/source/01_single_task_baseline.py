@@ -69,9 +69,9 @@ course_map("01")
 
 # %% tags=["plumbing"]
 # @title Load the shop and train one model for purchases (section 3 opens it)
-ROWS = 30_000 if FAST else 80_000
+ROWS = 20_000 if FAST else 80_000
 SETTINGS = {"epochs": 25, "lr": 1e-3, "weight_decay": 1.0, "progress": False}
-SETTINGS |= {"epochs": 4, "lr": 3e-3} if FAST else {}
+SETTINGS |= {"epochs": 2, "lr": 3e-3} if FAST else {}
 click, purchase, next_category = SHOP_TASKS
 
 
@@ -616,7 +616,7 @@ net
 
 # %%
 SEED = 7  # one fresh shop, drawn once, judged once: try another number
-size = {"n_users": 300, "n_impressions": 30_000} if FAST else {}
+size = {"n_users": 200, "n_impressions": 16_000} if FAST else {}
 fresh = simulate(ShopConfig(seed=SEED, **size))
 pieces = latest(shop_splits(shop_frame(fresh), "time", pending="unknown"))
 splits = prepare(pieces, [purchase], SHOP_NUMERIC, SHOP_CATEGORICAL, device=device)

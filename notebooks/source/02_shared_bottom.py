@@ -276,7 +276,7 @@ def seconds(job, models):
     found = []
     for each in models:
         runs = []
-        for _ in range(3):
+        for _ in range(1 if FAST else 3):
             start = time.perf_counter()
             job(each)
             runs.append(time.perf_counter() - start)
@@ -859,7 +859,7 @@ rows = data.train.take(slice(0, 28_000))
 family = sweep(
     lambda: SharedBottom(data.schema, data.tasks, 4), rows, data.valid,
     weightings=simplex_grid(data.tasks, 3 if FAST else 5, lowest=0.02),
-    seeds=(0, 1), epochs=2 if FAST else 8, lr=3e-3, weight_decay=1.0, progress=False,
+    seeds=(0, 1), epochs=1 if FAST else 8, lr=3e-3, weight_decay=1.0, progress=False,
 )  # fmt: skip
 
 # %% tags=["plumbing"]
@@ -871,7 +871,7 @@ for task in data.tasks:
     for seed in (0, 1):
         torch.manual_seed(seed)
         each = SingleTask(data.schema, task, embedding_dim=4)
-        fit(each, own_part, epochs=2 if FAST else 8, lr=3e-3, weight_decay=1.0, seed=seed, progress=False)
+        fit(each, own_part, epochs=1 if FAST else 8, lr=3e-3, weight_decay=1.0, seed=seed, progress=False)
         runs.append(evaluate(each, own_valid)[task.name][METRIC[task.name]])
     level[task.name] = runs
 weight_explorer(family, baselines=level, start={"click": 0.02, "purchase": 0.02, "next_category": 0.96})

@@ -512,7 +512,7 @@ def say_base_rates(model, rows):
 
 # %% tags=["plumbing"]
 # @title Compute: untrained models, before and after their biases are set
-SEEDS = 3 if FAST else 10
+SEEDS = 2 if FAST else 10
 fresh = [shares_of(new_model(seed), batch) for seed in range(SEEDS)]
 ready = (say_base_rates(new_model(seed), splits.train) for seed in range(SEEDS))
 settled = [shares_of(each, batch) for each in ready]
@@ -673,7 +673,7 @@ adam_guess
 
 # %% tags=["plumbing"]
 # @title Train the toy along two paths
-STEPS = 40 if FAST else 150
+STEPS = 20 if FAST else 150
 toy_data = toy()
 money = toy_data.labels["spend"]
 toy_data.labels["spend"] = (money - money.mean()) / money.std()
