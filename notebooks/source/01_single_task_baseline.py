@@ -71,7 +71,7 @@ course_map("01")
 # @title Load the shop and train one model for purchases (section 3 opens it)
 ROWS = 20_000 if FAST else 80_000
 SETTINGS = {"epochs": 25, "lr": 1e-3, "weight_decay": 1.0, "progress": False}
-SETTINGS |= {"epochs": 2, "lr": 3e-3} if FAST else {}
+SETTINGS |= {"epochs": 3, "lr": 3e-3} if FAST else {}
 click, purchase, next_category = SHOP_TASKS
 
 
