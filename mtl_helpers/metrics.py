@@ -7,9 +7,9 @@ error and never a guess.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # fmt: off
 __all__ = [
     "Interval", "accuracy", "auc", "calibration_error", "confusion", "correct_downsampling",
-    "expected_auc", "expected_log_loss", "grouped_auc", "log_loss", "mean_interval", "paired_difference",
+    "expected_auc", "expected_log_loss", "grouped_auc", "holm", "log_loss", "mean_interval", "paired_difference",
     "pareto_mask", "precision_recall", "reliability_curve",
 ]
 # fmt: on
@@ -202,6 +202,17 @@ def paired_difference(a: Sequence[float], b: Sequence[float]) -> Interval:
     if len(a) != len(b):
         raise ValueError(f"Pairs are needed: got {len(a)} and {len(b)} runs.")
     return mean_interval(np.asarray(a, dtype=float) - np.asarray(b, dtype=float))
+
+
+def holm(differences: Mapping[Any, Sequence[float]]) -> dict[Any, float]:
+    """p of each mean difference, over its runs, being 0, adjusted for how many are looked at: two-sided t-tests, of
+    which the i-th smallest of m counts m − i + 1 times (Holm, Scandinavian Journal of Statistics 6, 1979)."""
+    from scipy.stats import ttest_1samp
+
+    p = {key: np.nan_to_num(ttest_1samp(values, 0).pvalue, nan=1) for key, values in differences.items()}
+    order = sorted(p, key=p.get)
+    adjusted = np.maximum.accumulate([(len(p) - i) * p[key] for i, key in enumerate(order)])
+    return dict(zip(order, np.minimum(adjusted, 1).tolist(), strict=True))
 
 
 def pareto_mask(points: ArrayLike, maximise: bool | Sequence[bool] = False) -> np.ndarray:

@@ -20,7 +20,7 @@ CORE = (
 )
 # The plan wants 9,000 lines in all. Drawings, guesses and the rules of figures brought it from 9,310 back up; from
 # here on the first number only ever goes down.
-LINES, CORE_LINES, FILE_LINES, FUNCTION_LINES = 9_690, 2_900, 430, 50
+LINES, CORE_LINES, FILE_LINES, FUNCTION_LINES = 9_680, 2_900, 430, 50
 RAISES, USED_ONCE, UNSET = 0.03, 50, 31
 # Floors of the house, from the ground up: a module may use what lies below it, and its own floor.
 FLOORS = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import ttest_1samp
 from sklearn import metrics as sk
 
 from mtl_helpers.data import Task
@@ -14,6 +15,7 @@ from mtl_helpers.metrics import (
     confusion,
     correct_downsampling,
     grouped_auc,
+    holm,
     log_loss,
     mean_interval,
     paired_difference,
@@ -191,3 +193,19 @@ class TestDownsampling:
     def test_bad_input(self, q, rate):
         with pytest.raises(ValueError, match=r"rate is|0, 1"):
             correct_downsampling(q, rate)
+
+
+def test_holm_rejects_as_his_sequence_does():
+    rng = np.random.default_rng(0)
+    runs = {f"{shift}": rng.normal(shift, 1, 10) for shift in (0.0, 0.6, 0.8, 1.0, 1.2, 3.0)}
+    runs["same"] = np.zeros(10)  # no p at all: never a finding
+    p = {name: ttest_1samp(values, 0).pvalue for name, values in runs.items() if name != "same"}
+    for level in (0.001, 0.01, 0.05, 0.2):
+        rejected, left = set(), len(runs)
+        for name in sorted(p, key=p.get):
+            if p[name] > level / left:
+                break
+            rejected.add(name)
+            left -= 1
+        assert {name for name, value in holm(runs).items() if value <= level} == rejected
+    assert holm(runs)["same"] == 1 and holm({"3.0": runs["3.0"]})["3.0"] == pytest.approx(p["3.0"])

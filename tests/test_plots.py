@@ -17,7 +17,6 @@ from mtl_helpers.widgets.figures import (
     figure_png,
     interval_dots,
     learning_curves,
-    paired_dots,
     task_style,
 )
 
@@ -57,13 +56,6 @@ def test_interval_dots_draw_what_they_return():
     assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b"]
     assert found["a"].mean == pytest.approx(2)
     assert ax.lines[1].get_xdata() == pytest.approx([found["a"].low, found["a"].high])
-
-
-def test_paired_dots_are_centred_on_zero():
-    ax = figure().subplots()
-    paired_dots(ax, {"click": [0.1, 0.2, 0.3]}, better="shared", worse="single")
-    low, high = ax.get_xlim()
-    assert low == -high
 
 
 def test_no_global_figure_is_left_open():

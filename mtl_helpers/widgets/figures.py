@@ -45,7 +45,6 @@ __all__ = [
     "minus",
     "model_style",
     "name_lines",
-    "paired_dots",
     "stored_picture",
     "table",
     "task_style",
@@ -320,18 +319,6 @@ def interval_dots(
 ) -> dict[str, Interval]:
     """:func:`interval_rows` of quantities that are no differences."""
     return interval_rows(ax, rows, styles=styles, zero=False)
-
-
-def paired_dots(
-    ax: Axes, differences: Mapping[str, Sequence[float]], better: str, worse: str
-) -> dict[str, Interval]:
-    """:func:`interval_rows` of tasks' differences, 0 in the middle; says which side favours whom."""
-    intervals = interval_rows(ax, differences, styles={name: task_style(name) for name in differences})
-    reach = max(map(abs, ax.get_xlim()))
-    ax.set_xlim(-reach, reach)
-    for x, side, text in ((0.01, "left", f"← {worse}"), (0.99, "right", f"{better} →")):
-        ax.text(x, 1.01, text, transform=ax.transAxes, ha=side, va="bottom", fontsize=9, color="#666666")
-    return intervals
 
 
 def table(frame: pd.DataFrame, best: Mapping[str, str] | None = None, digits: int = 3) -> Styler:

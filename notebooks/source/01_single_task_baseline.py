@@ -28,7 +28,6 @@ import numpy as np
 import pandas as pd
 import torch
 from IPython.display import Markdown
-from scipy.stats import ttest_1samp
 from torch import nn
 
 import mtl_helpers
@@ -54,6 +53,7 @@ from mtl_helpers.metrics import (
     auc,
     calibration_error,
     expected_auc,
+    holm,
     log_loss,
     mean_interval,
     reliability_curve,
@@ -680,11 +680,7 @@ for task, of in metric.items():
     wide = judged[of].unstack("shop")
     for name, (a, b) in pairs.items():
         gaps[task, name] = (wide.loc[a, task] - wide.loc[b, task]).dropna().to_numpy()
-chances = {which: ttest_1samp(values, 0).pvalue for which, values in gaps.items()}
-order = sorted(chances, key=chances.get)
-adjusted = [(len(gaps) - i) * chances[which] for i, which in enumerate(order)]
-surely = np.maximum.accumulate(adjusted) < 0.05
-stars = {which for which, sure in zip(order, surely, strict=True) if sure}
+stars = {which for which, p in holm(gaps).items() if p < 0.05}
 fig = plots.figure(2.3)
 for ax, task in zip(fig.subplots(1, 3, sharey=True), metric, strict=True):
     values = {name: gaps[task, name] for name in pairs}

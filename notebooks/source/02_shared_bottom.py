@@ -29,7 +29,6 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from IPython.display import Markdown
-from scipy.stats import ttest_1samp
 from torch import nn
 
 import mtl_helpers
@@ -44,7 +43,7 @@ from mtl_helpers.data import (
     shop_frame,
     shop_splits,
 )
-from mtl_helpers.metrics import mean_interval, paired_difference
+from mtl_helpers.metrics import holm, mean_interval, paired_difference
 from mtl_helpers.models import Fusion, SharedBottom, SingleTask, count_parameters
 from mtl_helpers.sweep import simplex_grid, sweep
 from mtl_helpers.training import evaluate, fit
@@ -345,6 +344,7 @@ def columns(part):
     return torch.stack([part.labels[name].long() for name in TASKS], dim=1)
 
 
+# %%
 x, y = data.train.numeric, columns(data.train)
 torch.manual_seed(0)
 article = ArticleModel(x.shape[1]).to(device)
@@ -464,6 +464,7 @@ def three_losses(logits, batch):
     }
 
 
+# %%
 weights = {"click": 1.0, "purchase": 1.0, "next_category": 1.0}
 optimizer = torch.optim.AdamW(tiny.parameters(), lr=3e-3, weight_decay=0.1)
 order = torch.Generator().manual_seed(0)
@@ -703,12 +704,7 @@ for task in ("click", "purchase"):
     harm["opposed tastes"][task] = change(task, opposed)
     harm["a narrow bottom"][task] = change(task, narrow)
 found = {(cause, task): mean_interval(v) for cause, of_task in harm.items() for task, v in of_task.items()}
-p_values = sorted((ttest_1samp(harm[c][t], 0).pvalue, (c, t)) for c, t in found)
-holds = set()
-for rank, (p, key) in enumerate(p_values):
-    if p * (len(p_values) - rank) > 0.05:
-        break
-    holds.add(key)
+holds = {key for key, p in holm({(c, t): harm[c][t] for c, t in found}).items() if p <= 0.05}
 total = {cause: found[cause, "click"].mean + found[cause, "purchase"].mean for cause in CAUSES}
 order_ = sorted(CAUSES, key=total.get)
 fig = plots.figure(3.4)

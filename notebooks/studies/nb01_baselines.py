@@ -35,13 +35,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import ttest_rel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from nb00_shop_card import hidden_state
 
 from mtl_helpers import data
-from mtl_helpers.metrics import auc, expected_auc, expected_log_loss, mean_interval, paired_difference
+from mtl_helpers.metrics import auc, expected_auc, expected_log_loss, holm, mean_interval, paired_difference
 from mtl_helpers.models import SharedBottom, count_parameters
 from mtl_helpers.training import fit, predict
 from mtl_helpers.weighting import constant_losses
@@ -182,10 +181,9 @@ def report(table: pd.DataFrame) -> None:
     found = {}
     for a, b, task in [PRIMARY, *((*pair, task) for pair in PAIRS for task in SHOWN)]:
         pair = [values.loc[(name, task), SHOWN[task][0]].sort_index() for name in (a, b)]
-        found[a, b, task] = paired_difference(*pair), ttest_rel(*pair).pvalue
-    rest = sorted((np.nan_to_num(p, nan=1), key) for key, (_, p) in found.items() if key != PRIMARY)
-    holm = np.maximum.accumulate([min((len(rest) - i) * p, 1) for i, (p, _) in enumerate(rest)])
-    adjusted = {PRIMARY: found[PRIMARY][1]} | {key: p for (_, key), p in zip(rest, holm, strict=True)}
+        found[a, b, task] = paired_difference(*pair), pair[0] - pair[1]
+    rest = {key: gaps for key, (_, gaps) in found.items() if key != PRIMARY}
+    adjusted = holm(rest) | holm({PRIMARY: found[PRIMARY][1]})
     print("\n| contrast | task | difference | p (Holm; the first is the primary one) |\n|---|---|---|---|")
     for (a, b, task), (interval, _) in found.items():
         print(f"| {a} − {b} | {task} | {interval} | {adjusted[a, b, task]:.3f} |")
