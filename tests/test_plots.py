@@ -15,7 +15,6 @@ from mtl_helpers.widgets import figures as plots
 from mtl_helpers.widgets.figures import (
     figure,
     figure_png,
-    interval_dots,
     learning_curves,
     task_style,
 )
@@ -50,9 +49,9 @@ def test_a_task_keeps_its_style_and_no_two_named_tasks_share_one():
     assert task_style("click")["color"] != "red"
 
 
-def test_interval_dots_draw_what_they_return():
+def test_interval_rows_draw_what_they_return():
     ax = figure().subplots()
-    found = interval_dots(ax, {"a": [1, 2, 3], "b": [2, 2, 2.5]})
+    found = plots.interval_rows(ax, {"a": [1, 2, 3], "b": [2, 2, 2.5]}, zero=False)
     assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b"]
     assert found["a"].mean == pytest.approx(2)
     assert ax.lines[1].get_xdata() == pytest.approx([found["a"].low, found["a"].high])

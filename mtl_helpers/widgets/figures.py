@@ -37,10 +37,10 @@ __all__ = [
     "epochs",
     "figure",
     "figure_png",
-    "interval_dots",
     "interval_rows",
     "learning_curves",
     "legend_outside",
+    "metric_name",
     "metric_style",
     "minus",
     "model_style",
@@ -170,6 +170,11 @@ def model_style(name: str) -> dict[str, str]:
 def metric_style(name: str) -> dict[str, str]:
     """Colour, marker and line style of a metric, which no task has."""
     return dict(METRIC_STYLES.get(name.lower()) or _other(name, METRIC_STYLES))
+
+
+def metric_name(metric: str) -> str:
+    """A metric as labels have it: AUC and RMSE in capitals, a word as it is."""
+    return metric if metric == "accuracy" else metric.upper()
 
 
 def _other(name: str, styles: Mapping[str, dict]) -> dict[str, str]:
@@ -312,13 +317,6 @@ def interval_rows(
     ax.grid(axis="y", visible=False)
     ax.locator_params(axis="x", nbins=6)
     return intervals
-
-
-def interval_dots(
-    ax: Axes, rows: Mapping[str, Sequence[float]], styles: Mapping[str, dict] | None = None
-) -> dict[str, Interval]:
-    """:func:`interval_rows` of quantities that are no differences."""
-    return interval_rows(ax, rows, styles=styles, zero=False)
 
 
 def table(frame: pd.DataFrame, best: Mapping[str, str] | None = None, digits: int = 3) -> Styler:

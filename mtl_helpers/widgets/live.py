@@ -24,7 +24,7 @@ from mtl_helpers.data.tables import MultiTaskDataset
 from mtl_helpers.losses import task_losses
 from mtl_helpers.training import MAIN_METRIC, evaluate, training_steps
 from mtl_helpers.widgets.explorer import Explorer, slider, undefined
-from mtl_helpers.widgets.figures import GREY, HEIGHT, figure, legend_outside, task_style
+from mtl_helpers.widgets.figures import GREY, HEIGHT, figure, legend_outside, metric_name, task_style
 
 __all__ = ["LiveTraining", "gradient_shares", "live_training"]
 
@@ -268,7 +268,7 @@ class _Curves:
 
     def __init__(self, live: LiveTraining) -> None:
         self.figure = figure(HEIGHT)
-        metrics = {task.name: MAIN_METRIC[task.kind].upper() for task in live.model.tasks}
+        metrics = {task.name: metric_name(MAIN_METRIC[task.kind]) for task in live.model.tasks}
         kinds = sorted(set(metrics.values()))
         grid = self.figure.add_gridspec(len(kinds), 3)
         panels = [grid[:, 0], grid[:, 1], *(grid[row, 2] for row in range(len(kinds)))]
@@ -280,7 +280,7 @@ class _Curves:
         shares.set(title="Pull on the shared layers", ylabel="share of the gradient", ylim=(0, 1))
         others[0].set_title("Validation")
         for ax, kind in zip(others, kinds, strict=True):
-            ax.set_ylabel(kind.lower() if kind == "ACCURACY" else kind)
+            ax.set_ylabel(kind)
         for ax in others[:-1]:
             ax.set(xlabel="", xticklabels=[])
         self.lines, self.asked, self.sliders = [{}, {}, {}], {}, {}

@@ -15,6 +15,7 @@ from ipywidgets import Widget
 from matplotlib.axes import Axes
 
 from mtl_helpers.metrics import LOWER_IS_BETTER, mean_interval, pareto_mask
+from mtl_helpers.widgets import figures as plots
 from mtl_helpers.widgets.explorer import Explorer, choice_slider, undefined
 from mtl_helpers.widgets.figures import GREY, HALO, HEIGHT, HERE, figure, legend_outside, minus, task_style
 
@@ -125,7 +126,7 @@ def weight_explorer(
     if missing := set(names) - set(found["task"]):
         raise ValueError(f"the sweep has no validation metric of {', '.join(sorted(missing))}")
     chosen = found.groupby("task")["metric"].first()[names].to_dict()
-    labels = [f"{name} {metric.upper()}" for name, metric in chosen.items()]
+    labels = [f"{name} {plots.metric_name(metric)}" for name, metric in chosen.items()]
     signs = np.array([-1.0 if metric in LOWER_IS_BETTER else 1.0 for metric in chosen.values()])
     trained = TrainedWeights(sweep.weightings[names])
     runs = _final_metrics(sweep.final(), len(trained.shares), chosen)  # (seeds, weightings, tasks)
@@ -142,7 +143,7 @@ def weight_explorer(
     fig = figure(HEIGHT)
     left, middle, right = fig.subplots(1, 3, width_ratios=(1.25, 1, 1))
     alone = {} if baselines is None else dict(zip(names, base.mean(axis=0), strict=True))
-    units = {metric.upper() for metric in chosen.values()}
+    units = {plots.metric_name(metric) for metric in chosen.values()}
     unit = units.pop() if len(units) == 1 else "own metric"
     moves = (
         _draw_front(left, centre, front, labels, alone),

@@ -889,7 +889,7 @@ for ax, name in zip(fig.subplots(1, 3), TASKS, strict=True):
         title=f"{name}: best at {best:.2f}",
         xlabel="its own weight",
         xlim=(0, 1),
-        ylabel=METRIC[name].upper().replace("ACCURACY", "accuracy"),
+        ylabel=plots.metric_name(METRIC[name]),
     )
 display(fig)
 gain_of = {name: front[name] - np.mean(level[name]) for name in TASKS}

@@ -678,7 +678,7 @@ rare = {what: over_shops("rare", what)[names] for what in ("auc", "calibration_e
 fig = plots.figure(2.8)
 titles = {"auc": "test AUC", "ratio": "mean said / observed rate (1 is right)"}
 for ax, (what, title) in zip(fig.subplots(1, 2, sharey=True), titles.items(), strict=True):
-    plots.interval_dots(ax, {name: rare[what][name] for name in names})
+    plots.interval_rows(ax, {name: rare[what][name] for name in names}, zero=False)
     ax.set(xlabel=title, xscale="log" if what == "ratio" else "linear")
 fig.axes[1].axvline(1, color="#999999", lw=1)
 others = ["class weight", "focal", "down-sampled", "over-sampled"]  # correcting changes no order, so no AUC
