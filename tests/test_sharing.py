@@ -16,8 +16,10 @@ from mtl_helpers.models import (
     AITM,
     ESMM,
     PLE,
+    STEM,
     CrossStitch,
     MMoE,
+    PEPNet,
     SharedBottom,
     SingleTask,
     complete_chain,
@@ -43,6 +45,8 @@ KINDS = {
     "PLE, shared experts only": (PLE, {"n_specific": 0, "n_shared": 3, "hidden": (8,), "levels": 3}),
     "ESMM": (ESMM, {"hidden": (12, 8)}),
     "AITM": (AITM, {"hidden": (12, 8)}),
+    "STEM": (STEM, {"hidden": (12, 8)}),
+    "PEPNet": (PEPNet, {"hidden": (12, 8), "scene": "item", "gate": 5}),
 }
 each = pytest.mark.parametrize("label", KINDS)
 both = pytest.mark.parametrize("tasks", [MIXED_TASKS, FUNNEL], ids=["mixed", "funnel"])
@@ -99,8 +103,8 @@ class TestEveryArchitecture:
 
     @each
     def test_as_many_parameters_as_the_equations_say(self, label):
-        everything = (913, 1595, 1748, 3076, 2048, 3617, 1886, 913, 2153)
-        shared = (396, 1078, 1060, 396, 1063, 2452, 1036, 396, 1016)
+        everything = (913, 1595, 1748, 3076, 2048, 3617, 1886, 913, 2153, 2329, 1729)
+        shared = (396, 1078, 1060, 396, 1063, 2452, 1036, 396, 1016, 396, 663)
         expected = dict(zip(KINDS, zip(everything, shared, strict=True), strict=True))
         schema = Schema(("x", "z"), {"user_id": 5, "item": 3})
         model = build(label, schema=schema, embedding_dim=8, tower=(16,))
@@ -115,6 +119,8 @@ class TestEveryArchitecture:
         for name, value in state.items():
             if name.startswith("stitches"):
                 state[name] = value[order][:, order]
+            elif label == "STEM" and name.startswith("gates"):  # a row an expert, the shared one last
+                state[name] = value[[2, 0, 1, 3]]
             elif "shared_gate" in name:
                 n, own = KINDS[label][1]["n_specific"], 3 * KINDS[label][1]["n_specific"]
                 groups = value[:own].unflatten(0, (3, n))[order].flatten(0, 1) if n else value[:0]
@@ -127,8 +133,8 @@ class TestEveryArchitecture:
 
     @each
     def test_one_task_and_one_expert_are_the_single_task_net(self, label):
-        if "level" in label or label == "PLE, shared experts only":
-            pytest.skip("more than one level")
+        if "level" in label or label in ("PLE, shared experts only", "STEM", "PEPNet"):
+            pytest.skip("more than one level, another embedding or gate")
         one = {"MMoE": {"n_experts": 1}, "CGC": {"n_specific": 0}}.get(label, {})
         single = SingleTask(SCHEMA, FUNNEL[0], **SMALL, hidden=(12, 8))
         model = build(label, FUNNEL[:1], **one)
@@ -168,6 +174,8 @@ class TestEveryArchitecture:
     @each
     @pytest.mark.parametrize("schema", [Schema(("x", "z"), {}), Schema((), {"user_id": 5, "item": 3})])
     def test_only_numbers_or_only_categories(self, label, schema):
+        if label == "PEPNet" and not schema.categorical:
+            pytest.skip("a scene is a category")
         numeric = torch.randn(9, len(schema.numeric))
         categorical = torch.randint(0, 3, (9, len(schema.categorical)))
         assert build(label, schema=schema)(numeric, categorical)["kind"].shape == (9, 3)
@@ -299,6 +307,48 @@ class TestAgainstThePapersEquations:
             return q | {"dwell": dwell, "kind": attend(model.transfers["kind"], dwell, q["kind"])}
 
         self.compare(model, read)
+
+    def test_stem_and_no_gradient_into_the_experts_of_others(self):
+        model, batch = build("STEM"), rows(6)
+        names = [task.name for task in MIXED_TASKS]
+        views = {name: model.own[name](batch.numeric, batch.categorical) for name in names}
+
+        def read(x):
+            (i,) = (model.features(batch.numeric, batch.categorical) == x).all(-1).nonzero()[0]
+            outputs = [by_hand(model.experts[name], views[name][i]) for name in names]
+            outputs.append(by_hand(model.experts["shared"], x))
+            return {name: mixture(gate, views[name][i] + x, outputs) for name, gate in model.gates.items()}
+
+        self.compare(model, read)
+        call(model)["click"].sum().backward()
+        for group in (model.own, model.experts):
+            for name, module in group.items():
+                reached = any(p.grad is not None and p.grad.any() for p in module.parameters())
+                assert reached == (name in ("click", "shared"))
+        assert model.features.embedding.weight.grad.any()
+
+    def test_pepnet_and_a_gate_of_one_is_the_shared_bottom(self):
+        model, batch = build("PEPNet"), rows(6)
+        scenes = model.scenes(batch.categorical[:, model.column])
+        features = model.features(batch.numeric, batch.categorical)
+
+        def unit(gate, x):
+            return 2 * torch.sigmoid(gate[2].weight @ by_hand(gate[:2], x) + gate[2].bias)
+
+        def read(x):
+            (i,) = (features == x).all(-1).nonzero()[0]
+            scaled = x * unit(model.epnet, torch.cat([scenes[i], x]))
+            shared, prior = by_hand(model.bottom, scaled), torch.cat([scenes[i], scaled])
+            return {name: shared * unit(gate, prior) for name, gate in model.ppnet.items()}
+
+        self.compare(model, read)
+        with torch.no_grad():
+            for gate in (model.epnet, *model.ppnet.values()):
+                gate[2].weight.zero_(), gate[2].bias.zero_()
+        plain = SharedBottom(SCHEMA, MIXED_TASKS, **SMALL, hidden=(12, 8))
+        plain.load_state_dict(model.state_dict(), strict=False)
+        for name, logits in call(plain).items():
+            assert torch.allclose(logits, call(model)[name], atol=1e-6)
 
     def test_dropped_experts_leave_gates_that_sum_to_one(self):
         model, batch = build("MMoE", expert_dropout=0.6), rows(400)

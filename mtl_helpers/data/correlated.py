@@ -16,11 +16,8 @@ from mtl_helpers.data.tables import MultiTaskDataset, Schema, Task
 __all__ = ["CORRELATED_TASKS", "CorrelatedTasks", "correlated_tasks", "sinusoidal"]
 
 CORRELATED_TASKS = (Task("first", "regression"), Task("second", "regression"))
-FEATURES, WAVES, NOISE = (
-    50,
-    3,
-    0.1,
-)  # of x; sines on each straight line; standard deviation of the labels' errors
+FEATURES, WAVES, NOISE = 50, 3, 0.1
+"""Of x; sines on each straight line; standard deviation of the labels' errors."""
 
 
 @dataclass

@@ -4,6 +4,7 @@ from mtl_helpers.models.case import *
 from mtl_helpers.models.fusion import *
 from mtl_helpers.models.gan import *
 from mtl_helpers.models.layers import *
+from mtl_helpers.models.newer import *
 from mtl_helpers.models.rare import *
 from mtl_helpers.models.saving import *
 from mtl_helpers.models.sharing import *

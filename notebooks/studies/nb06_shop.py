@@ -1,106 +1,273 @@
-"""All sharing architectures on the shop, with as many parameters and as much tuning for each.
+"""All sharing architectures on the shop: equally large, equally tuned, each at one stop and at each task's own.
 
-    python notebooks/studies/nb06_shop.py [--seeds 5] [--out notebooks/results]
+    python notebooks/studies/nb06_shop.py --shops 0 --only CGC        # tune; then the same for shop 1
+    python notebooks/studies/nb06_shop.py --shops 200 --only CGC      # report
+    python notebooks/studies/nb06_shop.py --table                     # the table of what is there
 
-Writes ``06_shop.csv``: a row per architecture, seed, task and metric, on test rows; notebook 06 reads it.
+Writes ``06_shop.csv``, a row for each shop, contestant, task and setting, as it comes; what is there is not run again.
+**Primary contrast**, stated before the study was run: the mean of the gated architectures (MMoE, CGC, PLE of two
+levels) minus shared bottom, mean AUC of click and purchase, each task at its own stop, equal parameters, no ids, eight
+shops; expected: a small plus. All else is exploratory, with Holm's correction.
 
-A seed draws a whole new shop. Every architecture is trained with the same three learning rates and keeps the one with
-the lowest validation loss (sum over the tasks, each divided by what the best constant loses); the test rows are scored
-once, with that one. Optimiser, batches, epochs at most and patience are the same. Widths are scaled so that all have as
-many parameters as a shared bottom of 128-64; single-task stands for three networks of 64-32, each with an embedding
-table of its own, and has more.
+- Small shops, ``ShopConfig(432, n_impressions=48_000, seed=s)``: all is new in each. Split by time 50/20/30. Two tune,
+  eight others are reported. Purchases that may still be pending are unknown; the next category is asked once a session.
+- Every contestant tries nine settings of learning rate and decay and keeps, for each task, that with the best
+  validation on the tuning shops: AUC weighted by the truth, for the next category accuracy. Labels decide which epoch
+  is kept: AUC, or accuracy. "One stop": one setting and one epoch, by the sum of the three. Test AUCs are weighted by
+  the truth, over all rows and within each channel (``surface``).
+- AdamW, 24 steps an epoch, at most 25 epochs, patience 5. Tasks weigh 1 / (loss of the best constant), purchase a tenth
+  of that: so it was best on the tuning shops of ``nb02_sharing.py``, which are the same.
+- As many parameters as a shared bottom of 128-64 with vectors of 4, save for the models of one task or channel, which
+  are whole shared bottoms. AITM has its calibrator, alpha 0.6 as in the paper; ``upside_down`` is the share of test
+  rows on which a purchase is called likelier than a click. "AITM, no calibrator" takes AITM's settings.
+- Floors: the product's past click rate, the shares of the next categories. Ceiling: the true probabilities. Logistic
+  regression is the same code without hidden layers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import argparse
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from itertools import product
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
-from study import SideBySide, command_line, store
+from study import ROOT, begin
 from torch import nn
 
-from mtl_helpers.data import (
-    SHOP_CATEGORICAL,
-    SHOP_NUMERIC,
-    SHOP_TASKS,
-    ShopConfig,
-    Splits,
-    prepare,
-    shop_frame,
-    shop_splits,
-    simulate,
-)
-from mtl_helpers.models import (
-    AITM,
-    ESMM,
-    PLE,
-    CrossStitch,
-    MMoE,
-    SharedBottom,
-    SingleTask,
-    count_parameters,
-    match_parameters,
-)
-from mtl_helpers.training import evaluate, fit
-from mtl_helpers.weighting import constant_losses
+from mtl_helpers import data, models
+from mtl_helpers.losses import task_losses
+from mtl_helpers.metrics import expected_auc, holm, mean_interval
+from mtl_helpers.training import evaluate, predict, training_steps
+from mtl_helpers.weighting import Fixed, constant_losses
 
-RATES = (3e-4, 1e-3, 3e-3)
-TRAINING = {"epochs": 30, "patience": 3, "batch_size": 1024, "weight_decay": 0.1, "progress": False}
-FUNNEL = ("click", "purchase")
+TUNING, REPORTED = (0, 1), tuple(range(200, 208))
+TASKS = tuple(task.name for task in data.SHOP_TASKS)
+CHANNELS, FUNNEL = ("home", "category page", "email"), ("click", "purchase")
+DECAYS, RATES, LINEAR_RATES = (0.1, 1.0, 10.0), (1e-3, 5e-3, 2.5e-2), (1e-2, 3e-2, 1e-1)
+LIKE = {"embedding_dim": 4, "hidden": (128, 64)}
 KINDS = {
-    "shared-bottom": SharedBottom,
-    "cross-stitch": CrossStitch,
-    "MMoE": (MMoE, {"n_experts": 4}),
-    "CGC": (PLE, {"n_specific": 1, "n_shared": 1}),
-    "PLE, 2 levels": (PLE, {"n_specific": 1, "n_shared": 1, "levels": 2}),
-    "ESMM": (ESMM, {"chain": FUNNEL}),
-    "AITM": (AITM, {"chain": FUNNEL}),
+    "cross-stitch": models.CrossStitch,
+    "MMoE": (models.MMoE, {"n_experts": 4}),
+    "CGC": (models.PLE, {"n_specific": 1, "n_shared": 1}),
+    "PLE, 2 levels": (models.PLE, {"n_specific": 1, "n_shared": 1, "levels": 2}),
+    "ESMM": (models.ESMM, {"chain": FUNNEL}),
+    "AITM": (models.AITM, {"chain": FUNNEL}),
+    "AITM, no calibrator": (models.AITM, {"chain": FUNNEL}),
+    "STEM": models.STEM,
+    "PEPNet": (models.PEPNet, {"scene": "surface"}),
 }
+GATED = ("MMoE", "CGC", "PLE, 2 levels")
+ALONE = {"logistic regression": {"embedding_dim": 1, "hidden": (), "tower": ()}, "single-task": LIKE}
+SHARED = ("shared bottom", "shared bottom, no channel", *(f"{channel} model" for channel in CHANNELS))
+CONTESTANTS = (*ALONE, *SHARED, *KINDS)
+KEY, SETTING = ["contestant", "task"], ["lr", "weight_decay"]
+COLUMNS = ["shop", *KEY, *SETTING, "parameters", "epoch", "valid", "auc", *CHANNELS]
+COLUMNS += ["log_loss", "accuracy", "upside_down"]
 
 
-def shop(seed: int) -> Splits:
-    frames = shop_splits(shop_frame(simulate(ShopConfig(seed=seed, n_users=720, n_impressions=80_000))))
-    return prepare(frames, SHOP_TASKS, SHOP_NUMERIC, SHOP_CATEGORICAL)
+class Calibrated(Fixed):
+    """Fixed weights, plus 0.6 · the batch's mean of max(p(buy) − p(click), 0): AITM's calibrator (Xi et al., 2021)."""
+
+    def losses(self, model: nn.Module, batch: data.Batch) -> torch.Tensor:
+        logits = model(batch.numeric, batch.categorical)
+        click, purchase = (logits[name].sigmoid() for name in FUNNEL)
+        self.penalty = 0.6 * (purchase - click).clamp(min=0).mean()
+        return torch.stack(list(task_losses(self.tasks, logits, batch).values()))
+
+    def backward(self, losses: torch.Tensor, model: nn.Module) -> None:
+        self.effective = self._now(losses)
+        ((losses * self.effective).sum() + self.penalty).backward()
 
 
-def builds(splits: Splits) -> Mapping[str, Callable[[], nn.Module]]:
-    like = SharedBottom(splits.schema, splits.tasks, embedding_dim=4, hidden=(128, 64))
-    alone = lambda: SideBySide(SingleTask(splits.schema, task, embedding_dim=4) for task in splits.tasks)  # noqa: E731
-    return {"single-task": alone, **match_parameters(like, KINDS, embedding_dim=4)}
+def shop_of(seed: int, numeric: tuple = data.SHOP_NUMERIC, users: int = 432) -> data.Splits:
+    config = data.ShopConfig(users, n_impressions=8 * (users * 48_000 // 432 // 8), seed=seed)
+    shop = data.simulate(config)
+    frame = data.shop_frame(shop).merge(shop.truth, on="impression_id")
+    frame["next_category"] = frame["next_category"].mask(frame.duplicated("session_id"))
+    parts = data.split_by_time(frame, fractions=(0.5, 0.2, 0.3))
+    known = data.mask_future_labels(parts["train"], parts["valid"]["timestamp"].min(), pending="unknown")
+    return data.prepare(parts | {"train": known}, data.SHOP_TASKS, numeric, data.SHOP_CATEGORICAL)
 
 
-def best_of(build: Callable[[], nn.Module], splits: Splits, seed: int) -> tuple[nn.Module, float]:
-    """The model with the lowest validation loss, and its learning rate."""
-    constants = constant_losses(splits.train)
-    found = []
-    for lr in RATES:
-        torch.manual_seed(seed)
-        model = build()
-        monitor = {task: 1 / loss for task, loss in constants.items()}
-        fit(model, splits.train, splits.valid, lr=lr, monitor=monitor, seed=seed, **TRAINING)
-        valid = sum(v["loss"] / constants[task] for task, v in evaluate(model, splits.valid).items())
-        found.append((valid, lr, model))
-    _, lr, model = min(found, key=lambda entry: entry[0])
-    return model, lr
+def builder(name: str, splits: data.Splits, tasks: tuple) -> Callable[[], nn.Module]:
+    """Of a contestant's model, ready to be called: the match of sizes is done once."""
+    if name in KINDS:
+        like = models.SharedBottom(splits.schema, tasks, **LIKE)
+        return models.match_parameters(like, {name: KINDS[name]}, embedding_dim=4)[name]
+    return lambda: models.SharedBottom(splits.schema, tasks, **ALONE.get(name, LIKE))
+
+
+def scores(model: nn.Module, part: data.MultiTaskDataset) -> dict[str, float]:
+    """By labels: what decides which epoch is kept; .5 where a small channel has one class."""
+    found = evaluate(model, part)
+    return {t: np.nan_to_num(v["auc" if "auc" in v else "accuracy"], nan=0.5) for t, v in found.items()}
+
+
+def trained(name: str, make: Callable, parts: tuple, setting: tuple, seed: int) -> tuple[nn.Module, dict]:
+    """Fit one model: it and, for each task and for their sum, the best epoch and the weights it had then."""
+    (train, valid), (lr, decay) = parts, setting
+    weights = {t: (0.1 if t == "purchase" else 1) / loss for t, loss in constant_losses(train).items()}
+    torch.manual_seed(seed)
+    model, batch = make(), int(np.clip(len(train) // 24, 64, 1024))
+    strategy = (Calibrated if name == "AITM" else Fixed)(train.tasks, weights)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=decay)
+    how = {"batch_size": batch, "epochs": 25, "generator": torch.Generator().manual_seed(seed)}
+    best = {}
+    for step in training_steps(model, train, optimizer, weights=strategy, **how):
+        if step.number < -(-len(train) // batch):
+            continue
+        found = scores(model, valid)
+        for what, score in (*found.items(), ("sum", sum(found.values()))):
+            if score > best.get(what, (0,))[0]:
+                best[what] = score, step.epoch, deepcopy(model.state_dict())
+        if step.epoch >= max(epoch for _, epoch, _ in best.values()) + 5:
+            break
+    return model, best
+
+
+def measures(task: str, said: np.ndarray, frame: pd.DataFrame) -> dict[str, float]:
+    if task == "next_category":
+        known = frame[task].notna().to_numpy()
+        y, p = frame[task][known].to_numpy(int), said[known]
+        log_loss = -np.log(np.clip(p[np.arange(len(y)), y], 1e-7, 1)).mean()
+        return {"log_loss": log_loss, "accuracy": (p.argmax(1) == y).mean()}
+    p = frame[f"p_{task}"].to_numpy()
+    found = {"auc": expected_auc(p, said)}
+    for channel in CHANNELS:
+        rows = (frame["surface"] == channel).to_numpy()
+        found[channel] = expected_auc(p[rows], said[rows]) if rows.any() else np.nan
+    return found
+
+
+def bounds(splits: data.Splits) -> Iterator[dict]:
+    frame, shares = (
+        splits.frames["test"],
+        splits.frames["train"]["next_category"].value_counts(normalize=True),
+    )
+    popular = np.tile(shares.reindex(range(8), fill_value=0).to_numpy(), (len(frame), 1))
+    for task in FUNNEL:
+        yield {
+            "contestant": "floor",
+            "task": task,
+            **measures(task, frame["item_past_ctr"].to_numpy(), frame),
+        }
+        yield {"contestant": "truth", "task": task, **measures(task, frame[f"p_{task}"].to_numpy(), frame)}
+    yield {"contestant": "floor", "task": "next_category", **measures("next_category", popular, frame)}
+
+
+def judged(name: str, splits: data.Splits, frames: dict, run: tuple) -> Iterator[dict]:
+    """Rows of one trained model: each task at its own best epoch, then all at one."""
+    (model, best), tasks = run, tuple(task.name for task in run[0].tasks)
+    for stop in ("each", "together")[: 1 + (len(tasks) > 1)]:
+        states = {task: best[task if stop == "each" else "sum"][2] for task in tasks}
+        said = {k: predict(model, getattr(splits, k), states) for k in ("valid", "test")}
+        found = {k: {t: measures(t, said[k][t].numpy(), frames[k]) for t in tasks} for k in said}
+        gains = {t: v.get("auc", v.get("accuracy")) for t, v in found["valid"].items()}
+        upside = np.nan
+        if len(tasks) > 1:
+            upside = (said["test"]["purchase"] > said["test"]["click"]).float().mean().item()
+        for task in tasks:
+            full = name if stop == "each" else f"{name}, one stop"
+            row = {"contestant": full, "task": task, "parameters": models.count_parameters(model)}
+            row |= {"epoch": best[task if stop == "each" else "sum"][1], "upside_down": upside}
+            yield (
+                row | found["test"][task] | {"valid": gains[task] if stop == "each" else sum(gains.values())}
+            )
+
+
+def chosen(table: pd.DataFrame) -> pd.Series:
+    """The setting of each contestant and task with the best validation over the tuning shops."""
+    means = table[table["shop"].isin(TUNING)].groupby([*KEY, *SETTING])["valid"].mean()
+    best = means.groupby(KEY).idxmax().map(lambda key: key[-2:])
+    aitm = best[best.index.get_level_values(0).str.startswith("AITM")]
+    return pd.concat(
+        [best, aitm.rename(index=lambda name: name.replace("AITM", "AITM, no calibrator"), level=0)]
+    )
+
+
+def run(path: Path, seed: int, names: tuple[str, ...], users: int = 432, settings: int = 9) -> None:
+    """Write the rows of one shop that are not there yet: all settings where it tunes, else the chosen ones."""
+    table = pd.read_csv(path, comment="#")
+    best, mine = None if seed in TUNING else chosen(table), table[table["shop"] == seed]
+    done, whole = set(mine[[*KEY, *SETTING]].itertuples(index=False, name=None)), shop_of(seed, users=users)
+
+    def write(rows: Iterator[dict] | list[dict]) -> None:
+        text = pd.DataFrame(rows).assign(shop=seed).reindex(columns=COLUMNS).round(6)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text.to_csv(index=False, header=False))
+
+    if best is not None and "shared bottom" in names and "truth" not in set(mine["contestant"]):
+        write(list(bounds(whole)))
+    for name in names if best is not None else (n for n in names if n != "AITM, no calibrator"):
+        splits, frames = channel_of(name, whole)
+        for tasks in [(task,) for task in TASKS] if name in ALONE else [TASKS]:
+            parts = splits.train.select(tasks), splits.valid.select(tasks)
+            make = builder(name, splits, parts[0].tasks)
+            rates = LINEAR_RATES if name == "logistic regression" else RATES
+            for setting in list(product(rates, DECAYS))[:settings]:
+                asked = set(product((name, f"{name}, one stop")[: 1 + (len(tasks) > 1)], tasks))
+                asked = {key for key in asked if best is None or best[key] == setting}
+                if {(*key, *setting) for key in asked} <= done:
+                    continue
+                rows = judged(name, splits, frames, trained(name, make, parts, setting, seed))
+                rows = [row | dict(zip(SETTING, setting, strict=True)) for row in rows]
+                write([row for row in rows if (row["contestant"], row["task"]) in asked])
+        print(f"shop {seed}, {name}: done", flush=True)
+
+
+def channel_of(name: str, whole: data.Splits) -> tuple[data.Splits, dict[str, pd.DataFrame]]:
+    """What a contestant may see: the rows of one channel, rows without their channel, or all."""
+    if name not in SHARED[1:]:
+        return whole, whole.frames
+    splits = deepcopy(whole)
+    if name == "shared bottom, no channel":
+        column = [*splits.schema.categorical].index("surface")
+        for part in (splits.train, splits.valid, splits.test):
+            part.categorical[:, column] = 0
+    else:
+        for part in ("train", "valid", "test"):
+            own = (splits.frames[part]["surface"] == name.removesuffix(" model")).to_numpy().nonzero()[0]
+            splits.frames[part] = splits.frames[part].iloc[own]
+            setattr(splits, part, getattr(splits, part).take(torch.tensor(own)))
+    return splits, splits.frames
+
+
+def report(table: pd.DataFrame) -> None:
+    """Means over the reported shops, then the contrasts to shared bottom."""
+    best, rows = chosen(table), table[table["shop"].isin(REPORTED)].set_index([*KEY, "shop"])
+    score = rows["auc"].fillna(rows["accuracy"]).sort_index()
+    means = score.groupby(KEY, sort=False).mean().unstack()[list(TASKS)]
+    print(means.round(4).to_string(), f"\n{best.unstack().to_string()}\n")
+    pair = score.unstack("shop")
+    both = {n: (pair.loc[(n, "click")] + pair.loc[(n, "purchase")]) / 2 for n in (*GATED, "shared bottom")}
+    primary = sum(both[n] for n in GATED) / 3 - both["shared bottom"]
+    print("primary:", mean_interval(primary), f"p {holm({'primary': primary})['primary']:.3f}")
+    names = [n for n in ("single-task", *KINDS) if n in pair.index.unique(0)]
+    gaps = {(n, t): pair.loc[(n, t)] - pair.loc[("shared bottom", t)] for n in names for t in TASKS}
+    adjusted = holm(gaps)
+    for key, values in gaps.items():
+        print(f"{key[0]} − shared bottom, {key[1]}: {mean_interval(values)}, Holm p {adjusted[key]:.3f}")
 
 
 def main() -> None:
-    options = command_line(__doc__, seeds=5).parse_args()
-    rows = []
-    for seed in range(options.seeds):
-        splits = shop(seed)
-        for name, build in builds(splits).items():
-            model, lr = best_of(build, splits, seed)
-            key = {"model": name, "seed": seed, "lr": lr, "parameters": count_parameters(model)}
-            rows += [
-                {**key, "task": task, "metric": metric, "value": round(values[metric], 5)}
-                for task, values in evaluate(model, splits.test).items()
-                for metric in ("loss", "auc" if "auc" in values else "accuracy")
-            ]
-        print(f"seed {seed} done", flush=True)
-        command = f"nb06_shop.py --seeds {options.seeds}"
-        store(options.out / "06_shop.csv", command, pd.DataFrame(rows))
+    style = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=style)
+    parser.add_argument("--shops", type=int, nargs="+", default=[*TUNING, *REPORTED])
+    parser.add_argument("--only", nargs="+", default=CONTESTANTS, choices=CONTESTANTS)
+    parser.add_argument("--out", type=Path, default=ROOT / "notebooks" / "results")
+    parser.add_argument("--table", action="store_true", help="print what is there and run nothing")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    path = options.out / "06_shop.csv"
+    begin(path, "nb06_shop.py", COLUMNS)
+    for seed in () if options.table else options.shops:
+        run(path, seed, tuple(options.only))
+    if options.table:
+        report(pd.read_csv(path, comment="#"))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -29,6 +31,16 @@ def store(path: Path, command: str, table: pd.DataFrame, **form: object) -> None
     path.parent.mkdir(parents=True, exist_ok=True)
     text = table.to_csv(index=False, lineterminator="\n", **form)
     path.write_text(f"# python notebooks/studies/{command}\n{text}", encoding="utf-8")
+
+
+def begin(path: Path, command: str, columns: Iterable[str]) -> None:
+    """Make a table without rows, unless it is there; of several processes that begin at once, one does."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    own = path.with_suffix(f".{os.getpid()}")
+    own.write_text(f"# python notebooks/studies/{command}\n{','.join(columns)}\n", encoding="utf-8")
+    with contextlib.suppress(FileExistsError):
+        os.link(own, path)
+    own.unlink()
 
 
 class SideBySide(nn.Module):
