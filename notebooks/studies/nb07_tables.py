@@ -19,9 +19,9 @@ What is kept equal: embeddings of 8, layers of 64 and 32 (an expert has them too
 most 12 epochs, patience 2, AdamW. Everybody has 18 trials (budget and census 6, drift 4) on one draw that is not
 reported: learning rate and decay, and for several tasks also what their losses weigh: 1, or 1 / (loss of the best
 constant). A setting is chosen, and an epoch kept, by validation log-loss over that of the best constant: of one task
-(stop "each") or of the sum (stop "together"). The shared bottom of "seesaw" is reported at each task's own best setting,
-at the one that suits the sum, at that one with AdamW's default decay .01, and at (.001, .01, losses as they come), which
-nobody tuned; single-task models at the first and the last; PLE, drift and census at the one setting.
+(stop "each") or of the sum (stop "together"). The shared bottom of "seesaw" is reported at each task's own best
+setting, at the one that suits the sum, at that one with AdamW's default decay .01, and at (.001, .01, losses as they
+come), which nobody tuned; single-task models at the first and the last; PLE, drift and census at the one setting.
 
 A seed draws half of the training rows (Census: a split 70/15/15), the hidden labels, initial weights and batches. Two
 halves share a quarter of the log, half of their own rows; the test day stays. A first look at the tuning draw showed
