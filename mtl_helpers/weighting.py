@@ -40,10 +40,13 @@ class Weighting(nn.Module):
         self.present = list(range(self.n_tasks))
         self.register_buffer("effective", torch.ones(self.n_tasks))
 
+    lr: float | None = None  # of what a strategy learns, None: the model's
+
     def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Before the first step: hand learnable weights to the model's optimiser, in a group of their own."""
         if own := [p for p in self.parameters() if p.requires_grad]:
-            optimizer.add_param_group({"params": own, "weight_decay": 0.0})
+            rate = self.lr or optimizer.defaults["lr"]
+            optimizer.add_param_group({"params": own, "weight_decay": 0.0, "lr": rate})
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """Run the model; one loss a task, (T,), 0 for one without a label."""
@@ -193,11 +196,13 @@ class UncertaintyWeighting(Weighting):
     """Homoscedastic uncertainty: Σ aᵢ e^(−sᵢ) Lᵢ + ½ sᵢ with learned sᵢ = log σᵢ²; aᵢ is ½ for regression, else 1.
 
     Kendall, Gal, Cipolla, CVPR 2018, eq. 7 (regression) and 10 (classification). At its optimum e^(−s) = 1/(2 a L): a
-    task with a small loss, such as a rare binary label, gets a weight that grows without bound.
+    task with a small loss, such as a rare binary label, gets a weight that grows without bound. Adam moves s by about
+    ``lr`` a step: at a model's usual rate it would not arrive in a few hundred steps.
     """
 
-    def __init__(self, tasks: Sequence[Task]) -> None:
+    def __init__(self, tasks: Sequence[Task], lr: float | None = 0.05) -> None:
         super().__init__(tasks)
+        self.lr = lr
         self.log_variance = nn.Parameter(torch.zeros(self.n_tasks))
         factor = [0.5 if task.kind == "regression" else 1.0 for task in self.tasks]
         self.register_buffer("factor", torch.tensor(factor))
@@ -210,8 +215,9 @@ class UncertaintyWeighting(Weighting):
 class IMTLL(Weighting):
     """Σ e^(sᵢ) Lᵢ − sᵢ with learned sᵢ, so that scaled losses tend to 1 (Liu et al., ICLR 2021, IMTL-L, eq. 6)."""
 
-    def __init__(self, tasks: Sequence[Task]) -> None:
+    def __init__(self, tasks: Sequence[Task], lr: float | None = 0.05) -> None:
         super().__init__(tasks)
+        self.lr = lr
         self.log_scale = nn.Parameter(torch.zeros(self.n_tasks))
 
     def forward(self, losses: Tensor) -> Tensor:
@@ -267,17 +273,29 @@ class GLS(Weighting):
 class STCH(Weighting):
     """Smooth Tchebycheff: μ log Σ exp(λᵢ (Lᵢ − zᵢ) / μ), a soft maximum (Lin et al., ICML 2024, eq. 8).
 
-    λᵢ is 1/T and the loss to aim at, zᵢ, 0. The smaller ``mu``, above 0, the closer to the plain maximum.
+    λᵢ is 1/T and the loss to aim at, zᵢ, 0. The smaller ``mu``, above 0, the closer to the plain maximum. With a
+    ``warm_up`` of epochs, as in the authors' program (μ = 1): Σ log Lᵢ in those; then log(Lᵢ / its mean over the last
+    of them) takes the place of λᵢ Lᵢ.
     """
 
-    def __init__(self, tasks: Sequence[Task], mu: float = 0.1) -> None:
+    def __init__(self, tasks: Sequence[Task], mu: float = 0.1, warm_up: int = 0) -> None:
         super().__init__(tasks)
         if not mu > 0:
             raise ValueError(f"mu is {mu}: expected a number above 0.")
-        self.mu = mu
+        self.mu, self.warm_up = mu, warm_up
+        self.register_buffer("epoch", torch.tensor(0))
+        self.register_buffer("scale", torch.ones(self.n_tasks))
 
     def forward(self, losses: Tensor) -> Tensor:
-        return self.mu * torch.logsumexp(losses / (len(losses) * self.mu), dim=0)
+        said = losses / len(losses)
+        if self.warm_up:
+            said = (losses / self.pick(self.scale)).clamp(min=1e-12).log()
+        return said.sum() if self.epoch < self.warm_up else self.mu * torch.logsumexp(said / self.mu, dim=0)
+
+    def after_epoch(self, train: Tensor, valid: Tensor | None) -> None:
+        self.epoch += 1
+        if self.epoch == self.warm_up:
+            self.scale = train.detach().nan_to_num(1.0).to(self.scale)
 
 
 class FAMO(Weighting):
