@@ -21,7 +21,7 @@ from mtl_helpers.losses import check_weights, task_losses
 
 __all__ = [
     "DWA", "FAMO", "GLS", "STCH", "Fixed", "GradNorm", "IMTLL", "RandomWeighting", "UncertaintyWeighting",
-    "ValidationGap", "Weighting", "constant_losses", "entropy_weights", "rarity_weights",
+    "Weighting", "constant_losses", "entropy_weights", "rarity_weights",
 ]  # fmt: skip
 
 
@@ -175,29 +175,11 @@ class _Moving(Weighting):
             self.weights = self.weights.masked_scatter(known, moved)
 
 
-class ValidationGap(_Moving):
-    """Weights from measured validation: a task that has come less far from its constant prediction gets more.
-
-    After each epoch wᵢ ∝ Lᵢ_valid / referenceᵢ, scaled to sum to T; equal weights before the first. Without validation
-    data the training losses serve. ``reference`` is ``{task: loss of its best constant}``, see :func:`constant_losses`.
-    """
-
-    def __init__(self, tasks: Sequence[Task], reference: Mapping[str, float]) -> None:
-        super().__init__(tasks)
-        check_weights(reference, [task.name for task in self.tasks])
-        known = torch.tensor([reference[task.name] for task in self.tasks])
-        self.register_buffer("reference", known.clamp(min=1e-12))
-
-    def after_epoch(self, train: Tensor, valid: Tensor | None) -> None:
-        self._share((train if valid is None else valid).to(self.reference) / self.reference)
-
-
 class UncertaintyWeighting(Weighting):
     """Homoscedastic uncertainty: Σ aᵢ e^(−sᵢ) Lᵢ + ½ sᵢ with learned sᵢ = log σᵢ²; aᵢ is ½ for regression, else 1.
 
-    Kendall, Gal, Cipolla, CVPR 2018, eq. 7 (regression) and 10 (classification). At its optimum e^(−s) = 1/(2 a L): a
-    task with a small loss, such as a rare binary label, gets a weight that grows without bound. Adam moves s by about
-    ``lr`` a step: at a model's usual rate it would not arrive in a few hundred steps.
+    Kendall, Gal, Cipolla, CVPR 2018, eq. 7 (regression) and 10 (classification). At its optimum e^(−s) = 1/(2 a L), so
+    a small loss, as of a rare label, gets a large weight. Adam moves s by about ``lr`` a step: it has a long way to go.
     """
 
     def __init__(self, tasks: Sequence[Task], lr: float | None = 0.05) -> None:
@@ -215,9 +197,10 @@ class UncertaintyWeighting(Weighting):
 class IMTLL(Weighting):
     """Σ e^(sᵢ) Lᵢ − sᵢ with learned sᵢ, so that scaled losses tend to 1 (Liu et al., ICLR 2021, IMTL-L, eq. 6)."""
 
-    def __init__(self, tasks: Sequence[Task], lr: float | None = 0.05) -> None:
+    lr = 0.05
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
         super().__init__(tasks)
-        self.lr = lr
         self.log_scale = nn.Parameter(torch.zeros(self.n_tasks))
 
     def forward(self, losses: Tensor) -> Tensor:

@@ -113,7 +113,6 @@ STRATEGIES = (
     | {
         "fixed": lambda: {"click": 1.0, "kind": 0.5, "dwell": 2.0},
         "entropy": lambda: weighting.entropy_weights(SPLITS.train),
-        "gap": lambda: weighting.ValidationGap(MIXED_TASKS, {"click": 0.6, "kind": 1.0, "dwell": 2.0}),
     }
 )
 

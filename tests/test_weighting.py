@@ -26,16 +26,13 @@ from mtl_helpers.weighting import (
     GradNorm,
     RandomWeighting,
     UncertaintyWeighting,
-    ValidationGap,
     constant_losses,
     entropy_weights,
     rarity_weights,
 )
 
-REFERENCE = {"click": 0.6, "kind": 1.1, "dwell": 1.0}
 STRATEGIES = {
     "fixed": lambda tasks: Fixed(tasks),
-    "validation gap": lambda tasks: ValidationGap(tasks, {t.name: REFERENCE.get(t.name, 1.0) for t in tasks}),
     "UW": UncertaintyWeighting,
     "IMTL-L": IMTLL,
     "DWA": DWA,
@@ -219,10 +216,9 @@ class TestATaskWithoutALabel:
         strategy.after_step(lambda: losses)
         assert not losses.grad.any() and not strategy.w.any()
 
-    @pytest.mark.parametrize(("make_it", "epochs"), [(DWA, 3), (STRATEGIES["validation gap"], 1)])
-    def test_an_epoch_without_its_label_leaves_its_weight(self, make_it, epochs):
-        strategy = make_it(MIXED_TASKS)
-        for epoch in range(epochs):
+    def test_an_epoch_without_its_label_leaves_its_weight(self):
+        strategy = DWA(MIXED_TASKS)
+        for epoch in range(3):
             strategy.after_epoch(torch.tensor([0.9**epoch, 0.5**epoch, math.nan]), None)
         assert strategy.weights[2] == 1 and strategy.weights.sum().item() == pytest.approx(3)
         assert strategy.weights[0] != strategy.weights[1]
@@ -345,10 +341,23 @@ class TestDefiningEquations:
         expected = 3 * torch.softmax(torch.tensor([0.5, 0.9, 1.0]) / 2, 0)
         assert torch.allclose(strategy.weights, expected, atol=1e-6)
 
-    def test_validation_gap(self):
-        strategy = ValidationGap(BINARY, {"a": 1.0, "b": 0.5, "c": 2.0})
-        strategy.after_epoch(torch.zeros(3), torch.tensor([0.5, 0.5, 0.5]))
-        assert torch.allclose(strategy.weights, 3 * torch.tensor([0.5, 1.0, 0.25]) / 1.75)
+    def test_stch_with_warm_up_then_weighs_by_the_inverse_loss_of_the_warm_up(self):
+        strategy, losses = STCH(BINARY, mu=1.0, warm_up=2), torch.tensor([0.5, 0.05, 2.0], requires_grad=True)
+        assert strategy(losses).item() == pytest.approx(losses.log().sum().item())
+        for means in ([9.0, 9.0, 9.0], [1.0, 0.1, 4.0]):
+            strategy.after_epoch(torch.tensor(means), None)
+        strategy(losses).backward()
+        shares = losses.grad / losses.grad.sum()
+        assert torch.allclose(
+            shares, torch.tensor([1, 10, 0.25]) / 11.25
+        )  # μ = 1: the log of a sum of ratios
+
+    @pytest.mark.parametrize(("given", "rate"), [(0.05, 0.05), (None, 1e-3)])
+    def test_log_variances_have_a_rate_of_their_own(self, splits, given, rate):
+        model = make(splits)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        UncertaintyWeighting(MIXED_TASKS, lr=given).begin(model, optimizer)
+        assert [group["lr"] for group in optimizer.param_groups] == [1e-3, rate]
 
     def test_fixed_reads_its_dictionary_each_time(self):
         weights = {"a": 1.0, "b": 2.0, "c": 0.0}
@@ -396,7 +405,6 @@ class TestFromData:
         (lambda: DWA(BINARY, temperature=0), "temperature is 0"),
         (lambda: STCH(BINARY, mu=-1), "mu is -1"),
         (lambda: Fixed(BINARY, {"a": 1}), "each of"),
-        (lambda: ValidationGap(BINARY, {"a": 1, "b": 1, "c": -1}), "0 or more"),
     ],
 )
 def test_bad_settings(make_it, word):

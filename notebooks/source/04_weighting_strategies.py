@@ -160,23 +160,7 @@ table.round(3)
 
 # %% [markdown]
 # Where it breaks: the recipe knows the labels, not the model. A task that is rare *and* unlearnable gets the
-# same push as one that is rare and easy. The third data-based strategy, `ValidationGap`, looks at measured
-# validation losses after each epoch instead.
-
-# %%
-from mtl_helpers.weighting import ValidationGap
-
-gap = watch(ValidationGap(splits.tasks, constants))
-per_epoch = gap[:: len(gap) // (3 if FAST else 8)]  # the weights are set after each epoch
-for epoch, row in enumerate(per_epoch, start=1):
-    print(f"epoch {epoch}:", {name: round(float(w), 2) for name, w in zip(names, row, strict=True)})
-low, high = per_epoch[-1].min(), per_epoch[-1].max()
-print(f"At the end the weights lie between {low:.2f} and {high:.2f}; one each would be equal.")
-
-# %% [markdown]
-# A loss that starts far above its constant (an untrained purchase head says one half) is pushed first. Once
-# every task is near its constant, there is little left to measure: on rare labels even a good model's loss is
-# close to the constant's.
+# same push as one that is rare and easy.
 
 # %% [markdown]
 # ## 3 · Adaptive weights

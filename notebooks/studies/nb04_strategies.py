@@ -38,7 +38,6 @@ import time
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import replace
-from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -62,13 +61,13 @@ LINEAR, RATES = {"embedding_dim": 1, "hidden": (), "tower": ()}, (1e-2, 3e-2, 1e
 SETTING = ["ratio", "lr", "weight_decay"]
 ADAPTIVE = {
     "UW": weighting.UncertaintyWeighting,
-    "UW, slow": partial(weighting.UncertaintyWeighting, lr=None),
+    "UW, slow": lambda tasks: weighting.UncertaintyWeighting(tasks, lr=None),
     "IMTL-L": weighting.IMTLL,
     "DWA": weighting.DWA,
     "GradNorm": weighting.GradNorm,
     "RLW": weighting.RandomWeighting,
     "GLS": weighting.GLS,
-    "STCH": partial(weighting.STCH, mu=1.0, warm_up=1),
+    "STCH": lambda tasks: weighting.STCH(tasks, mu=1.0, warm_up=1),
     "FAMO": weighting.FAMO,
 }
 FIXED, EXACT = ("equal", "tuned fixed", "entropy", "rarity"), ("PCGrad", "MGDA", "UPGrad")
