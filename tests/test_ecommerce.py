@@ -7,10 +7,8 @@ import pandas as pd
 import pytest
 import torch
 
-from mtl_helpers.data import CATEGORIES, ShopConfig, make_world, simulate
+from mtl_helpers.data import CATEGORIES, ShopConfig, make_world, shop_frame, simulate
 from mtl_helpers.models.case import (
-    CASE_CATEGORICAL,
-    CASE_NUMERIC,
     CaseModel,
     candidates,
     case_data,
@@ -71,28 +69,38 @@ def test_item_table_is_cleaned_and_counts_training_clicks_only(shop, frames, ite
     assert worst.iloc[-2] < 0.01  # all but the one price that lost its decimal point
 
 
-def test_candidates_are_a_user_and_a_moment_with_every_item(frames, items):
-    rows = frames["test"].iloc[[5, 700]]
-    table = candidates(rows, items)
-    assert len(table) == 2 * len(items) and (table["position"] == 1).all()
-    assert (table["user_id"].to_numpy().reshape(2, -1) == rows["user_id"].to_numpy()[:, None]).all()
-    assert (table["item_id"].to_numpy().reshape(2, -1) == items["item_id"].to_numpy()).all()
+@pytest.fixture(scope="module")
+def asked(shop):
+    return candidates(shop, [5, 41])
 
 
-def test_the_candidate_that_was_shown_is_its_logged_row(frames, items):
-    rows = frames["test"].sample(30, random_state=0)
-    table = candidates(rows, items).iloc[np.arange(30) * len(items) + rows["item_id"].to_numpy()]
-    for name in {*CASE_NUMERIC, *CASE_CATEGORICAL} - {
-        "position",
-        "item_past_ctr",
-    }:  # known when training ends
-        pd.testing.assert_series_equal(table[name], rows[name], check_index=False, check_dtype=False)
+def test_candidates_are_each_user_with_every_item_after_the_log(shop, frames, asked):
+    whole = pd.concat(frames.values())
+    assert len(asked) == 2 * CONFIG.n_items and asked["timestamp"].nunique() == 1
+    assert (asked["position"] == 1).all() and (asked["session_start"] == asked["timestamp"]).all()
+    assert (asked["timestamp"] > whole["timestamp"].max()).all()
+    assert asked["user_id"].tolist() == [5] * CONFIG.n_items + [41] * CONFIG.n_items
+    assert asked["item_id"].tolist() == [*range(CONFIG.n_items)] * 2
+    assert set(whole) >= set(asked)
 
 
-def test_no_candidate_moves_the_user_side_answers(data, frames, items):
+def test_candidates_know_the_whole_log_and_do_not_change_each_other(shop, asked):
+    log = shop_frame(shop)
+    clicks = log[(log["user_id"] == 41) & (log["click"] == 1)]
+    mine = asked[asked["user_id"] == 41]
+    assert (mine["user_past_clicks"] == len(clicks)).all()
+    assert mine["last_sub_category"].unique().tolist() == [clicks["sub_category"].iloc[-1]]
+    views = log[log["user_id"] == 41].groupby("item_id").size().reindex(range(CONFIG.n_items), fill_value=0)
+    assert mine["item_seen"].to_numpy() == pytest.approx(np.log1p(views.to_numpy()))
+    alone = candidates(shop, [41])
+    for name in ("user_past_ctr", "item_past_ctr", "sub_clicks_week", "sub_bought"):
+        assert alone[name].to_numpy() == pytest.approx(mine[name].to_numpy())
+
+
+def test_no_candidate_moves_the_user_side_answers(data, items, asked):
     torch.manual_seed(0)
     model = case_model(data, items)
-    numeric, categorical = data.encoder.transform(candidates(frames["test"].head(1), items))
+    numeric, categorical = data.encoder.transform(asked.head(len(items)))
     logits = model(numeric, categorical)
     assert logits["next_item"].shape == (len(items), len(items))
     for name in ("next_category", "next_item"):
@@ -100,11 +108,11 @@ def test_no_candidate_moves_the_user_side_answers(data, frames, items):
     assert logits["purchase"].std() > 1e-4  # planted opposite: this one must move
 
 
-def test_scores_of_candidates_are_the_models_answers(data, frames, items):
+def test_scores_of_candidates_are_the_models_answers(data, items, asked):
     torch.manual_seed(0)
-    model, rows = case_model(data, items).eval(), frames["test"].iloc[[0, 40]]
-    signals = score_candidates(model, data, rows, items)
-    numeric, categorical = data.encoder.transform(candidates(rows, items))
+    model = case_model(data, items).eval()
+    signals = score_candidates(model, data, asked, items)
+    numeric, categorical = data.encoder.transform(asked)
     logits = {name: value.detach().numpy() for name, value in model(numeric, categorical).items()}
     place = len(items) + 11
     assert signals["purchase"][1, 11] == pytest.approx(1 / (1 + np.exp(-logits["purchase"][place])), rel=1e-5)
@@ -159,13 +167,14 @@ def test_sweep_trains_the_same_model_as_fit(data, items):
         assert torch.allclose(value, answers[name], atol=1e-4)
 
 
-def test_truth_of_candidates_is_the_worlds(frames, items):
-    world, rows = make_world(CONFIG), frames["test"].iloc[[0, 9]]
-    truth = true_values(world, rows, items)
-    row = rows.iloc[1]
-    click, bought = world.probabilities(row["user_id"], 5, row["timestamp"], 1, row["surface"])
-    assert truth["click"][1, 5] == pytest.approx(float(click))
-    assert truth["purchase"][1, 5] == pytest.approx(float(click * bought))
+def test_truth_of_candidates_is_the_worlds(asked):
+    world, row = make_world(CONFIG), asked.iloc[CONFIG.n_items + 5]
+    moment = row["user_id"], 5, row["timestamp"]
+    for place in (1, 6):
+        truth = true_values(world, asked.assign(position=place))
+        click, bought = world.probabilities(*moment, place, row["surface"])
+        assert truth["click"][1, 5] == pytest.approx(float(click))
+        assert truth["purchase"][1, 5] == pytest.approx(float(click * bought))
 
 
 def test_a_catalogue_with_a_gap_is_refused(shop, frames):

@@ -1,7 +1,7 @@
 """The e-commerce case: one model that knows who buys, which category a user favours, and what comes next.
 
-Taught in notebook 05, which also writes the model by hand. :func:`case_frames` adds the case's features and labels to
-a shop, :func:`case_data` encodes them, :class:`CaseModel` is the model, :func:`candidates` makes the rows to be ranked.
+Taught in notebook 05, which also writes the model by hand. :func:`case_frames` splits a shop's rows, :func:`case_data`
+encodes them, :class:`CaseModel` is the model, :func:`candidates` makes the rows to be ranked.
 
 ===================== ===================================== =================================================
 task                  question                              may read
@@ -15,22 +15,27 @@ task                  question                              may read
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from mtl_helpers.data.features import Splits, prepare
 from mtl_helpers.data.shop import Shop
-from mtl_helpers.data.shop_log import PRIOR_CTR, clean_items, shop_frame, shop_splits
+from mtl_helpers.data.shop_log import SHOP_COUNTS, SHOP_HISTORY, clean_items, shop_frame, shop_splits
 from mtl_helpers.data.shop_world import CATEGORIES, World
 from mtl_helpers.data.tables import Schema, Task, check_tasks
 from mtl_helpers.models.layers import FeatureLayer, mlp
 
-__all__ = ["CASE_CATEGORICAL", "CASE_NUMERIC", "ITEM_COLUMNS", "PAIR_COLUMNS", "USER_COLUMNS", "CaseModel"]
-__all__ += ["candidates", "case_data", "case_frames", "case_model", "case_tasks", "item_table"]
-__all__ += ["score_candidates", "true_values"]
+# fmt: off
+__all__ = [
+    "CASE_CATEGORICAL", "CASE_NUMERIC", "ITEM_COLUMNS", "PAIR_COLUMNS", "USER_COLUMNS", "CaseModel", "candidates",
+    "case_data", "case_frames", "case_model", "case_tasks", "item_table", "score_candidates", "true_values",
+]
+# fmt: on
 
 PAST = tuple(f"past_{category}" for category in CATEGORIES)
 USER_COLUMNS = (
@@ -40,7 +45,8 @@ USER_COLUMNS = (
 """What is known before an item is chosen: numeric and categorical columns of the user and the moment. The user_id is
 encoded too, but a model reads it only when asked: with a handful of clicks a user, ids are learned by heart."""
 ITEM_COLUMNS = ("log_price", "price_vs_category"), ("category", "sub_category", "brand")
-PAIR_COLUMNS = ("item_past_ctr", "days_on_sale", "category_clicks_week", "same_sub_as_last"), ("position",)
+_ALONE = {*USER_COLUMNS[0], *ITEM_COLUMNS[0]}
+PAIR_COLUMNS = tuple(name for name in (*SHOP_COUNTS, *SHOP_HISTORY) if name not in _ALONE), ("position",)
 """What is known only of an item at a moment, of a user and an item together, or of the place on the page."""
 CASE_NUMERIC = (*USER_COLUMNS[0], *ITEM_COLUMNS[0], *PAIR_COLUMNS[0])
 CASE_CATEGORICAL = ("user_id", *USER_COLUMNS[1], *ITEM_COLUMNS[1], *PAIR_COLUMNS[1])
@@ -53,21 +59,11 @@ def case_tasks(n_items: int) -> tuple[Task, ...]:
 
 
 def case_frames(shop: Shop) -> dict[str, pd.DataFrame]:
-    """``{"train", "valid", "test"}`` of a shop, split by time, with the case's features and labels.
-
-    The latest 80,000 rows of :func:`shop_frame` (their features know the whole log), with ``category_clicks_week``, a
-    user's past clicks on the item's category. ``next_item``, ``next_category``: on a session's first row, else NaN.
-    """
-    frame = shop_frame(shop).tail(80_000).reset_index(drop=True)
-    asked = ["next_item", "next_category"]
+    """``{"train", "valid", "test"}``: the latest 80,000 rows of :func:`shop_frame` (their features know the whole log),
+    split by time. ``next_item`` and ``next_category`` are asked on a session's first row; elsewhere they are NaN."""
+    frame, asked = shop_frame(shop).tail(80_000).reset_index(drop=True), ["next_item", "next_category"]
     frame[asked] = frame[asked].mask(frame.duplicated("session_id"))
-    own = frame[list(PAST)].to_numpy()[np.arange(len(frame)), _categories_of(frame)]
-    return shop_splits(frame.assign(category_clicks_week=own))
-
-
-def _categories_of(table: pd.DataFrame) -> np.ndarray:
-    """Each row's category as its number in CATEGORIES."""
-    return pd.Index(CATEGORIES).get_indexer(pd.Index(table["category"]))
+    return shop_splits(frame)
 
 
 def case_data(frames: dict[str, pd.DataFrame], n_items: int, device: torch.device | str = "cpu") -> Splits:
@@ -153,73 +149,69 @@ class CaseModel(nn.Module):
         )
 
 
-def candidates(rows: pd.DataFrame, items: pd.DataFrame) -> pd.DataFrame:
-    """Each row's user and moment with every item of ``items`` in its place, at position 1: the rows to be ranked.
+def candidates(shop: Shop, people: ArrayLike) -> pd.DataFrame:
+    """The rows to be ranked: each of these users with every item, first on the home page of the evening after the log.
 
-    U ``rows`` of a case frame, I ``items`` as of :func:`item_table` → U · I rows, the items of the first user first.
+    U user_ids, I items → U · I rows of a case frame, the items of the first user first, in the order of item_id.
     """
-    user = rows[["timestamp", *USER_COLUMNS[0], "user_id", *USER_COLUMNS[1]]]
-    item = items[["item_id", "on_sale_since", *ITEM_COLUMNS[0], *ITEM_COLUMNS[1], "price", "item_past_ctr"]]
-    table = user.merge(item, how="cross")
-    return table.assign(
-        days_on_sale=(table["timestamp"] - table["on_sale_since"]).dt.days,
-        category_clicks_week=rows[list(PAST)].to_numpy()[:, _categories_of(items)].ravel(),
-        same_sub_as_last=(table["last_sub_category"] == table["sub_category"]).astype(float),
-        position=1,
-    )
+    asked = pd.MultiIndex.from_product([people, np.sort(shop.items["item_id"])], names=["user_id", "item_id"])
+    asked = asked.to_frame(index=False).assign(position=1, surface="home", click=0, purchase=0)
+    asked["impression_id"], n_items = 10**9 + asked.index, len(shop.items)
+    asked["session_id"] = asked["impression_id"] // n_items * n_items
+    last = pd.to_datetime(shop.impressions["timestamp"]).max()
+    asked["timestamp"] = (last.ceil("D") + pd.Timedelta(hours=20)).isoformat()
+    return shop_frame(replace(shop, impressions=pd.concat([shop.impressions, asked]))).tail(len(asked))
 
 
 def item_table(shop: Shop, train: pd.DataFrame) -> pd.DataFrame:
-    """The catalogue as a model may know it when training ends: an item a row, in the order of item_id.
-
-    Beside the cleaned columns: ``log_price``, ``price_vs_category``, ``clicks`` in the training rows, and the last
-    ``item_past_ctr`` there. Raises ValueError when item_ids, the classes of ``next_item``, are not 0, 1, 2, ….
-    """
+    """The catalogue, an item a row, in the order of item_id: cleaned, with ``log_price``, ``price_vs_category``, and
+    ``clicks`` in the training rows. ValueError when item_ids, the classes of ``next_item``, are not 0, 1, 2, …."""
     items = clean_items(shop.items).sort_values("item_id", ignore_index=True)
     if not (items["item_id"] == np.arange(len(items))).all():
         raise ValueError("item_ids must run 0, 1, 2, … without a gap: they are the classes of next_item.")
-    log_price, shown = np.log(items["price"]), train.groupby("item_id")
-    return items.assign(
-        log_price=log_price,
-        price_vs_category=log_price - log_price.groupby(items["category"]).transform("mean"),
-        clicks=shown["click"].sum().reindex(items["item_id"], fill_value=0),
-        item_past_ctr=shown["item_past_ctr"].last().reindex(items["item_id"], fill_value=PRIOR_CTR),
-    )
+    log_price = np.log(items["price"])
+    clicks = train.groupby("item_id")["click"].sum().reindex(items["item_id"], fill_value=0)
+    dear = log_price - log_price.groupby(items["category"]).transform("mean")
+    return items.assign(log_price=log_price, price_vs_category=dear, clicks=clicks.to_numpy())
 
 
 def case_model(
     data: Splits, items: pd.DataFrame, tasks: Sequence[Task] | None = None, **settings
 ) -> CaseModel:
     """A :class:`CaseModel` for encoded case data, with its catalogue filled in from :func:`item_table`."""
-    numeric, categorical = data.encoder.transform(candidates(data.frames["train"].head(1), items))
+    own = ["item_id", *ITEM_COLUMNS[0], *ITEM_COLUMNS[1]]
+    rows = data.frames["train"].head(1).drop(columns=own).merge(items[own], how="cross")
+    numeric, categorical = data.encoder.transform(rows)
     model = CaseModel(data.schema, tasks or data.tasks, len(items), **settings)
     return model.set_catalogue(numeric, categorical, torch.tensor(items["clicks"].to_numpy()))
 
 
 @torch.no_grad()
 def score_candidates(
-    model: CaseModel, data: Splits, rows: pd.DataFrame, items: pd.DataFrame
+    model: CaseModel, data: Splits, table: pd.DataFrame, items: pd.DataFrame
 ) -> dict[str, np.ndarray]:
-    """Every signal of every candidate: (U, I) probabilities for U rows of a case frame and I items.
+    """Every signal of every row of :func:`candidates`: (U, I) probabilities.
 
     Binary tasks under their own names; ``category``, the chance that the user's next click is in the item's category;
     ``next``, the chance that it is this item. The last two are asked once a user.
     """
-    numeric, codes = (x.to(model.bias.device) for x in data.encoder.transform(candidates(rows, items)))
+    numeric, codes = (x.to(model.bias.device) for x in data.encoder.transform(table))
     once = slice(None, None, len(items))
     u, v = model.eval().user_vectors(numeric[once], codes[once]), model.item_vectors()
     pairs = model.feature_vectors("pair", numeric, codes).split(len(items))
     logits = [model.pair_logits(own.expand_as(v), v, pair) for own, pair in zip(u, pairs, strict=True)]
     signals = {name: torch.stack([one[name] for one in logits]).sigmoid().cpu().numpy() for name in logits[0]}
+    category = pd.Index(CATEGORIES).get_indexer(pd.Index(items["category"]))
     for name, value in model.user_logits(u).items():
         p = value.softmax(-1).cpu().numpy()
-        signals |= {"category": p[:, _categories_of(items)]} if name == "next_category" else {"next": p}
+        signals |= {"category": p[:, category]} if name == "next_category" else {"next": p}
     return signals
 
 
-def true_values(world: World, rows: pd.DataFrame, items: pd.DataFrame) -> dict[str, np.ndarray]:
-    """The simulator's ``{"click", "purchase_given_click", "purchase"}`` of U rows' candidates at position 1, each
-    (U, I) probabilities: for judging, never for training."""
-    user, moment, surface = (rows[name].to_numpy()[:, None] for name in ("user_id", "timestamp", "surface"))
-    click, bought = world.probabilities(user, items["item_id"].to_numpy()[None, :], moment, 1, surface)
+def true_values(world: World, table: pd.DataFrame) -> dict[str, np.ndarray]:
+    """The simulator's ``{"click", "purchase_given_click", "purchase"}`` of rows, such as :func:`candidates`, at their
+    own moment and place, each (U, I) probabilities, a user a row: for judging, never for training."""
+    asked = (table[name].to_numpy() for name in ("user_id", "item_id", "timestamp", "position", "surface"))
+    shape = table["user_id"].nunique(), -1
+    click, bought = (p.reshape(shape) for p in world.probabilities(*asked))
     return {"click": click, "purchase_given_click": bought, "purchase": click * bought}

@@ -139,7 +139,9 @@ torch.manual_seed(0)
 naive = SharedBottom(data.schema, data.tasks[:3], embedding_dim=4)
 fit(naive, data.train, data.valid, **settings | {"epochs": 2})
 one = frames["test"].iloc[[0]]
-table = MultiTaskDataset(*data.encoder.transform(ecommerce.candidates(one, items)), {}, {}, data.tasks[:3])
+table = MultiTaskDataset(
+    *data.encoder.transform(ecommerce.candidates(shop, one["user_id"])), {}, {}, data.tasks[:3]
+)
 answers = predict(naive, table.to(device))["next_category"]
 best = int(answers[0].argmax())
 low, high = answers[:, best].min(), answers[:, best].max()
@@ -410,9 +412,10 @@ print("Bars are 95 % intervals.")
 
 # %%
 people = frames["test"].drop_duplicates("user_id").head(40 if FAST else 200)
-scores = ecommerce.score_candidates(model, data, people, items)
+served_evening = ecommerce.candidates(shop, people["user_id"])
+scores = ecommerce.score_candidates(model, data, served_evening, items)
 world = make_world(shop.config)
-truth = ecommerce.true_values(world, people, items)
+truth = ecommerce.true_values(world, served_evening)
 price, category = items["price"].to_numpy(), items["category"].to_numpy()
 factors = np.arange(1, 11) ** -0.45  # fewer look at later places
 liked = truth["purchase"] >= np.sort(truth["purchase"], axis=1)[:, [-20]]  # a user's twenty best
@@ -816,7 +819,7 @@ print(family, f"{time.perf_counter() - start:.0f} s")
 from mtl_helpers.widgets import Shopfront, shop_dashboard
 
 every = [
-    ecommerce.score_candidates(family.model(k).to(device), data, people, items)
+    ecommerce.score_candidates(family.model(k).to(device), data, served_evening, items)
     for k in family.weightings.index
 ]
 signals = {"buy": "purchase", "category": "category", "next": "next"}
@@ -930,7 +933,8 @@ print("median price, EUR:", median | {"catalogue": float(np.median(price))})
 long = frames["test"].groupby("session_id").filter(lambda rows: len(rows) >= 16)  # two pages or more
 sessions = long.drop_duplicates("session_id").head(60 if FAST else 400)
 pages = [long.loc[long["session_id"] == one, "item_id"].to_numpy() for one in sessions["session_id"]]
-own = ecommerce.score_candidates(model, data, sessions, items)
+asked = ecommerce.candidates(shop, sessions["user_id"])
+own = ecommerce.score_candidates(model, data, asked, items)
 
 
 # %%
@@ -1041,7 +1045,7 @@ print(
 # (integrated gradients, Sundararajan et al., ICML 2017). The parts must sum to the change of the logit.
 
 # %%
-mine = [t.to(device) for t in data.encoder.transform(ecommerce.candidates(people.iloc[[row]], items))]
+mine = [t.to(device) for t in data.encoder.transform(served_evening.iloc[: len(items)])]
 with torch.no_grad():
     u = model.user_vectors(*(t[:1] for t in mine))
     x = torch.cat([model.feature_vectors(part, *mine) for part in ("item", "pair")], dim=1)
@@ -1117,13 +1121,16 @@ def serve(person, k):
     return items.iloc[best].assign(**{name: values.numpy()[best] for name, values in signals.items()})
 
 
-serve(people.iloc[[0]], 5)[["item_id", "category", "brand", "price", "click", "purchase"]].round(4)
+serve(served_evening.iloc[: len(items)], 5)[
+    ["item_id", "category", "brand", "price", "click", "purchase"]
+].round(4)
 
 # %%
 took = []
 for request in range(30 if FAST else 300):
     start = time.perf_counter()
-    serve(people.iloc[[request % len(people)]], 10)
+    at = request % len(people) * len(items)
+    serve(served_evening.iloc[at : at + len(items)], 10)
     took.append(1000 * (time.perf_counter() - start))
 middle, slow = np.median(took), np.quantile(took, 0.99)
 print(f"{len(items)} products for one user: median {middle:.1f} ms, p99 {slow:.1f} ms, CPU, this run")
@@ -1170,7 +1177,7 @@ fit(newsroom, paper.train, paper.valid, weights=weights, **settings)
 pd.DataFrame(evaluate(newsroom, paper.test)).T.round(3)
 
 # %%
-signals = ecommerce.score_candidates(newsroom, paper, people, items)
+signals = ecommerce.score_candidates(newsroom, paper, served_evening, items)
 print({name: value.shape for name, value in signals.items()})
 lists = ranking.top_k(signals["click"] * signals["read_long"], 10)
 alone = ranking.top_k(signals["click"], 10)

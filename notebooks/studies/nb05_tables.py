@@ -1,121 +1,156 @@
-"""The tables of notebook 05: every comparison of the e-commerce case over whole new shops.
+"""What do fusion, task weights and five corrections bring a shop, over whole new shops?
 
-    python notebooks/studies/nb05_tables.py [--shops 8] [--only tasks funnel rare position business]
-                                                [--out notebooks/results]
+    python notebooks/studies/nb05_tables.py --shops 0 1 --parts tune      # every contestant, 9 minutes on one core
+    python notebooks/studies/nb05_tables.py --shops 0 1 --parts weights   # then
+    python notebooks/studies/nb05_tables.py                               # eight shops, about 1½ minutes each
 
-Writes ``05_<part>.csv``, which names this command in its first line and has a row for each shop, contestant, measure.
-A shop is ``ShopConfig(seed=s)`` for s = 1, 2, …: other users, tastes and items, so intervals over shops cover data and
-initial weights. Within a shop all contestants see the same rows and number of epochs; validation chooses the epoch;
-test rows are scored once. About two minutes a shop on two busy cores.
+Writes ``05_case.csv``, a row for each shop, part, name and measure, as a part is done; what is there is not run again.
+**Primary contrast**, stated before the study was run: pages ranked by p(purchase) · price minus pages ranked by
+p(purchase), logarithm of the true EUR per 1,000 impressions, over eight shops; expected: plus. All else is exploratory.
+
+- A shop is ``ShopConfig(seed=s)``: users, tastes, products, log are new. Shops 0 and 1 tune and are not reported.
+- Pages are the eight best of the whole catalogue for 300 users drawn from those of the test part, on the evening after
+  the log. What they are worth is exact: the simulator's probability of each user, product and moment, at each of its
+  eight places.
+- Every contestant tries seven settings of learning rate and decay and keeps that with the highest validation score on
+  the tuning shops: AUCs weighted by the truth, or recall@10. Labels alone decide which epoch is kept. The case is tuned
+  at equal shares; its seven task weights are compared at that setting, tuning shops included, so that whoever chooses
+  among them by a validation score can do it there.
+- AdamW, 55 steps an epoch for all, at most 14 epochs, patience 3. Test rows are scored once.
 """
 
 from __future__ import annotations
 
-import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
+from itertools import product
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from study import command_line, store
+from study import command_line
 from torch import Tensor, nn
 
-from mtl_helpers.data import Batch, MultiTaskDataset, ShopConfig, Task, make_world, simulate
-from mtl_helpers.losses import task_losses
-from mtl_helpers.metrics import auc, calibration_error, correct_downsampling, log_loss
-from mtl_helpers.models import case_data, case_frames, case_model, item_table, score_candidates, true_values
+from mtl_helpers.data import Batch, MultiTaskDataset, ShopConfig, Task, make_world, prepare, simulate
+from mtl_helpers.metrics import auc, correct_downsampling, expected_auc, expected_log_loss
+from mtl_helpers.models import case as ecommerce
 from mtl_helpers.models.fusion import LearnedFusion
-from mtl_helpers.ranking import catalogue_coverage, expected_revenue, exposure, gini, recall_at_k, top_k
-from mtl_helpers.sweep import simplex_grid, sweep
-from mtl_helpers.training import evaluate, fit, predict
+from mtl_helpers.ranking import catalogue_coverage, expected_revenue, recall_at_k, top_k
+from mtl_helpers.sweep import simplex_grid
+from mtl_helpers.weighting import constant_losses
 
-# Chosen on the shipped shop (seed 0), which is not among the shops compared.
-WEIGHTS = {"click": 1.0, "purchase": 1.0, "next_category": 0.03, "next_item": 0.01}
-# about 1 / loss of a constant
-MONITOR = {"click": 3.8, "purchase": 32.0, "next_category": 0.5, "next_item": 0.19}
-TRAINING = {"epochs": 20, "lr": 3e-3, "weight_decay": 1.0, "patience": 3, "progress": False}
-SWEEP = {"epochs": 4, "lr": 5e-3, "weight_decay": 0.1, "keep": "best", "progress": False}
-K, USERS = 10, 200
+SETTINGS = tuple((lr, step / lr) for lr, step in product((3e-3, 1e-2, 3e-2), (1e-4, 1e-3, 1e-2)))[1:-1]
+"""Learning rate and weight decay; AdamW shrinks weights by their product a step."""
+EPOCHS, STEPS, PATIENCE, USERS, PAGE = 14, 55, 3, 300, 8
+THREE = ("purchase", "next_category", "next_item")
+GRID = [dict.fromkeys(THREE, 1 / 3), *simplex_grid(THREE, 3, lowest=0.02)]
+"""Shares of three tasks; click, the helper, has a whole one for itself. A weight is a share / loss of a constant."""
+TRUTH = {"click": "p_click", "purchase": "p_purchase", "conversion": "p_purchase_given_click"}
+RARE = ("plain", "class weight", "focal", "down-sampled", "over-sampled")
+SOFTMAX = ("full", "sampled", "sampled, corrected")
+CONTESTANTS = {"case": ("click", *THREE), "user ids": ("click", *THREE), "ESMM": ("click", "conversion")}
+CONTESTANTS |= {"clicks only": ("conversion",), "position known": ("click",), "position ignored": ("click",)}
+CONTESTANTS |= dict.fromkeys(RARE, ("purchase",)) | dict.fromkeys(SOFTMAX, ("next_item",))
+RATE = 0.1  # share of the negatives that down-sampling keeps
 Row = tuple[str, str, float]
 
 
 class Case:
     """One shop, prepared."""
 
-    def __init__(self, seed: int) -> None:
-        shop = simulate(ShopConfig(seed=seed))
-        self.seed, self.world = seed, make_world(shop.config)
-        self.frames = case_frames(shop)
-        self.data = case_data(self.frames, shop.config.n_items)
-        self.items = item_table(shop, self.frames["train"])
-        self.rows = self.frames["test"].drop_duplicates("user_id").head(USERS)
-        self.truth = true_values(self.world, self.rows, self.items)
-        sensitive = self.world.price_sensitivity[self.rows["user_id"]]
-        new = self.rows["user_past_clicks"].to_numpy() == 0
-        careful = sensitive >= np.quantile(sensitive, 2 / 3)
-        self.segments = {"new": new, "known": ~new, "price-sensitive": careful, "other": ~careful}
-
-    def model(self, **settings) -> nn.Module:
-        torch.manual_seed(self.seed)
-        return case_model(self.data, self.items, **settings)
-
-    def fit(self, model: nn.Module, **own) -> nn.Module:
-        fit(model, self.data.train, self.data.valid, seed=self.seed, **TRAINING, **own)
-        return model
-
-    def score(self, model: nn.Module) -> dict[str, np.ndarray]:
-        """``{signal: (U, I)}`` for the test users."""
-        return score_candidates(model, self.data, self.rows, self.items)
-
-    def money(self, scores: np.ndarray) -> dict[str, float]:
-        """True expected worth of the top-10 lists per 1,000 impressions, by segment too."""
-        lists = top_k(scores, K)
-        price, factors = self.items["price"].to_numpy(), np.arange(1, K + 1) ** -0.45
-        buys = expected_revenue(lists, self.truth["purchase"], np.ones(len(price)), factors).mean()
-        revenue = expected_revenue(lists, self.truth["purchase"], price, factors)
-        return {
-            "revenue": revenue.mean(),
-            **{f"revenue, {name}": revenue[rows].mean() for name, rows in self.segments.items()},
-            "purchases": buys,
-            "coverage": catalogue_coverage(lists, len(price)),
-            "gini": gini(exposure(lists, len(price), factors)),
+    def __init__(self, seed: int, table: pd.DataFrame) -> None:
+        self.seed, self.shop, self.table = seed, simulate(ShopConfig(seed=seed)), table
+        frames = ecommerce.case_frames(self.shop)
+        self.items = ecommerce.item_table(self.shop, frames["train"])
+        bought = {
+            name: f.assign(conversion=f["purchase"].where(f["click"] == 1)) for name, f in frames.items()
         }
+        self.frames = {name: f.merge(self.shop.truth, on="impression_id") for name, f in bought.items()}
+        tasks = (*ecommerce.case_tasks(len(self.items)), Task("conversion"))
+        self.data = prepare(self.frames, tasks, ecommerce.CASE_NUMERIC, ecommerce.CASE_CATEGORICAL)
+        self.constants = constant_losses(self.data.train)
+        clicks = torch.tensor(self.items["clicks"].to_numpy(), dtype=torch.float32) + 0.5
+        self.share, self.price = clicks / clicks.sum(), self.items["price"].to_numpy()
+
+    @cached_property
+    def pages(self) -> pd.DataFrame:
+        """The users to be served with every product."""
+        people = np.sort(self.frames["test"]["user_id"].unique())
+        return ecommerce.candidates(self.shop, np.random.default_rng(self.seed).choice(people, USERS, False))
+
+    @cached_property
+    def truth(self) -> dict[str, np.ndarray]:
+        world = make_world(self.shop.config)
+        first = self.pages.head(1)[["user_id", "item_id", "timestamp"]].to_numpy()[0]
+        places = world.probabilities(*first, np.arange(1, PAGE + 1))[0]
+        self.factors = places / places[0]  # a place acts as a factor on the probability of a click
+        return ecommerce.true_values(world, self.pages)
+
+    def tuned(self, name: str) -> tuple[float, float]:
+        """The setting that the tuning shops chose."""
+        rows = self.table[self.table["part"] == f"tune {name}"]
+        return tuple(map(float, rows.groupby("name")["value"].mean().idxmax().split()))
+
+    def rows(self, name: str) -> MultiTaskDataset:
+        """What a contestant trains on."""
+        train, asked = self.data.train, CONTESTANTS[name][0]
+        if len(CONTESTANTS[name]) == 1 and asked in train.masks:
+            train = train.take(train.masks[asked].nonzero().squeeze(-1))
+        if name == "position ignored":
+            train = self.at_place(train, 1)
+        if name in ("down-sampled", "over-sampled"):
+            y, generator = train.labels["purchase"], torch.Generator().manual_seed(self.seed)
+            yes, no = (y == 1).nonzero().squeeze(-1), (y == 0).nonzero().squeeze(-1)
+            few = no[torch.rand(len(no), generator=generator) < RATE]
+            train = train.take(torch.cat([yes, few] if name == "down-sampled" else [yes.repeat(10), no]))
+        return train
+
+    def at_place(self, part: MultiTaskDataset, place: int) -> MultiTaskDataset:
+        codes = part.categorical.clone()
+        known = [int(value) for value in self.data.encoder.categories_["position"]]
+        codes[:, list(self.data.schema.categorical).index("position")] = 1 + known.index(place)
+        return replace(part, categorical=codes)
 
 
-def recall(logits: np.ndarray, data: MultiTaskDataset) -> float:
-    known = data.masks["next_item"].numpy()
-    wanted = F.one_hot(data.labels["next_item"][known], logits.shape[1]).numpy()
-    return float(recall_at_k(wanted, top_k(logits[known], K)).mean())
+def halves(model: nn.Module, rows: Batch | MultiTaskDataset) -> tuple[Tensor, dict[str, Tensor]]:
+    """User vectors and the logits of yes/no tasks: those of the catalogue cost more, and few rows ask for them."""
+    u = model.user_vectors(rows.numeric, rows.categorical)
+    item, pair = (model.feature_vectors(name, rows.numeric, rows.categorical) for name in ("item", "pair"))
+    return u, model.pair_logits(u, model.item(item), pair)
 
 
-def by_hand(model: nn.Module, batches: Callable, loss_of: Callable, score: Callable[[], float]) -> float:
-    """Train by a loss that ``fit`` does not have, keep the epoch of the best score; the seconds of an epoch."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.1)
-    best, state, seconds, epochs = -1.0, None, 0.0, 12
-    for _ in range(epochs):
-        start = time.perf_counter()
-        for batch in batches():
-            loss = loss_of(batch)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        seconds += time.perf_counter() - start
-        if (now := score()) > best:
-            best, state = now, copy.deepcopy(model.state_dict())
-    model.load_state_dict(state)
-    return seconds / epochs
+@torch.no_grad()
+def answers(model: nn.Module, part: MultiTaskDataset) -> dict[str, np.ndarray]:
+    """Probabilities of yes/no tasks."""
+    return {name: z.sigmoid().numpy().astype(float) for name, z in halves(model, part)[1].items()}
 
 
-# ------------------------------------------------------------------------------------------------- next items
+def loss_of(case: Case, name: str, model: nn.Module, batch: Batch, row: int, generator) -> Tensor:
+    """A contestant's training loss: each task's mean over the rows that know it, over that of the best constant."""
+    known, y = batch.masks["next_item"], batch.labels
+    if name in SOFTMAX[1:]:
+        return sampled_softmax(case, model, batch, name != "sampled", generator)
+    u, z = halves(model, batch)
+    if name == "ESMM":  # p(purchase) = p(click) · p(conversion), on every row
+        log_p = F.logsigmoid(z["click"]) + F.logsigmoid(z.pop("conversion"))
+        z["purchase"] = log_p - torch.log1p(-log_p.exp().clamp(max=1 - 1e-6))
+    found = {task: F.binary_cross_entropy_with_logits(z[task], y[task], reduction="none") for task in z}
+    if name == "class weight":
+        found["purchase"] = found["purchase"] * (1 + 9 * y["purchase"])
+    elif name == "focal":
+        found["purchase"] = found["purchase"] * (y["purchase"] - z["purchase"].sigmoid()) ** 2
+    if known.any():
+        of_user = model.user_logits(u[known]).items()
+        found |= {task: F.cross_entropy(z, y[task][known], reduction="none") for task, z in of_user}
+    shares = GRID[row] if len(CONTESTANTS[name]) == 4 else {}
+    return sum(shares.get(task, 1) / case.constants[task] * loss.mean() for task, loss in found.items())
 
 
-def sampled_softmax(
-    model: nn.Module, batch: Batch, share: Tensor, correct: bool, generator: torch.Generator
-) -> Tensor:
+def sampled_softmax(case: Case, model: nn.Module, batch: Batch, correct: bool, generator) -> Tensor:
     """Loss of next_item over the true item and 50 items drawn by their share q of the clicks.
 
     With ``correct`` each logit loses log q (Yi et al., RecSys 2019): without it popular items, which are drawn as
@@ -123,259 +158,247 @@ def sampled_softmax(
     """
     wanted = batch.labels["next_item"]
     u, v = model.user_vectors(batch.numeric, batch.categorical), model.item_vectors()
-    drawn = torch.multinomial(share, 50, replacement=True, generator=generator)
-    bias = model.bias - (share.log() if correct else 0.0)
+    drawn = torch.multinomial(case.share, 50, replacement=True, generator=generator)
+    bias = model.bias - (case.share.log() if correct else 0.0)
     true = (u * v[wanted]).sum(-1) + bias[wanted]
     others = u @ v[drawn].T + bias[drawn]
     others = others.masked_fill(drawn[None, :] == wanted[:, None], -1e9)  # a hit is no negative
-    return F.cross_entropy(torch.cat([true[:, None], others], 1), torch.zeros(len(wanted), dtype=torch.long))
+    return F.cross_entropy(torch.cat([true[:, None], others], 1), torch.zeros_like(wanted))
 
 
-def train_next(case: Case, kind: str) -> tuple[nn.Module, float]:
-    """Train next_item on its labelled rows by one kind of softmax; the best validation recall's model, seconds."""
-    task = [task for task in case.data.tasks if task.name == "next_item"]
-    model = case.model(tasks=task)
-    train = case.data.train.take(case.data.train.masks["next_item"].nonzero().squeeze(-1))
-    valid = case.data.valid.select(["next_item"])
-    clicks = case.items["clicks"].to_numpy(float) + 0.5
-    share = torch.tensor(clicks / clicks.sum(), dtype=torch.float32)
-    generator = torch.Generator().manual_seed(case.seed)
+def quality(case: Case, model: nn.Module, truth: bool = False) -> float:
+    """On validation rows: the sum of a model's AUCs, by labels or weighted by the truth; of next items alone recall."""
+    frame, said = case.frames["valid"], answers(model, case.data.valid)
+    clicked, found = frame["click"] == 1, 0.0
+    for name, p in said.items():
+        rows = clicked if name == "conversion" else slice(None)
+        weight = frame["p_click"] if name == "conversion" else None
+        labels = auc(frame[name][rows], p[rows])
+        found += expected_auc(frame[TRUTH[name]], p, weight) if truth else labels
+    return found if said else recall(case, model, "valid")
 
-    def loss_of(batch: Batch) -> Tensor:
-        if kind != "full":
-            return sampled_softmax(model, batch, share, kind == "sampled, corrected", generator)
-        return task_losses(task, model(batch.numeric, batch.categorical), batch)["next_item"]
 
-    def score() -> float:
-        return recall(predict(model, valid)["next_item"].numpy(), valid)
+@torch.no_grad()
+def recall(case: Case, model: nn.Module | None, part: str) -> float:
+    """Mean recall@10 over the rows that know their next item; of popularity without a model."""
+    data = getattr(case.data, part)
+    first = data.take(data.masks["next_item"].nonzero().squeeze(-1))
+    logits = case.share.expand(len(first), -1)
+    if model is not None:
+        logits = model.user_logits(model.user_vectors(first.numeric, first.categorical))["next_item"]
+    wanted = F.one_hot(first.labels["next_item"], logits.shape[1]).numpy()
+    return float(recall_at_k(wanted, top_k(logits, 10)).mean())
 
-    return model, by_hand(model, partial(train.batches, 256, generator=generator), loss_of, score)
+
+def learn(case: Case, name: str, setting: tuple | None = None, row: int = 0, seed: int | None = None):
+    """Train a contestant; its best epoch's model and the seconds of an epoch."""
+    (lr, decay), seed = setting or case.tuned(name), case.seed if seed is None else seed
+    train, generator = case.rows(name), torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+    tasks = [task for task in case.data.tasks if task.name in CONTESTANTS[name]]
+    model = ecommerce.case_model(case.data, case.items, tasks, user_ids=name == "user ids")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=decay)
+    best, state, chosen, seconds = -1.0, None, 0, 0.0
+    for epoch in range(1, EPOCHS + 1):
+        start = time.process_time()
+        for batch in train.batches(max(len(train) // STEPS, 32), generator=generator):
+            optimizer.zero_grad()
+            loss_of(case, name, model, batch, row, generator).backward()
+            optimizer.step()
+        seconds += time.process_time() - start
+        if (now := quality(case, model)) > best:
+            best, state, chosen = now, deepcopy(model.state_dict()), epoch
+        elif epoch >= chosen + PATIENCE:
+            break
+    model.load_state_dict(state)
+    return model, seconds / epoch
+
+
+# ------------------------------------------------------------------------------------------------- the parts
+
+
+def tune(name: str, case: Case) -> Iterator[Row]:
+    """A contestant at every setting."""
+    for lr, decay in SETTINGS:
+        yield f"{lr:.4g} {decay:.4g}", "valid", quality(case, learn(case, name, (lr, decay))[0], truth=True)
 
 
 def tasks(case: Case) -> Iterator[Row]:
-    """What the three tasks reach: with and without user ids; next items by three losses, popularity, chance."""
-    test = case.data.test
-    for name, ids in (("counts", False), ("user ids", True)):
-        model = case.fit(case.model(user_ids=ids), weights=WEIGHTS, monitor=MONITOR)
-        found = evaluate(model, test)
-        yield name, "click_auc", found["click"]["auc"]
-        yield name, "purchase_auc", found["purchase"]["auc"]
-        yield name, "category_accuracy", found["next_category"]["accuracy"]
-        yield name, "recall", recall(predict(model, test)["next_item"].numpy(), test)
-    known = case.data.train.masks["next_category"]
-    common = torch.bincount(case.data.train.labels["next_category"][known]).argmax()
-    known = test.masks["next_category"]
-    yield "most frequent", "category_accuracy", (test.labels["next_category"][known] == common).float().mean()
-    clicks = np.tile(case.items["clicks"].to_numpy(float), (len(test), 1))
-    yield "popularity", "recall", recall(clicks, test)
-    yield "chance", "recall", K / len(case.items)
-    for kind in ("full", "sampled", "sampled, corrected"):
-        model, seconds = train_next(case, kind)
-        yield f"{kind} softmax", "recall", recall(predict(model, test)["next_item"].numpy(), test)
-        yield f"{kind} softmax", "seconds_per_epoch", seconds
+    """What the case reaches with user ids; next items by three losses; floors and the truth."""
+    test = case.frames["test"]
+    yield from (("user ids", *row) for row in measured(case, learn(case, "user ids")[0], "test"))
+    for name in SOFTMAX:
+        model, seconds = learn(case, name)
+        yield name, "recall", recall(case, model, "test")
+        yield name, "seconds_per_epoch", seconds
+    for name in ("click", "purchase"):
+        yield "truth", f"{name}_auc", expected_auc(test[TRUTH[name]], test[TRUTH[name]])
+        yield "popularity", f"{name}_auc", expected_auc(test[TRUTH[name]], test["item_past_ctr"])
+    common = case.frames["train"]["next_category"].mode()[0]
+    yield "most frequent", "category_accuracy", (test["next_category"].dropna() == common).mean()
+    yield "popularity", "recall", recall(case, None, "test")
+    yield "chance", "recall", 10 / len(case.items)
 
 
-# ------------------------------------------------------------------------------------------------- funnel
+@torch.no_grad()
+def measured(case: Case, model: nn.Module, part: str) -> Iterator[tuple[str, float]]:
+    """Of the four tasks, on a part; AUCs weighted by the truth."""
+    data = getattr(case.data, part)
+    for task, p in answers(model, data).items():
+        yield f"{task}_auc", expected_auc(case.frames[part][TRUTH[task]], p)
+    first = data.take(data.masks["next_category"].nonzero().squeeze(-1))
+    said = model.user_logits(model.user_vectors(first.numeric, first.categorical))["next_category"]
+    yield "category_accuracy", (said.argmax(-1) == first.labels["next_category"]).double().mean()
+    yield "recall", recall(case, model, part)
 
 
-class EntireSpace(nn.Module):
-    """ESMM (Ma et al., SIGIR 2018): click and conversion towers; the purchase logit is that of their product."""
+def worth(case: Case, scores: np.ndarray) -> dict[str, float]:
+    """True expected worth of each user's page, means per 1,000 impressions; and what it shows."""
+    lists, one = top_k(scores, PAGE), np.ones(len(case.price))
+    found = {
+        "revenue": expected_revenue(lists, case.truth["purchase"], case.price, case.factors).mean(),
+        "purchases": expected_revenue(lists, case.truth["purchase"], one, case.factors).mean(),
+        "clicks": expected_revenue(lists, case.truth["click"], one, case.factors).mean(),
+    }
+    return found | {"coverage": catalogue_coverage(lists, len(one)), "price": np.median(case.price[lists])}
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model, self.tasks = model, (Task("click"), Task("purchase"))
 
-    def forward(self, numeric: Tensor, categorical: Tensor) -> dict[str, Tensor]:
-        logits = self.model(numeric, categorical)
-        log_p = F.logsigmoid(logits["click"]) + F.logsigmoid(logits["conversion"])
-        return {"click": logits["click"], "purchase": log_p - torch.log1p(-log_p.exp().clamp(max=1 - 1e-6))}
+def fused(case: Case, model: nn.Module) -> dict[str, np.ndarray]:
+    """Scores of every user and product, by name of the fusion."""
+    s = ecommerce.score_candidates(model, case.data, case.pages, case.items)
+    s, price = {name: torch.from_numpy(p).double() for name, p in s.items()}, case.price
+    seen = {name: torch.from_numpy(p) for name, p in answers(model, case.data.valid).items()}
+    learned = LearnedFusion(["click", "purchase"]).fit(seen, case.data.valid.labels["purchase"])(s)
+    click, buy = s["click"].numpy(), s["purchase"].numpy()
+    found = {"buy": buy, "click": click, "click · buy": click * buy, "learned": learned.numpy()}
+    found |= {f"{name} · √price": p * price**0.5 for name, p in found.items() if name != "learned"}
+    found |= {f"{name} · price": found[name] * price for name in ("buy", "click", "click · buy", "learned")}
+    found["sum"] = click + buy + s["category"].numpy() + s["next"].numpy()
+    return found | {"category · click": s["category"].numpy() * click, "next items": s["next"].numpy()}
+
+
+def weights(case: Case) -> Iterator[Row]:
+    """Seven task weights, each with every fusion; equal ones from three more starts; what was offered, ranked anew."""
+    rows = [(row, case.seed) for row in range(len(GRID))]
+    for row, seed in [*rows, *((0, case.seed + 1000 * k) for k in (1, 2, 3))]:
+        model, *_ = learn(case, "case", None, row, seed)
+        name = f"weights {row}" if seed == case.seed else f"start {seed // 1000}"
+        for part in ("valid", "test"):
+            yield from ((name, f"{part} {what}", value) for what, value in measured(case, model, part))
+        for fusion, scores in fused(case, model).items():
+            yield from ((f"{name}, {fusion}", *pair) for pair in worth(case, scores).items())
+        if name == "weights 0":
+            yield from offered(case, answers(model, case.data.test))
+    floors = {"popularity": case.pages["item_past_ctr"], "last week": case.pages["item_clicks_week"]}
+    scores = {name: column.to_numpy().reshape(USERS, -1) for name, column in floors.items()}
+    scores["chance"] = np.random.default_rng(case.seed).random(scores["popularity"].shape)
+    scores |= {
+        "truth: buy": case.truth["purchase"],
+        "truth: buy · price": case.truth["purchase"] * case.price,
+    }
+    for name, values in scores.items():
+        yield from ((name, *pair) for pair in worth(case, values).items())
+
+
+def offered(case: Case, p: dict[str, np.ndarray]) -> Iterator[Row]:
+    """Sessions that were offered two pages or more: the worth of the first page as it was, and of the best eight."""
+    test = case.frames["test"]
+    more = (test.groupby("session_id")["item_id"].transform("size") > PAGE).to_numpy()
+    rows, first = test[more], test[more]["position"].to_numpy() ** 0.45
+    given, click = rows["p_purchase_given_click"].to_numpy(), rows["p_click"].to_numpy() * first
+    p = {name: values[more] for name, values in p.items()}
+    scores = {"old ranker": -np.arange(len(rows)), "chance": np.random.default_rng(0).random(len(rows))}
+    scores |= {"popularity": rows["item_past_ctr"].to_numpy(), "truth": click * given, **p}
+    scores |= {
+        "click · buy": p["click"] * p["purchase"],
+        "buy · price": p["purchase"] * rows["price"].to_numpy(),
+    }
+    for name, score in scores.items():
+        page = rows[["session_id", "price"]].assign(score=score, click=click, bought=click * given)
+        page["place"] = page.groupby("session_id")["score"].rank(ascending=False, method="first")
+        page = page[page["place"] <= PAGE]
+        sold, sessions = page["bought"] * page["place"] ** -0.45, page["session_id"].nunique()
+        yield f"offered, {name}", "purchases", sold.sum() / sessions
+        yield f"offered, {name}", "revenue", (sold * page["price"]).sum() / sessions
+        yield f"offered, {name}", "clicks", (page["click"] * page["place"] ** -0.45).sum() / sessions
 
 
 def funnel(case: Case) -> Iterator[Row]:
     """Conversion estimated on clicked rows alone and over the entire space, against the true conversion."""
-    data, test = case.data, case.frames["test"]
-    args = (test[name].to_numpy() for name in ("user_id", "item_id", "timestamp", "position", "surface"))
-    p_click, truth = case.world.probabilities(*args)
-    clicked = [part.take(part.labels["click"].nonzero().squeeze(-1)) for part in (data.train, data.valid)]
-    alone = case.model(tasks=[Task("purchase")])
-    fit(alone, *clicked, seed=case.seed, batch_size=128, **TRAINING | {"epochs": 40})
-    click = case.fit(case.model(tasks=[Task("click")]))
-    whole = EntireSpace(case.model(tasks=[Task("click"), Task("conversion")]))
-    case.fit(whole, monitor={"click": 1.0, "purchase": 1.0})
-    with torch.no_grad():
-        inner = whole.model(data.test.numeric, data.test.categorical)
-    p = predict(click, data.test)["click"].numpy()
-    found = {
-        "clicks only": (predict(alone, data.test)["purchase"].numpy(), p),
-        "ESMM": (inner["conversion"].sigmoid().numpy(), inner["click"].sigmoid().numpy()),
-    }
-    was_clicked = test["click"].to_numpy() == 1
-    labels = test["purchase"].to_numpy()
-    for name, (conversion, click_p) in found.items():
-        yield name, "ratio", conversion.mean() / truth.mean()
-        yield name, "ratio_clicked", conversion[was_clicked].mean() / labels[was_clicked].mean()
-        yield name, "rmse", float(np.sqrt(np.mean((conversion - truth) ** 2)))
-        yield name, "correlation", np.corrcoef(conversion, truth)[0, 1]
-        yield name, "purchase_auc", auc(labels, click_p * conversion)
-        yield name, "purchase_ratio", (click_p * conversion).mean() / (p_click * truth).mean()
-        yield name, "purchase_loss", log_loss(labels, click_p * conversion)
-    yield "truth", "clicked_against_all", truth[was_clicked].mean() / truth.mean()
-
-
-# ------------------------------------------------------------------------------------------------- rare purchases
+    test = case.frames["test"]
+    truth, clicked = test["p_purchase_given_click"].to_numpy(), test["click"].to_numpy() == 1
+    alone, click, whole = (learn(case, name)[0] for name in ("clicks only", "position known", "ESMM"))
+    both = answers(alone, case.data.test) | answers(click, case.data.test)
+    for name, p in {"clicks only": both, "ESMM": answers(whole, case.data.test)}.items():
+        said, product = p["conversion"], p["click"] * p["conversion"]
+        yield name, "ratio", said.mean() / truth.mean()
+        yield name, "ratio_clicked", said[clicked].mean() / truth[clicked].mean()
+        yield name, "conversion_auc", expected_auc(truth, said, test["p_click"])
+        yield name, "conversion_auc_all", expected_auc(truth, said)
+        yield name, "purchase_auc", expected_auc(test["p_purchase"], product)
+        yield name, "purchase_ratio", product.mean() / test["p_purchase"].mean()
+    yield "truth", "clicked_against_all", truth[clicked].mean() / truth.mean()
 
 
 def rare(case: Case) -> Iterator[Row]:
-    """Five ways to treat a rare label, with the same model, epochs and choice by validation AUC."""
-    data, task, rate = case.data, [Task("purchase")], 0.1
-    train, valid, test = (part.select(["purchase"]) for part in (data.train, data.valid, data.test))
-    y = train.labels["purchase"]
-    positive, negative = (y == 1).nonzero().squeeze(-1), (y == 0).nonzero().squeeze(-1)
-    generator = torch.Generator().manual_seed(case.seed)
-    few = negative[torch.rand(len(negative), generator=generator) < rate]
-    weight = torch.tensor(10.0)
-
-    def focal(z: Tensor, y: Tensor) -> Tensor:
-        miss = torch.where(y == 1, 1 - z.sigmoid(), z.sigmoid())
-        return (miss**2 * F.binary_cross_entropy_with_logits(z, y, reduction="none")).mean()
-
-    plain = F.binary_cross_entropy_with_logits
-    plans: dict[str, tuple[Callable, Tensor | None]] = {
-        "plain": (plain, None),
-        "class weight": (lambda z, y: plain(z, y, pos_weight=weight), None),
-        "focal": (focal, None),
-        "down-sampled": (plain, torch.cat([positive, few])),
-        "over-sampled": (plain, torch.cat([positive.repeat(10), negative])),
-    }
-    labels = test.labels["purchase"].numpy()
-    steps = -(-len(train) // 1024)  # an epoch, for all
-    for name, (loss_of, rows) in plans.items():
-        model, used = case.model(tasks=task), train if rows is None else train.take(rows)
-        order, size = torch.Generator().manual_seed(case.seed), max(len(used) // steps, 1)
-        by_hand(
-            model,
-            partial(used.batches, size, generator=order),
-            lambda b: loss_of(model(b.numeric, b.categorical)["purchase"], b.labels["purchase"]),  # noqa: B023
-            lambda: evaluate(model, valid)["purchase"]["auc"],  # noqa: B023
-        )
-        p = predict(model, test)["purchase"].numpy().astype(float)
-        found = {name: p}
-        if name == "down-sampled":
-            found["down-sampled, corrected"] = correct_downsampling(p, rate)
+    """Five ways to treat a rare label, and what sets their probabilities right."""
+    test, bought = case.frames["test"], case.data.valid.labels["purchase"]
+    for name in RARE:
+        model, _ = learn(case, name)
+        seen, p = (answers(model, part)["purchase"] for part in (case.data.valid, case.data.test))
+        slope = LearnedFusion(["p"]).fit({"p": torch.from_numpy(seen)}, bought)
+        found = {name: p, f"{name}, recalibrated": slope({"p": torch.from_numpy(p)}).numpy()}
+        yield name, "slope", slope.weights["p"]
+        if name not in ("plain", "focal"):  # all three multiply the odds by ten
+            found[f"{name}, corrected"] = correct_downsampling(p, RATE)
         for label, q in found.items():
-            yield label, "auc", auc(labels, q)
-            yield label, "calibration_error", calibration_error(labels, q)
-            yield label, "ratio", q.mean() / labels.mean()
-
-
-# ------------------------------------------------------------------------------------------------- position
-
-
-def fixed_position(data: MultiTaskDataset, place: int, code: int) -> MultiTaskDataset:
-    codes = data.categorical.clone()
-    codes[:, place] = code
-    return replace(data, categorical=codes)
+            yield label, "auc", expected_auc(test["p_purchase"], q)
+            yield label, "log_loss", expected_log_loss(test["p_purchase"], q)
+            yield label, "ratio", q.mean() / test["p_purchase"].mean()
+    rate = case.frames["train"]["purchase"].mean()
+    yield "constant", "log_loss", expected_log_loss(test["p_purchase"], np.full(len(test), rate))
+    yield "truth", "log_loss", expected_log_loss(test["p_purchase"], test["p_purchase"])
 
 
 def position(case: Case) -> Iterator[Row]:
-    """The effect of the place on the page: counted, learned, true; and what ignoring it costs."""
-    data, train, test = case.data, case.frames["train"], case.frames["test"]
-    place = list(data.schema.categorical).index("position")
-    codes = {int(p): code for code, p in enumerate(data.encoder.categories_["position"], start=1)}
-    ctr = train.groupby("position")["click"].mean()
-    odds = np.log(ctr / (1 - ctr))
-    yield "counted", "effect", odds[5] - odds[1]
-    args = [test[name].to_numpy() for name in ("user_id", "item_id", "timestamp")]
-    truth, fifth = (case.world.probabilities(*args, p, test["surface"].to_numpy())[0] for p in (1, 5))
-    yield "truth", "effect", np.mean(np.log(fifth / (1 - fifth)) - np.log(truth / (1 - truth)))
-    top = fixed_position(data.test, place, codes[1])
+    """The effect of the place on the page, as the log of a ratio; and what ignoring it costs at place 1."""
+    rate, test = case.frames["train"].groupby("position")["click"].mean(), case.frames["test"]
+    yield "counted", "effect", np.log(rate[5] / rate[1])
+    yield "truth", "effect", -0.45 * np.log(5)
+    truth = test["p_click"] * test["position"] ** 0.45  # at place 1
     for name in ("position known", "position ignored"):
-        parts = [data.train, data.valid]
-        if name == "position ignored":
-            parts = [fixed_position(part, place, codes[1]) for part in parts]
-        model = case.model(tasks=[Task("click")])
-        fit(model, *parts, seed=case.seed, **TRAINING)
-        p = predict(model, top)["click"].numpy().astype(float)
-        excess = truth * np.log(truth / p) + (1 - truth) * np.log((1 - truth) / (1 - p))
-        yield name, "excess_loss", excess.mean()
-        yield name, "correlation", pd.Series(p).corr(pd.Series(truth), method="spearman")
-        yield name, "ratio", p.mean() / truth.mean()
-        if name == "position known":
-            last = predict(model, fixed_position(data.test, place, codes[5]))["click"].numpy().astype(float)
-            yield "learned", "effect", np.mean(np.log(last / (1 - last)) - np.log(p / (1 - p)))
+        model, _ = learn(case, name)
+        first, fifth = (answers(model, case.at_place(case.data.test, place))["click"] for place in (1, 5))
+        yield name, "effect", np.log(fifth.mean() / first.mean())
+        yield name, "auc", expected_auc(truth, first)
+        yield name, "excess_loss", expected_log_loss(truth, first) - expected_log_loss(truth, truth)
+        yield name, "ratio", first.mean() / truth.mean()
 
 
-# ------------------------------------------------------------------------------------------------- business
-
-# 15 weightings of the three tasks; click, the first half of the funnel, goes with purchase.
-GRID = simplex_grid(["purchase", "next_category", "next_item"], 5, lowest=0.02)
-WEIGHTINGS = [{"click": w["purchase"], **w} for w in GRID]
-
-
-def business(case: Case) -> Iterator[Row]:
-    """Each weighting's validation metrics and the true worth of its lists; then fusions; then baselines."""
-    data = case.data
-    family = sweep(case.model, data.train, data.valid, weightings=WEIGHTINGS, seeds=[case.seed], **SWEEP)
-    price = case.items["price"].to_numpy()
-    for row in family.weightings.index:
-        model = family.model(row)
-        found = evaluate(model, data.valid)
-        name = f"weighting {row}"
-        for task in ("click", "purchase"):
-            yield name, f"{task}_auc", found[task]["auc"]
-            yield name, f"{task}_accuracy", found[task]["accuracy"]
-        yield name, "category_accuracy", found["next_category"]["accuracy"]
-        yield name, "recall", recall(predict(model, data.valid)["next_item"].numpy(), data.valid)
-        bought = case.score(model)["purchase"]
-        yield name, "purchases", case.money(bought)["purchases"]
-        for measure in ("revenue", "coverage"):
-            yield name, measure, case.money(bought * price)[measure]
-    model = case.fit(case.model(), weights=WEIGHTS, monitor=MONITOR)
-    s = case.score(model)
-    lists = {
-        "buy": s["purchase"],
-        "click": s["click"],
-        "buy · price": s["purchase"] * price,
-        "click · buy · price": s["click"] * s["purchase"] * price,
-        "buy · √price": s["purchase"] * np.sqrt(price),
-        "sum": s["click"] + s["purchase"] + s["category"] + s["next"],
-        "favourite category": s["category"] + 1e-6 * s["next"],
-        "next items": s["next"],
-    }
-    bought, cost = data.valid.labels["purchase"], torch.tensor(case.frames["valid"]["price"].to_numpy())
-    seen = {**predict(model, data.valid), "price": cost}
-    everything = {name: torch.tensor(s[name]) for name in ("click", "purchase")}
-    everything["price"] = torch.tensor(price).expand(s["click"].shape)
-    inputs = {"click": "log_odds", "purchase": "log_odds"}
-    learned = LearnedFusion(inputs).fit(seen, bought, None)
-    worth = torch.where(bought == 1, cost / cost.mean(), 1.0)
-    by_price = LearnedFusion({**inputs, "price": "log"}).fit(seen, bought, worth)
-    with torch.no_grad():
-        lists |= {"learned": learned(everything).numpy(), "learned, by price": by_price(everything).numpy()}
-    lists["popularity"] = np.tile(case.items["clicks"].to_numpy(float), (len(case.rows), 1))
-    lists["chance"] = np.random.default_rng(case.seed).random((len(case.rows), len(price)))
-    lists["truth: buy · price"] = case.truth["purchase"] * price
-    for name, scores in lists.items():
-        for measure, value in case.money(scores).items():
-            yield name, measure, value
-
-
-PARTS = {"tasks": tasks, "funnel": funnel, "rare": rare, "position": position, "business": business}
+PARTS = {part.__name__: part for part in (tasks, weights, funnel, rare, position)}
+TUNING = {f"tune {name}": partial(tune, name) for name in CONTESTANTS}
 
 
 def main() -> None:
-    options = command_line(__doc__, shops=8)
-    options.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    options = command_line(__doc__)
+    options.add_argument("--shops", nargs="+", type=int, default=list(range(100, 108)))
+    options.add_argument("--parts", nargs="+", choices=["tune", *PARTS, *TUNING], default=list(PARTS))
     options = options.parse_args()
-    rows: dict[str, list[tuple]] = {part: [] for part in options.only}
-    for seed in range(1, options.shops + 1):
-        case = Case(seed)
-        for part in options.only:
-            start = time.perf_counter()
-            rows[part] += [(seed, *names, round(float(value), 6)) for *names, value in PARTS[part](case)]
-            print(f"shop {seed}: {part} {time.perf_counter() - start:.0f} s", flush=True)
-            table = pd.DataFrame(rows[part], columns=["shop", "name", "measure", "value"])
-            store(options.out / f"05_{part}.csv", "nb05_tables.py", table)
+    asked = [name for part in options.parts for name in (TUNING if part == "tune" else [part])]
+    path = options.out / "05_case.csv"
+    if not path.exists():
+        first = "# python notebooks/studies/nb05_tables.py"
+        path.write_text(f"{first}\nshop,part,name,measure,value\n", encoding="utf-8")
+    for seed in options.shops:
+        table = pd.read_csv(path, comment="#")
+        done, case = set(table.loc[table["shop"] == seed, "part"]), None
+        for part in (part for part in asked if part not in done):
+            case, start = case or Case(seed, table), time.process_time()
+            rows = (PARTS | TUNING)[part](case)
+            lines = [f'{seed},"{part}","{name}",{what},{float(value):.6g}\n' for name, what, value in rows]
+            with path.open("a", encoding="utf-8") as file:
+                file.write("".join(lines))
+            print(f"shop {seed}: {part} {time.process_time() - start:.0f} s", flush=True)
 
 
 if __name__ == "__main__":
