@@ -24,8 +24,8 @@ truth, ten shops; expected: plus. All else is exploratory, with Holm's correctio
 
 Writes ``04_shop.csv`` and ``04_kuairand.csv``, a row a run and stop. Further parts: ``kurin``
 (decay × common scale of the loss, Adam with L2 inside and AdamW), ``front`` (click and purchase alone, fixed weights
-and strategies), ``weights`` (what a strategy gave to each task, by step), ``cost`` (a step's time over a plain one's).
-A row that is there is not run again.
+and strategies), ``weights`` (what a strategy gave to each task, by step), ``cost`` (a step's time over a plain one's), ``walks`` (of the
+landscape). A row that is there is not run again.
 """
 
 from __future__ import annotations
@@ -54,10 +54,12 @@ from mtl_helpers.metrics import auc, expected_auc
 from mtl_helpers.models import SharedBottom
 from mtl_helpers.sweep import simplex_grid
 from mtl_helpers.training import predict, training_steps
+from mtl_helpers.widgets.landscape import WALKERS, descend
 
 TUNING, FIRST, EPOCHS, PATIENCE, BATCH = (0, 1), 100, 16, 3, 1024
 GRID = tuple(product((3e-3, 1e-2, 3e-2), (0.1, 1.0, 3.0)))
 LINEAR, RATES = {"embedding_dim": 1, "hidden": (), "tower": ()}, (1e-2, 3e-2, 1e-1)
+PARTS = ("shop", "kuairand", "kurin", "front", "weights", "cost", "walks")
 SETTING = ["ratio", "lr", "weight_decay"]
 ADAPTIVE = {
     "UW": weighting.UncertaintyWeighting,
@@ -368,6 +370,18 @@ def cost(out: Path, rounds: int = 25) -> None:
     Table(out / "04_steps.csv", ["contestant", "ratio"]).write(ratios)
 
 
+def walks(out: Path, steps: int = 100_000, every: int = 2_000) -> None:
+    """The walks over two losses in the plane, at two scales of the first."""
+    table = Table(out / "04_walks.csv", ["scale", "method", "start", "step", "x1", "x2"])
+    for scale in (1.0, 0.1):
+        path = descend(scale=scale, steps=steps, keep_every=every)
+        rows = [(*index, *path[index]) for index in np.ndindex(path.shape[:3])]
+        found = pd.DataFrame(rows, columns=["step", "method", "start", "x1", "x2"]).assign(scale=scale)
+        found["method"] = found["method"].map(dict(enumerate(WALKERS)))
+        found["step"], found["start"] = found["step"] * every, found["start"] + 1
+        table.write(found.to_dict("records"))
+
+
 def main() -> None:
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
@@ -386,6 +400,7 @@ def main() -> None:
         "front": lambda: front(options.draws, part, options.out),
         "weights": lambda: weights(FIRST, options.out),
         "cost": lambda: cost(options.out),
+        "walks": lambda: walks(options.out),
     }
     jobs.get(options.data, lambda: compare(options.data, options.draws, part, options.out))()
     print(f"{options.data} {options.draws} {options.part}: {time.process_time() - started:.0f} s", flush=True)
