@@ -22,10 +22,10 @@ truth, ten shops; expected: plus. All else is exploratory, with Holm's correctio
   with one epoch of warm-up; GradNorm α 1.5, DWA T 2, CAGrad c .4, FAMO as in the papers. Gradients are combined at the
   shared representation; "exact" rows combine those of the parameters, at the settings of their twins.
 
-Writes ``04_shop.csv`` and ``04_kuairand.csv``, a row a run and stop. Further parts: ``kurin``
-(decay × common scale of the loss, Adam with L2 inside and AdamW), ``front`` (click and purchase alone, fixed weights
-and strategies), ``weights`` (what a strategy gave to each task, by step), ``cost`` (a step's time over a plain one's), ``walks`` (of the
-landscape). A row that is there is not run again.
+Writes ``04_shop.csv`` and ``04_kuairand.csv``, a row a run and stop. Further parts, by ``--data``: ``kurin`` (decay ×
+common scale of the loss, Adam with L2 inside and AdamW), ``front`` (click and purchase alone, fixed weights and
+strategies), ``weights`` (what a strategy gave to each task, by step), ``cost`` (a step's time over a plain one's),
+``walks`` (of the landscape). A row that is there is not run again.
 """
 
 from __future__ import annotations
