@@ -2,6 +2,7 @@
 
     python notebooks/source/build.py                 build all
     python notebooks/source/build.py 01 02           build some
+    python notebooks/source/build.py --site OUT      execute all and write them as pages that need no kernel (web.py)
     python notebooks/source/build.py --check         say whether texts and notebooks agree, executing nothing
 
 Markers in a text are replaced. A code cell that holds only ``# {{setup}}`` becomes the setup cell, ``# {{find}}`` its
@@ -42,6 +43,7 @@ SOURCES = Path(__file__).resolve().parent
 NOTEBOOKS = SOURCES.parent
 ROOT = NOTEBOOKS.parent
 COMMAND = "python notebooks/source/build.py"
+MAX_SITE = 15_000_000
 MAX_BYTES = 1_000_000  # pictures have two pixels to one of the page
 # Pages still to be rewritten: for them the limits of pages.py are told, not asked.
 UNFINISHED = ("04", "05", "06", "07")
@@ -286,21 +288,42 @@ def size_complaint(notebook: NotebookNode, size: int) -> str:
 # --- the two commands ---------------------------------------------------------------------------------------
 
 
-def build(name: str) -> None:
-    """Execute one notebook in full and write it; raises BuildError and leaves the old one if that fails."""
-    source = find_sources()[name]
-    notebook = load(name)
+def run(name: str, why: str) -> NotebookNode:
+    """A notebook executed from its text, ``MTL_BUILD`` set to ``why``; BuildError tells the line of a failing cell."""
+    source, notebook = find_sources()[name], load(name)
     # Threads that wait busily slow each other on a machine that has other work.
-    env = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", **os.environ, "MTL_BUILD": "1"}
-    env.pop("FAST", None)
-    started = time.perf_counter()
+    env = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", **os.environ, "MTL_BUILD": why}
+    if why != "site":
+        env.pop("FAST", None)
     try:
-        execute(notebook, NOTEBOOKS, env)
+        return execute(notebook, NOTEBOOKS, env)
     except CellFailed as failure:
         line = line_of_cell(source.read_text(encoding="utf-8"), failure.index)
         raise BuildError(
             f"{source.relative_to(ROOT)}:{line}: {failure}\n\n{name}.ipynb is left as it was."
         ) from None
+
+
+def site(names: list[str], out: Path) -> None:
+    """Execute notebooks, each demo drawing all its states, and write them as pages. ``FAST=1`` makes short runs."""
+    from web import write_site
+
+    books = {}
+    for name in names:
+        books[name] = run(name, "site")
+        clean(books[name])
+        print(f"{name}: executed", flush=True)
+    write_site(books, (NOTEBOOKS / "glossary.md").read_text(encoding="utf-8"), out)
+    size = sum(path.stat().st_size for path in out.glob("*.html"))
+    print(f"{len(books)} notebooks in {out}: {size / 1e6:.1f} MB")
+    if size > MAX_SITE:
+        raise BuildError(f"The site is larger than {MAX_SITE / 1e6:.0f} MB.")
+
+
+def build(name: str) -> None:
+    """Execute one notebook in full and write it; raises BuildError and leaves the old one if that fails."""
+    started = time.perf_counter()
+    notebook = run(name, "1")
     seconds = time.perf_counter() - started
     notes = clean(notebook)
     content = to_bytes(notebook)
@@ -409,9 +432,14 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("names", nargs="*", help="such as 01 or 01_single_task_baseline; by default all")
     parser.add_argument("--check", action="store_true", help="compare texts and notebooks, executing nothing")
+    parser.add_argument(
+        "--site", metavar="OUT", type=Path, help="write pages that need no kernel to a folder"
+    )
     options = parser.parse_args(arguments)
     try:
         names = select(options.names)
+        if options.site:
+            return site(names, options.site) or 0
         if options.check:
             return 1 if check(names, everything=not options.names) else 0
     except BuildError as error:
