@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+from copy import deepcopy
 
 import pandas as pd
 import torch
@@ -13,16 +13,12 @@ from mtl_helpers.data.tables import MultiTaskDataset, Schema
 from mtl_helpers.models.layers import mlp
 
 __all__ = ["RowGAN"]
-
 NOISE = 32  # numbers that a row is made from
 
 
 class RowGAN(nn.Module):
-    """Conditional WGAN-GP for rows of numbers and categories (Gulrajani et al., NeurIPS 2017, algorithm 1).
-
-    The generator turns noise and a label into a row: numbers as they are, categories by Gumbel-softmax, one hot. The
-    critic scores rows; the gap between its mean scores of true and made rows estimates how far apart they are.
-    """
+    """Conditional WGAN-GP for numbers and categories, these by Gumbel-softmax (Gulrajani et al., NeurIPS 2017,
+    algorithm 1). The critic scores rows; the gap between true and made ones estimates how far apart they are."""
 
     def __init__(self, schema: Schema) -> None:
         super().__init__()
@@ -32,7 +28,7 @@ class RowGAN(nn.Module):
         self.critic = nn.Sequential(*mlp(n + 1, (64, 64)), nn.Linear(64, 1))
 
     def rows(self, numeric: Tensor, categorical: Tensor) -> Tensor:
-        """Rows as the critic reads them, (n, D + Σ sizes)."""
+        """Rows as the critic reads them, categories one hot: (n, D + Σ sizes)."""
         hot = [one_hot(code, size) for code, size in zip(categorical.T, self.widths[1:], strict=True)]
         return torch.cat([numeric, *hot], dim=1)
 
@@ -53,50 +49,49 @@ class RowGAN(nn.Module):
 
     def penalty(self, true: Tensor, made: Tensor, labels: Tensor) -> Tensor:
         """Mean of (‖∇ score‖ − 1)² at points between true and made rows."""
-        share = torch.rand(len(true), 1, device=true.device)
-        between = (share * true + (1 - share) * made).requires_grad_()
+        between = torch.lerp(made, true, torch.rand(len(true), 1, device=true.device)).requires_grad_()
         (slope,) = torch.autograd.grad(self.scores(between, labels).sum(), between, create_graph=True)
         return ((slope.norm(dim=1) - 1) ** 2).mean()
 
     @torch.no_grad()
     def distance(self, true: Tensor) -> float:
-        """Mean over columns of |mean of 1,000 made rare rows − mean of true ones|: low where the marginals agree."""
+        """Mean over columns of |mean of 1,000 made rare rows − mean of true ones|."""
         return (self.make(true.new_ones(1000)).mean(0) - true.mean(0)).abs().mean().item()
 
     def train_on(
-        self, data: MultiTaskDataset, task: str, steps: int = 600, lr: float = 1e-3, penalty: float = 10.0
+        self, data: MultiTaskDataset, task: str, steps: int = 400, lr: float = 1e-3, penalty: float = 10.0
     ) -> pd.DataFrame:
         """Alternate three steps of the critic and one of the generator, on batches half of each class.
 
         Returns a table with a row every 50 steps: ``gap`` of the critic, ``distance`` of the rare rows, by which the
         best generator is kept. A gap that is not finite, or beyond 1,000, ends it; ``attrs["stopped"]`` says so.
         """
-        rows, kinds = self.rows(data.numeric, data.categorical), data.labels[task]
-        rare, usual = (kinds == 1).nonzero().squeeze(1), (kinds == 0).nonzero().squeeze(1)
+        rows, rare = self.rows(data.numeric, data.categorical), data.labels[task] == 1
+        kinds = [kind.nonzero().squeeze(1) for kind in (rare, ~rare)]
         labels = torch.arange(128, device=rows.device).remainder(2).float()
-        nets = self.critic, self.generator
-        critic, generator = (torch.optim.Adam(net.parameters(), lr, betas=(0.0, 0.9)) for net in nets)
-        seen, best, stopped = [], (float("inf"), copy.deepcopy(self.state_dict())), ""
+        adams = [
+            torch.optim.Adam(net.parameters(), lr, betas=(0.0, 0.9)) for net in (self.critic, self.generator)
+        ]
+        seen, best, stopped = [], (float("inf"), deepcopy(self.state_dict())), ""
         for step in range(1, steps + 1):
             for _ in range(3):
-                picked = torch.where(
-                    labels == 1, *(kind[torch.randint(len(kind), (128,))] for kind in (rare, usual))
-                )
-                true, made = rows[picked], self.make(labels).detach()
+                drawn = (kind[torch.randint(len(kind), (128,), device=rows.device)] for kind in kinds)
+                true, made = rows[torch.where(labels == 1, *drawn)], self.make(labels).detach()
                 gap = self.scores(true, labels).mean() - self.scores(made, labels).mean()
-                critic.zero_grad()
+                adams[0].zero_grad()
                 (penalty * self.penalty(true, made, labels) - gap).backward()
-                critic.step()
-            generator.zero_grad()
+                adams[0].step()
+            adams[1].zero_grad()
             (-self.scores(self.make(labels), labels).mean()).backward()
-            generator.step()
+            adams[1].step()
             if not abs(gap.item()) <= 1000:  # NaN too
                 stopped = f"diverged at step {step}: the critic's gap is {gap.item():.3g}"
                 break
             if step % 50 == 0:
                 seen.append({"step": step, "gap": gap.item(), "distance": self.distance(rows[rare])})
-                if seen[-1]["distance"] < best[0]:
-                    best = seen[-1]["distance"], copy.deepcopy(self.state_dict())
+                best = min(
+                    best, (seen[-1]["distance"], deepcopy(self.state_dict())), key=lambda found: found[0]
+                )
         self.load_state_dict(best[1])
         history = pd.DataFrame(seen, columns=["step", "gap", "distance"])
         history.attrs["stopped"] = stopped

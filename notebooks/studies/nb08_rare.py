@@ -43,6 +43,7 @@ from nb02_sharing import shop_of
 from study import command_line
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
+from torch.nn.functional import cross_entropy
 
 from mtl_helpers import data
 from mtl_helpers.metrics import auc, correct_downsampling, expected_auc, expected_log_loss
@@ -209,8 +210,27 @@ def labelled(seed: int, budget: int) -> data.MultiTaskDataset:
             return drawn
 
 
+class Reconstruction(nn.Module):
+    """Name the replaced 30 % of the cells from Z of the corrupted row: the mean over columns of squared errors and
+    cross-entropies."""
+
+    def __init__(self, model: SharedBottom) -> None:
+        super().__init__()
+        self.model = model
+        self.widths = [len(model.schema.numeric), *model.schema.categorical.values()]
+        self.head = nn.Linear(model.settings["hidden"][-1], sum(self.widths))
+
+    def forward(self, numeric: Tensor, categorical: Tensor) -> Tensor:
+        *rows, numbers, codes = rare.corrupt(numeric, categorical, 0.3)
+        said, *logits = self.head(self.model.represent(*rows)).split(self.widths, dim=1)
+        losses = [((said - numeric) ** 2)[numbers].mean()]
+        for column, (asked, hit) in enumerate(zip(logits, codes.T, strict=True)):
+            losses.append(cross_entropy(asked[hit], categorical[hit, column]))
+        return torch.stack(losses).nan_to_num().mean()  # a small batch may leave a column as it is
+
+
 def auxiliary(name: str, model: SharedBottom) -> nn.Module:
-    return {"reconstruction": rare.Reconstruction, "contrast": rare.Contrast}[name](model)
+    return {"reconstruction": Reconstruction, "contrast": rare.Contrast}[name](model)
 
 
 @cache
@@ -370,15 +390,23 @@ def with_history(seed: int) -> data.Splits:
     return shop
 
 
+class MeanHistory(rare.HistoryBottom):
+    """The control: the same events, without attention."""
+
+    def attention(self, numeric: Tensor, categorical: Tensor) -> tuple[Tensor, Tensor]:
+        there = (categorical[:, -self.length :] > 0).float()
+        return there / there.sum(1, keepdim=True).clamp(min=1), super().attention(numeric, categorical)[1]
+
+
 def attentive(name: str, seed: int, budget: str, setting: tuple) -> tuple[Answer, int]:
     history = name in ("attention", "mean of history")
     shop = with_history(seed) if history else case(seed)[0]
     rows = shop.train.select(("click", "purchase"))
     rows = rows.take(rows.masks["purchase"].nonzero().squeeze(-1))
     torch.manual_seed(seed)
-    kind = {"gates": rare.GatedBottom, "shared bottom": SharedBottom}.get(name, rare.HistoryBottom)
-    own = {"attend": name == "attention"} if history else {}
-    model, batches = kind(shop.schema, (CLICK, PURCHASE), embedding_dim=4, **own), stream(rows, 512, seed)
+    kind = {"gates": rare.GatedBottom, "shared bottom": SharedBottom, "mean of history": MeanHistory}
+    kind = kind.get(name, rare.HistoryBottom)
+    model, batches = kind(shop.schema, (CLICK, PURCHASE), embedding_dim=4), stream(rows, 512, seed)
     begin(model, **rates_of(rows))
     scale = {task: entropy(rows.labels[task]) for task in ("click", "purchase")}
 
