@@ -172,10 +172,12 @@ def _earlier(
     order = np.argsort(group | second, kind="stable")
     # key and second share one sorted int64, in which a search finds where a row's past begins and ends
     first, end = (np.searchsorted((group | second)[order], group | moment) for moment in (0, start))
+    kept = order, group[order] >> 32, first, end, start, np.minimum(second, 2**24)
+    order, group, first, end, start, second = (part.astype(np.int32) for part in kept)
 
     def past(values: np.ndarray, half_life: float = np.inf) -> np.ndarray:
-        risen = pd.Series((values * 2 ** (np.minimum(second, 2**24) / 86_400 / half_life))[order])
-        running = risen.groupby(group[order]).cumsum().to_numpy()
+        risen = pd.Series((values * 2 ** (second / 86_400 / half_life))[order])
+        running = risen.groupby(group).cumsum().to_numpy()
         return np.where(end > first, running[end - 1], 0) * 2 ** (-start / 86_400 / half_life)
 
     return past
