@@ -21,8 +21,8 @@ from mtl_helpers.metrics import expected_auc
 # fmt: off
 __all__ = [
     "PRIOR_CTR", "PRIOR_VIEWS", "SHOP_CATEGORICAL", "SHOP_COUNTS", "SHOP_HISTORY", "SHOP_IDS", "SHOP_NUMERIC",
-    "SHOP_TASKS", "bayes_auc", "clean_impressions", "clean_items", "clean_users", "clip_outliers", "convert_units",
-    "drop_duplicate_rows", "history_sequences", "mask_future_labels", "shop_frame", "shop_splits", "tidy_text",
+    "SHOP_TASKS", "bayes_auc", "clean_impressions", "clean_items", "clean_users", "history_sequences",
+    "mask_future_labels", "shop_frame", "shop_splits",
 ]
 
 PRIOR_CTR, PRIOR_VIEWS = 0.07, 20.0
@@ -49,35 +49,6 @@ SHOP_NUMERIC = (*SHOP_COUNTS, *SHOP_HISTORY)
 _WEEK = pd.Timedelta(days=7)
 
 
-def drop_duplicate_rows(frame: pd.DataFrame) -> pd.DataFrame:
-    """Drop rows that repeat an earlier row in every column (a log that was written twice), and renumber."""
-    return frame.drop_duplicates(ignore_index=True)
-
-
-def tidy_text(values: pd.Series) -> pd.Series:
-    """Strip blanks around text and lower its case, so that ``" Books"`` and ``"books"`` are one category."""
-    return values.str.strip().str.lower()
-
-
-def convert_units(values: pd.Series, unit: pd.Series, factors: dict[str, float]) -> pd.Series:
-    """Multiply each value by the factor of its unit, e.g. ``{"EUR": 1, "cent": 0.01}``. Raises ValueError for a unit
-    without a factor: a silent guess would be off by that factor."""
-    if unknown := sorted(set(unit.fillna("(missing)")) - set(factors)):
-        raise ValueError(f"No factor for unit {', '.join(unknown)}: known are {', '.join(factors)}.")
-    return values * unit.map(factors).to_numpy(float)
-
-
-def clip_outliers(values: pd.Series, k: float = 3.0, log: bool = False) -> pd.Series:
-    """Clip values further than ``k`` interquartile ranges outside the quartiles (Tukey's far-out fences for k = 3);
-    missing ones stay. ``log=True`` measures on the log scale, right for prices and counts, all above 0."""
-    if log and (values.dropna() <= 0).any():
-        raise ValueError(f"clip_outliers(log=True) needs values above 0; {values.name!r} has {values.min()}.")
-    scale = np.log(values) if log else values
-    low, high = scale.quantile(0.25), scale.quantile(0.75)
-    fence = scale.clip(low - k * (high - low), high + k * (high - low))
-    return np.exp(fence) if log else fence
-
-
 def _refuse(values: pd.Series, bad: pd.Series, why: str) -> None:
     """Stop at the first of ``values`` that is ``bad``: going on would give wrong numbers without a word."""
     if bad.any():
@@ -85,10 +56,10 @@ def _refuse(values: pd.Series, bad: pd.Series, why: str) -> None:
 
 
 def _tidied(table: pd.DataFrame, key: str, *texts: str) -> pd.DataFrame:
-    """The distinct rows, one for each ``key``, with tidy texts."""
-    table = drop_duplicate_rows(table)
+    """The distinct rows, one for each ``key``; texts without blanks around them, in lower case: " Books" is "books"."""
+    table = table.drop_duplicates(ignore_index=True)
     _refuse(table[key], table[key].duplicated(), "stands for two different rows")
-    return table.assign(**{name: tidy_text(table[name]) for name in texts})
+    return table.assign(**{name: table[name].str.strip().str.lower() for name in texts})
 
 
 def clean_users(users: pd.DataFrame) -> pd.DataFrame:
@@ -99,13 +70,17 @@ def clean_users(users: pd.DataFrame) -> pd.DataFrame:
 
 
 def clean_items(items: pd.DataFrame) -> pd.DataFrame:
-    """Drop duplicate rows, tidy the texts, bring all prices to EUR (``price_unit`` goes), clip outliers within their
-    category, read ``on_sale_since`` as a date. Raises ValueError for a doubled id, an unknown category or unit."""
+    """Drop duplicate rows, tidy the texts, bring all prices to EUR (``price_unit`` goes), clip those beyond Tukey's
+    far-out fences of their category on the log scale, read ``on_sale_since`` as a date. Raises ValueError for a doubled
+    id, an unknown category or unit, a price that is not above 0."""
     items = _tidied(items, "item_id", "category", "brand")
     unknown = ~items["category"].isin(CATEGORIES)
     _refuse(items["category"], unknown, f"is unknown: expected one of {', '.join(CATEGORIES)}")
-    price = convert_units(items["price"], items.pop("price_unit"), {"EUR": 1.0, "cent": 0.01})
-    price = price.groupby(items["category"]).transform(clip_outliers, log=True)
+    factor = items.pop("price_unit").map({"EUR": 1.0, "cent": 0.01})
+    _refuse(items["price"], factor.isna() | (items["price"] <= 0), "is no price in EUR or cent")
+    logs = np.log(items["price"] * factor)
+    low, high = (logs.groupby(items["category"]).transform("quantile", q) for q in (0.25, 0.75))
+    price = np.exp(logs.clip(low - 3 * (high - low), high + 3 * (high - low)))
     return items.assign(price=price.round(2), on_sale_since=pd.to_datetime(items["on_sale_since"]))
 
 
