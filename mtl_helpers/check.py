@@ -11,31 +11,15 @@ A later cell takes ``use("01.precision_at", precision_at)``: the reader's functi
 ``strict=True`` or ``MTL_STRICT=1`` raises instead of answering. ``python -m mtl_helpers.check`` lists all exercises.
 
 An exercise is, in the notebook, a stub that returns ``...`` under a docstring with shapes and a worked example, then
-``check("05.recall_at", recall_at)``, and in ``mtl_helpers/exercises/nb05.py``::
-
-    def recall_at(scores, relevant, k):
-        best = np.argsort(-scores)[:k]  # the k best, best first
-        return relevant[best].sum() / relevant.sum()
-
-    def recall_cases(rng):
-        relevant = np.array([True, *(rng.random(11) < 0.4)])  # at least one
-        yield from ((rng.normal(size=12), relevant, k) for k in (1, 4, 12))
-        yield Case((np.array([3.0, 2.0]), np.array([False, True]), 1), "the only relevant one is missed")
-
-    EXERCISES = (
-        Exercise(
-            "05.recall_at", recall_at, recall_cases,
-            planted(lambda s, r, k: r[np.argsort(-s)[:k]].mean(), "You divide by k …", …),
-            hints=("a nudge", "the way", "nearly the solution"),
-        ),
-    )
+its ``check``; in ``mtl_helpers/exercises`` a reference, cases and planted mistakes with their hints (``nb00.py`` has
+short ones, :class:`~mtl_helpers.exercises.Exercise` says what each part is).
 
 The reference is the solution that a reader sees: comment why, and give it the stub's parameters. Both run on the same
 cases, with a fixed seed, so that the first failing input stays the same, and with one drawn from the reader's code, so
 that no answer can be written for known inputs. Limits that are not in ``cases`` are not checked. Shape and numbers
 count, not whether they come as tensor, array, list, float32 or float64. An answer may not change its arguments, draw
-from the global generators or leave autograd off; :class:`~mtl_helpers.exercises.Exercise` tells how to allow it. A
-mistake's hint is shown if it explains all that is wrong, so mistakes must differ somewhere in the cases.
+from the global generators or leave autograd off, unless the exercise allows it. A mistake's hint is shown if it
+explains all that is wrong, so mistakes must differ somewhere in the cases.
 """
 
 from __future__ import annotations
@@ -128,8 +112,8 @@ def use(id: str, fn: Callable[..., Any]) -> Callable[..., Any]:
     if answer.state == "correct":
         return fn
     _settle(answer)
-    why = {"not attempted": "is not written yet", "check failed": "could not be checked"}
-    why = why.get(answer.state, "does not pass its check yet")
+    known = {"not attempted": "is not written yet", "check failed": "could not be checked"}
+    why = known.get(answer.state, "does not pass its check yet")
     print(f"Your {exercise.name} {why}: from here on the solution's version is used.")
     return exercise.reference
 
@@ -264,9 +248,8 @@ def _problem(exercise: Exercise, expected: Outcome, got: Outcome) -> str:
         if own is None:
             return f"the value is right, but no gradient reaches {name}: it was detached on the way"
         if difference(gradient, own, exercise.rtol, exercise.atol):
-            which = (
-                "another one" if own.isfinite().all() else "not finite: training would spoil the parameters"
-            )
+            spoils = "not finite: training would spoil the parameters"
+            which = "another one" if own.isfinite().all() else spoils
             return f"the value is right, its gradient with respect to {name} is {which}"
     return ""
 

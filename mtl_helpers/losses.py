@@ -15,7 +15,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 
 from mtl_helpers.data.tables import Batch, Task
 
-__all__ = ["check_weights", "label_counts", "task_loss", "task_losses", "weighted_sum"]
+__all__ = ["check_weights", "label_counts", "task_loss", "task_losses", "to_prediction", "weighted_sum"]
 
 BY_KIND = {"binary": binary_cross_entropy_with_logits, "multiclass": cross_entropy, "regression": mse_loss}
 
@@ -76,6 +76,14 @@ def check_weights(weights: Mapping[str, float], names: Sequence[str]) -> None:
         raise ValueError(f"A task weight must be a finite number, 0 or more; got {bad}.")
     if not any(weights.values()):
         raise ValueError("All task weights are 0: nothing would be learned. Give one task a weight above 0.")
+
+
+def to_prediction(task: Task, logits: Tensor, scales: Mapping[str, tuple[float, float]]) -> Tensor:
+    """Probabilities, or a value in the unit of its labels, whose mean and deviation ``scales`` holds."""
+    if task.kind == "regression":
+        mean, deviation = scales.get(task.name, (0.0, 1.0))
+        return logits * deviation + mean
+    return logits.sigmoid() if task.kind == "binary" else logits.softmax(-1)
 
 
 def weighted_sum(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:

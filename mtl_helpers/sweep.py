@@ -102,10 +102,9 @@ def simplex_grid(
     if len(names) < 2 or n < 2 or lowest < 0 or free <= 0:
         wanted = f"two or more tasks, n of 2 or more, and lowest from 0 to below 1/{len(names)}"
         raise ValueError(f"A grid needs {wanted}; got {len(names)} tasks, n = {n}, lowest = {lowest}.")
-    cuts = [cut for cut in product(range(n), repeat=len(names)) if sum(cut) == n - 1]
-    return [
-        {name: lowest + free * part / (n - 1) for name, part in zip(names, cut, strict=True)} for cut in cuts
-    ]
+    cuts = (cut for cut in product(range(n), repeat=len(names)) if sum(cut) == n - 1)
+    shares = ([lowest + free * part / (n - 1) for part in cut] for cut in cuts)
+    return [dict(zip(names, each, strict=True)) for each in shares]
 
 
 def sweep(

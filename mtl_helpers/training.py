@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mtl_helpers.data.tables import Batch, MultiTaskDataset, Task, need_dataset
-from mtl_helpers.losses import check_weights, label_counts, task_loss
+from mtl_helpers.losses import check_weights, label_counts, task_loss, to_prediction
 from mtl_helpers.metrics import LOWER_IS_BETTER, accuracy, auc
 from mtl_helpers.weighting import Fixed, Weighting
 
@@ -279,9 +279,8 @@ def check_parts(
 
 def need_tasks(model: nn.Module) -> None:
     if not hasattr(model, "tasks"):
-        raise TypeError(
-            f"{type(model).__name__} has no .tasks: give a bare model (of DataParallel take .module)."
-        )
+        cure = "give a bare model (of DataParallel take .module)"
+        raise TypeError(f"{type(model).__name__} has no .tasks: {cure}.")
 
 
 def has_label(data: MultiTaskDataset, name: str) -> bool:
@@ -308,13 +307,6 @@ def _logits(model: nn.Module, data: MultiTaskDataset, states: States | None) -> 
     return {name: torch.cat([part[name] for part in parts]) for name in names}
 
 
-def _to_prediction(task: Task, logits: Tensor, data: MultiTaskDataset) -> Tensor:
-    if task.kind == "regression":
-        mean, std = data.scales.get(task.name, (0.0, 1.0))
-        return logits * std + mean
-    return logits.sigmoid() if task.kind == "binary" else logits.softmax(-1)
-
-
 def predict(model: nn.Module, data: MultiTaskDataset, states: States | None = None) -> dict[str, Tensor]:
     """``{task: tensor}``: predictions of every task, on the CPU, in the order of the rows.
 
@@ -323,7 +315,7 @@ def predict(model: nn.Module, data: MultiTaskDataset, states: States | None = No
     ``History.best_states``, each task is predicted with its own.
     """
     logits = _logits(model, data, states)
-    return {task.name: _to_prediction(task, logits[task.name], data).cpu() for task in model.tasks}
+    return {task.name: to_prediction(task, logits[task.name], data.scales).cpu() for task in model.tasks}
 
 
 def task_metrics(task: Task, predictions: object, labels: object, mask: object = None) -> dict[str, float]:
@@ -360,7 +352,7 @@ def measured(task: Task, logits: Tensor, data: MultiTaskDataset) -> dict[str, fl
     loss = task_loss(task, logits, labels, mask, data.weights).item()
     values = {"loss": loss if has_label(data, task.name) else math.nan}
     if math.isfinite(logits.sum().item()):
-        truth = _to_prediction(task, labels, data) if task.kind == "regression" else labels
+        truth = to_prediction(task, labels, data.scales) if task.kind == "regression" else labels
         known = None if mask is None else mask.cpu()
-        values |= task_metrics(task, _to_prediction(task, logits, data).cpu(), truth.cpu(), known)
+        values |= task_metrics(task, to_prediction(task, logits, data.scales).cpu(), truth.cpu(), known)
     return values

@@ -17,15 +17,11 @@ from mtl_helpers.data import (
     MultiTaskDataset,
     Task,
     check_leaks,
-    clip_outliers,
-    convert_units,
-    drop_duplicate_rows,
     guess_features,
     hide_labels,
     prepare,
     split_by_time,
     split_by_user,
-    tidy_text,
 )
 
 
@@ -42,25 +38,6 @@ def test_task_refuses_what_makes_no_sense(kind, n, word):
         Task("a", kind, n)
     assert [task.n_outputs for task in MIXED_TASKS] == [1, 3, 1]
     assert Task("buy", label="is_bought").label_column == "is_bought"
-
-
-class TestCleaning:
-    def test_duplicates_go_text_is_tidied_and_units_are_one(self):
-        frame = pd.DataFrame({"a": [1, 1, 2, 1], "b": [5, 5, 5, 6]})
-        assert drop_duplicate_rows(frame)["a"].to_dict() == {0: 1, 1: 2, 2: 1} and len(frame) == 4
-        values = tidy_text(pd.Series([" Books", "books ", "TOYS", None]))
-        assert values[:3].tolist() == ["books", "books", "toys"] and pd.isna(values[3])
-        prices = convert_units(pd.Series([5.0, 700.0]), pd.Series(["EUR", "cent"]), {"EUR": 1, "cent": 0.01})
-        assert prices.tolist() == [5.0, 7.0]
-        with pytest.raises(ValueError, match="missing"):
-            convert_units(pd.Series([5.0]), pd.Series([None]), {"EUR": 1})
-
-    def test_outliers_are_clipped_and_the_rest_stays(self):
-        values = pd.Series([*np.linspace(1, 2, 99), 1e6, np.nan])
-        for clipped, highest in ((clip_outliers(values), 4), (clip_outliers(values, log=True), 10)):
-            assert np.allclose(clipped[:99], values[:99]) and clipped[99] < highest and np.isnan(clipped[100])
-        with pytest.raises(ValueError, match="above 0"):
-            clip_outliers(pd.Series([1.0, 0.0]), log=True)
 
 
 class TestSplits:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,7 +11,7 @@ from hypothesis.extra import numpy as npst
 from sklearn.metrics import roc_auc_score
 
 from mtl_helpers import gradients, metrics, weighting
-from mtl_helpers.data import Task, clip_outliers, convert_units, drop_duplicate_rows, tidy_text
+from mtl_helpers.data import Task
 from mtl_helpers.losses import task_loss
 from mtl_helpers.sweep import pareto_mask, simplex_grid
 
@@ -178,36 +177,3 @@ def test_a_front_is_what_pairwise_comparison_says(points):
 def test_a_grid_of_weights_sums_to_one(n_tasks, n, lowest):
     for weights in simplex_grid([f"t{i}" for i in range(n_tasks)], n, lowest):
         assert sum(weights.values()) == pytest.approx(1) and min(weights.values()) >= lowest - 1e-9
-
-
-# --- cleaning ---------------------------------------------------------------------------------------------------
-
-
-@given(st.lists(st.text(max_size=8), max_size=20))
-def test_tidying_twice_is_tidying_once(words):
-    once = tidy_text(pd.Series(words, dtype=object))
-    assert once.tolist() == tidy_text(once).tolist()
-
-
-@given(st.lists(st.floats(0.01, 1e6), min_size=1, max_size=30), st.booleans())
-def test_clipping_keeps_order_length_and_range(values, log):
-    values = pd.Series(values)
-    clipped = clip_outliers(values, log=log)
-    order = np.argsort(values.to_numpy(), kind="stable")
-    assert (np.diff(clipped.to_numpy()[order]) >= -1e-9 * values.max()).all()
-    tolerance = 1e-9 * values.max()
-    assert clipped.min() >= values.min() - tolerance and clipped.max() <= values.max() + tolerance
-
-
-@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), max_size=20))
-def test_no_row_stands_twice_and_none_is_lost(rows):
-    frame = pd.DataFrame(rows, columns=["a", "b"])
-    left = drop_duplicate_rows(frame)
-    assert not left.duplicated().any() and set(map(tuple, left.to_numpy())) == set(rows)
-
-
-@given(st.lists(st.tuples(st.floats(0.01, 1e4), st.sampled_from(["EUR", "cent"])), min_size=1, max_size=20))
-def test_units_turn_into_one(pairs):
-    values, units = (pd.Series(column) for column in zip(*pairs, strict=True))
-    euros = convert_units(values, units, {"EUR": 1, "cent": 0.01})
-    assert euros.tolist() == pytest.approx([v * (0.01 if u == "cent" else 1) for v, u in pairs])

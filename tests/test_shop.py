@@ -87,13 +87,15 @@ def test_knobs_outside_their_range(change):
         replace(SMALL, **{name: float(value)})
 
 
-def test_dirt_as_promised(shop):
+def test_dirt_as_promised(shop, world):
     log, items, users = shop.impressions, shop.items, shop.users
     assert 0.004 < log.duplicated().mean() < 0.02
     assert 0.03 < users["age"].isna().mean() < 0.15 and (users["age"].isin([0, 999])).any()
     assert set(items["price_unit"]) == {"EUR", "cent"} and items["category"].nunique() > len(CATEGORIES)
-    prices = clean_items(items)["price"]
-    assert prices.max() < 1000 and set(clean_items(items)["category"]) == set(CATEGORIES)
+    clean = clean_items(items)
+    assert clean["category"].equals(world.items["category"]) and clean["price"].max() < 1000
+    moved = ~np.isclose(clean["price"], world.items["price"], atol=0.006)
+    assert moved.sum() == 1  # the lost decimal point
     assert clean_users(users)["age"].dropna().between(14, 100).all()
     assert not clean_impressions(log)["impression_id"].duplicated().any()
 

@@ -62,10 +62,8 @@ def split_by_time(
     first, second = moments.iloc[cuts] if len(moments) else (0, 0)
     later, latest = frame[time] >= first, frame[time] >= second
     parts = {"train": frame[frame[time] < first], "valid": frame[later & ~latest], "test": frame[latest]}
-    if empty := [name for name, part in parts.items() if not len(part)]:
-        raise ValueError(
-            f"split_by_time leaves {' and '.join(empty)} with no row: give it more than {len(frame)}."
-        )
+    if empty := " and ".join(name for name, part in parts.items() if not len(part)):
+        raise ValueError(f"split_by_time leaves {empty} with no row: give it more than {len(frame)}.")
     return parts
 
 

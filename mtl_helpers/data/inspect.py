@@ -38,9 +38,8 @@ def check_leaks(
     train, labels = frames["train"], [task.label_column for task in check_tasks(tasks)]
     columns = dict.fromkeys([*features, *labels, *([time] if time else [])])
     columns = [column for column in columns if not len(vector_lengths(train[column]))]
-    seen, asked = (
-        pd.util.hash_pandas_object(frames[part][columns], index=False) for part in ("train", "test")
-    )
+    both = (frames[part][columns] for part in ("train", "test"))
+    seen, asked = (pd.util.hash_pandas_object(rows, index=False) for rows in both)
     shared = int(asked.isin(seen).sum())
     found = [  # what is checked, what is wrong, what to say if nothing is
         ("no label among the features", [name for name in labels if name in features], "none"),
@@ -62,11 +61,8 @@ def check_leaks(
                     scores[column, task.name] = _held_out_auc(train.loc[known, column], y[known])
     high = [f"{c} alone reaches AUC {v:.3f} on {t}" for (c, t), v in scores.items() if v >= LEAK_AUC]
     best = max(scores, key=scores.get, default=("", ""))
-    fine = (
-        f"the strongest is {best[0]} on {best[1]}, AUC {scores[best]:.3f}"
-        if scores
-        else "too few positive rows"
-    )
+    strongest = f"the strongest is {best[0]} on {best[1]}, AUC {scores.get(best, 0):.3f}"
+    fine = strongest if scores else "too few positive rows"
     found.append(("no feature is an outcome in disguise", high, fine))
     rows = [(check, not faults, "; ".join(faults) or fine) for check, faults, fine in found]
     return pd.DataFrame(rows, columns=["check", "passed", "finding"])

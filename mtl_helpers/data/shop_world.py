@@ -166,9 +166,8 @@ class World:
         user, item, time, position, email = np.broadcast_arrays(user, item, time, position, email)
         pages, user, sub = self.pages, user.astype(np.int64), self.sub[item]
         # the user's last page by the moment, and before it; its key is the user, then the second
-        now, before = (
-            np.searchsorted(pages["key"], user << 32 | time, side) - 1 for side in ("right", "left")
-        )
+        key = user << 32 | time
+        now, before = (np.searchsorted(pages["key"], key, side) - 1 for side in ("right", "left"))
         opened, known = ((page >= 0) & (pages["key"][page] >> 32 == user) for page in (now, before))
         mission = np.where(opened, pages["mission"][now], -1)
         gap = np.where(known, time - (pages["key"][before] & 0xFFFFFFFF), 0)

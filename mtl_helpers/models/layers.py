@@ -43,9 +43,8 @@ class FeatureLayer(nn.Module):
         self.n_out = len(sizes) * embedding_dim + len(schema.numeric)
         self.embedding = nn.Embedding(max(sum(sizes), 1), embedding_dim)
         nn.init.normal_(self.embedding.weight, std=0.1)
-        self.register_buffer(
-            "offset", torch.tensor([sum(sizes[:i]) for i in range(len(sizes))], dtype=torch.long)
-        )
+        starts = torch.tensor([sum(sizes[:i]) for i in range(len(sizes))], dtype=torch.long)
+        self.register_buffer("offset", starts)
 
     def forward(self, numeric: Tensor, categorical: Tensor) -> Tensor:
         given = (numeric.shape[-1], categorical.shape[-1])

@@ -19,6 +19,7 @@ from torch import nn
 from mtl_helpers.data.features import FeatureEncoder
 from mtl_helpers.data.tables import Schema, Task
 from mtl_helpers.files import write_atomically
+from mtl_helpers.losses import to_prediction
 from mtl_helpers.models import case, sharing
 
 __all__ = ["load_model", "model_classes", "save_model", "score_rows"]
@@ -44,9 +45,8 @@ def save_model(folder: str | Path, model: nn.Module, encoder: FeatureEncoder) ->
         raise ValueError(f"{name} cannot be saved: expected a model of {', '.join(sorted(model_classes()))}.")
     if encoder.schema != model.schema:
         raise ValueError(f"The encoder is another model's: its {encoder.schema} is not {model.schema}.")
-    weights = save(
-        {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
-    )
+    state = {key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()}
+    weights = save(state)
     folder, file = Path(folder), f"model-{hashlib.sha256(weights).hexdigest()[:16]}.safetensors"
     config = {
         "class": name,
@@ -96,11 +96,5 @@ def score_rows(model: nn.Module, encoder: FeatureEncoder, rows: pd.DataFrame) ->
     """
     device = next(model.parameters()).device
     logits = model.eval()(*(tensor.to(device) for tensor in encoder.transform(rows)))
-    found = {}
-    for task in model.tasks:
-        values, (mean, spread) = logits[task.name].cpu(), encoder.scales.get(task.name, (0.0, 1.0))
-        known = {"binary": torch.sigmoid, "multiclass": lambda x: x.softmax(-1)}
-        found[task.name] = (
-            known[task.kind](values).numpy() if task.kind in known else (values * spread + mean).numpy()
-        )
-    return found
+    said = {task.name: to_prediction(task, logits[task.name], encoder.scales) for task in model.tasks}
+    return {name: values.cpu().numpy() for name, values in said.items()}

@@ -260,9 +260,8 @@ class Explorer:
         self._png = encode_png(self.stage.draw())
         said = {c.name: f"{c.description} = {c.said(c.value)}" for c in self.controls.values()}
         rows = {heading: ", ".join(said[c.name] for c in row) for heading, row in self.groups.items()}
-        self._settings = minus(
-            "; ".join(f"{heading}: {row}" if heading else row for heading, row in rows.items())
-        )
+        texts = (f"{heading}: {row}" if heading else row for heading, row in rows.items())
+        self._settings = minus("; ".join(texts))
         self.alt = ". ".join(part for part in (self.title, self._settings, self.reading, more) if part)
         self._picture.value = self.html()
 

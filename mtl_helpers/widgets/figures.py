@@ -34,24 +34,10 @@ if TYPE_CHECKING:
     from mtl_helpers.training import History
 
 __all__ = [
-    "epochs",
-    "figure",
-    "figure_png",
-    "interval_rows",
-    "learning_curves",
-    "legend_outside",
-    "metric_name",
-    "metric_style",
-    "minus",
-    "model_style",
-    "name_lines",
-    "stored_picture",
-    "table",
-    "task_style",
-    "use_course_style",
-    "value_labels",
-    "within",
-]
+    "epochs", "figure", "figure_png", "interval_rows", "learning_curves", "legend_outside", "metric_name",
+    "metric_style", "minus", "model_style", "name_lines", "stored_picture", "table", "task_style",
+    "use_course_style", "value_labels", "within",
+]  # fmt: skip
 
 # Okabe and Ito's palette, told apart by readers with any colour vision; markers and dashes say it a second time.
 TASK_STYLES = {
@@ -77,12 +63,7 @@ MODEL_STYLES = {
     "esmm": {"color": "#44576B", "marker": "X", "linestyle": "-"},
     "aitm": {"color": "#6B6B00", "marker": "*", "linestyle": "-."},
 }
-ALIASES = {
-    "single": "single task",
-    "separate": "single task",
-    "alone": "single task",
-    "shared": "shared bottom",
-}
+ALIASES = {"shared": "shared bottom", **dict.fromkeys(("single", "separate", "alone"), "single task")}
 METRIC_STYLES = {
     "precision": {"color": "#332288", "marker": "o", "linestyle": "-"},
     "recall": {"color": "#882255", "marker": "s", "linestyle": "--"},

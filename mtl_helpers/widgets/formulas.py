@@ -21,14 +21,9 @@ from mtl_helpers.widgets import figures as plots
 from mtl_helpers.widgets.explorer import Explorer, choice_slider, dropdown, slider
 
 __all__ = [
-    "combine_two",
-    "front_explorer",
-    "logit_explorer",
-    "quadratic",
-    "two_gradients",
-    "two_gradients_explorer",
-]
-__all__ += ["two_losses_explorer", "weighted_optimum"]
+    "combine_two", "front_explorer", "logit_explorer", "quadratic", "two_gradients", "two_gradients_explorer",
+    "two_losses_explorer", "weighted_optimum",
+]  # fmt: skip
 
 HEIGHT = 3.4
 CLASS_COLORS = ("#56B4E9", "#7A5195", "#666666")
@@ -68,9 +63,8 @@ def logit_explorer() -> Explorer:
         log_p = (torch.tensor([z, *others], dtype=torch.float64) / t).log_softmax(0).numpy()
         p, loss = np.exp(log_p), -log_p[label]
         slope = (p - np.eye(len(classes))[label]) / t
-        shown = [(each, f"{each:.3f}", 0.01) for each in p] + [
-            (each, plots.minus(f"{each:+.3f}"), 0.05) for each in slope
-        ]
+        shown = [(each, f"{each:.3f}", 0.01) for each in p]
+        shown += [(each, plots.minus(f"{each:+.3f}"), 0.05) for each in slope]
         for bar, text, (height, says, gap) in zip(bars, texts, shown, strict=True):
             up = height >= 0
             bar.set_height(height)
