@@ -1,5 +1,6 @@
 """From a table to batches on the device: tasks, features, the shop, real logs."""
 
+from mtl_helpers.data.content import *
 from mtl_helpers.data.correlated import *
 from mtl_helpers.data.features import *
 from mtl_helpers.data.inspect import *

@@ -24,10 +24,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from sklearn.decomposition import TruncatedSVD
-from sklearn.feature_extraction.text import TfidfVectorizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from mtl_helpers.data import SHOP_FOLDER, load_shop
+from mtl_helpers.data import SHOP_FOLDER, load_shop, text_of, tfidf_vectors
 from mtl_helpers.files import write_atomically
 
 SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -42,7 +41,7 @@ def reduced(vectors, width: int) -> np.ndarray:
 
 
 def tfidf(texts: list[str]) -> np.ndarray:
-    return reduced(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True).fit_transform(texts), 64)
+    return tfidf_vectors(texts)
 
 
 def wordllama(texts: list[str]) -> np.ndarray:
@@ -96,8 +95,7 @@ def minilm(texts: list[str]) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    items = load_shop().items
-    texts = (items["title"] + ". " + items["description"]).tolist()
+    texts = text_of(load_shop().items)
     vectors = {encode.__name__: encode(texts).astype(np.float16) for encode in (tfidf, wordllama, minilm)}
     with write_atomically(SHOP_FOLDER / "text_vectors.npz") as file:
         np.savez_compressed(file, **vectors)

@@ -1,0 +1,185 @@
+"""Products without one impression in training: what do ids, words and semantic ids tell of them?
+
+    python notebooks/studies/nb09_content.py                             # on one core about 13 minutes
+    python notebooks/studies/nb09_content.py --shops 100 101 --only ids text
+
+Writes ``09_content.csv``, a row for each shop, contestant, setting, population and task, as it comes; what is there is
+not run again. Shops 0 and 1 tune: run them first. **Primary contrast**, stated before the study was run: ids and text
+minus ids alone, AUC of click on cold products, eight shops; expected: plus. All else is exploratory.
+
+- Whole shops, ``ShopConfig(seed=s)``: all is new in each. Split by time 50/10/40, so that some 60 products and 3,000
+  rows of the test part are *cold*: none of their impressions is in training. The others are *warm*. Features are
+  the course's, among them past click rates, which a new product soon has, too: the floor ``table``. Ids are those of
+  products; rare ones (below 20 impressions) share the vector of unknown ones, which is thereby learned.
+- Words: TF-IDF and SVD to 64 numbers, learned from the texts of the products in training. Semantic ids: residual
+  k-means on them, 3 × 16. ``hidden``: what the simulator hides of a product (quality, appeal, styles) in place of its
+  words, the most that any content could tell. ``text, counts hidden``: as ``text``, with the product's past click rate
+  and clicks of the week forgotten in half of the training rows, as if it were new (after Volkovs et al., *DropoutNet*,
+  NeurIPS 2017).
+- Shared bottom 64-32 of click and purchase, AdamW, 1,024 rows a step, at most 8 epochs, patience 2; tasks weigh
+  1 / (loss of the best constant). AUC by labels on the validation part says which epoch is kept, for each task.
+- Every contestant tries four settings of learning rate and decay on the two tuning shops and keeps, for each
+  population, that with the highest sum of its test AUCs of both tasks there. AUCs are weighted by the truth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from copy import deepcopy
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from study import begin, command_line
+
+from mtl_helpers import data
+from mtl_helpers.metrics import auc, expected_auc
+from mtl_helpers.models import ContentBottom, SharedBottom, count_parameters
+from mtl_helpers.training import predict, training_steps
+from mtl_helpers.weighting import constant_losses
+
+TUNING, REPORTED = (0, 1), tuple(range(100, 108))
+RATES, DECAYS = (1e-3, 3e-3), (0.3, 3.0)
+TASKS, PARTS = ("click", "purchase"), ("train", "valid", "test")
+CONTESTANTS = {  # further categorical columns, contents
+    "table": ((), ()),
+    "ids": (("item_id",), ()),
+    "text": ((), ("text",)),
+    "ids and text": (("item_id",), ("text",)),
+    "semantic ids": (("code_0", "code_1", "code_2"), ()),
+    "text, counts hidden": ((), ("text",)),
+    "hidden": ((), ("hidden",)),
+}
+KEY, SETTING = ["contestant", "population", "task"], ["lr", "weight_decay"]
+COLUMNS = ["shop", *KEY, *SETTING, "epoch", "rows", "products", "parameters", "auc"]
+
+
+class Shop:
+    """A shop's parts, its cold rows and its contents."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed, shop = seed, data.simulate(data.ShopConfig(seed=seed))
+        frame = data.shop_frame(shop).merge(shop.truth, on="impression_id")
+        parts = data.split_by_time(frame, fractions=(0.5, 0.1, 0.4))
+        known = np.isin(np.arange(len(shop.items)), parts["train"]["item_id"])
+        text = data.tfidf_vectors(data.text_of(shop.items), known)
+        codes, books = data.residual_codes(text[known], (16, 16, 16))
+        codes = pd.DataFrame(codes_of(text, books), columns=["code_0", "code_1", "code_2"])
+        parts = {name: part.join(codes, on="item_id") for name, part in parts.items()}
+        known_by_then = data.mask_future_labels(parts["train"], parts["valid"]["timestamp"].min())
+        self.frames, self.tasks = parts | {"train": known_by_then}, data.SHOP_TASKS[:2]
+        self.contents = {
+            "text": torch.from_numpy(text).float(),
+            "hidden": torch.from_numpy(shop.hidden.drop(columns="item_id").to_numpy(np.float32, copy=True)),
+        }
+        cold = ~known[parts["test"]["item_id"]]
+        self.rows = {"cold": cold, "warm": ~cold}
+
+    def splits(self, name: str) -> data.Splits:
+        categorical, frames = (*data.SHOP_CATEGORICAL, *CONTESTANTS[name][0]), self.frames
+        if name.endswith("counts hidden"):
+            train, new = frames["train"], np.random.default_rng(self.seed).random(len(frames["train"])) < 0.5
+            hidden = {"item_past_ctr": data.PRIOR_CTR, "item_clicks_week": 0.0}
+            frames = frames | {"train": train.assign(**{k: train[k].mask(new, v) for k, v in hidden.items()})}
+        return data.prepare(frames, self.tasks, data.SHOP_NUMERIC, categorical, min_count=20)
+
+
+def codes_of(vectors: np.ndarray, books: list[np.ndarray]) -> np.ndarray:
+    """Semantic ids of vectors: at each level the nearest code vector to what is left."""
+    rest, codes = vectors, []
+    for book in books:
+        codes.append(((rest[:, None] - book) ** 2).sum(-1).argmin(1))
+        rest = rest - book[codes[-1]]
+    return np.stack(codes, 1)
+
+
+def trained(name: str, shop: Shop, splits: data.Splits, lr: float, weight_decay: float) -> Iterator[dict]:
+    """Fit one model: a row for each task and population, each task at its own best epoch."""
+    contents = {what: shop.contents[what] for what in CONTESTANTS[name][1]}
+    torch.manual_seed(shop.seed)
+    layers = {"embedding_dim": 4}
+    if contents:
+        model = ContentBottom(splits.schema, shop.tasks, contents, content_dropout=0.2, **layers)
+    else:
+        model = SharedBottom(splits.schema, shop.tasks, **layers)
+    parts = {part: getattr(splits, part) for part in PARTS}
+    if contents:
+        parts = {
+            part: data.attach(rows, shop.frames[part]["item_id"].to_numpy()) for part, rows in parts.items()
+        }
+    train, valid, test = parts.values()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
+    weights = {task: 1 / loss for task, loss in constant_losses(train).items()}
+    how = {"batch_size": 1024, "epochs": 8, "generator": torch.Generator().manual_seed(shop.seed)}
+    best: dict[str, tuple] = {}
+    for step in training_steps(model, train, optimizer, weights=weights, **how):
+        if step.number < -(-len(train) // 1024):
+            continue
+        said = predict(model, valid)
+        for task in TASKS:
+            score = auc(valid.labels[task], said[task])
+            if score > best.get(task, (0,))[0]:
+                best[task] = score, step.epoch, deepcopy(model.state_dict())
+        if step.epoch >= max(epoch for _, epoch, _ in best.values()) + 2:
+            break
+    said = predict(model, test, {task: state for task, (_, _, state) in best.items()})
+    frame = shop.frames["test"]
+    for task, (population, rows) in product(TASKS, shop.rows.items()):
+        row = dict(zip([*KEY, *SETTING], (name, population, task, lr, weight_decay), strict=True))
+        row |= {"epoch": best[task][1], "parameters": count_parameters(model)}
+        yield row | judged(frame[rows], task, said[task].numpy()[rows])
+
+
+def judged(frame: pd.DataFrame, task: str, said: np.ndarray) -> dict:
+    n = {"rows": len(frame), "products": frame["item_id"].nunique()}
+    return n | {"auc": expected_auc(frame[f"p_{task}"], said)}
+
+
+def run(seed: int, names: tuple[str, ...], path: Path) -> None:
+    """Write the rows of one shop that are not there yet: all settings where it tunes, else the chosen ones."""
+    table = pd.read_csv(path, comment="#")
+    tuned = table[table["shop"].isin(TUNING)].dropna(subset="lr")
+    sums = tuned.groupby(["contestant", "population", *SETTING])["auc"].sum()
+    mine, shop = table[table["shop"] == seed], Shop(seed)
+
+    def write(rows: list[dict]) -> None:
+        text = pd.DataFrame(rows).assign(shop=seed).reindex(columns=COLUMNS).round(6)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text.to_csv(index=False, header=False))
+
+    if "table" in names and "truth" not in set(mine["contestant"]):
+        floors = product((("popularity", "item_past_ctr"), ("truth", "p_{}")), TASKS, shop.rows.items())
+        frame, found = shop.frames["test"], []
+        for (name, column), task, (population, rows) in floors:
+            said = frame.loc[rows, column.format(task)].to_numpy()
+            found.append(
+                {
+                    "contestant": name,
+                    "population": population,
+                    "task": task,
+                    **judged(frame[rows], task, said),
+                }
+            )
+        write(found)
+    for name in names:
+        splits, settings = shop.splits(name), list(product(RATES, DECAYS))
+        if seed not in TUNING:
+            settings = sorted({sums[name, population].idxmax() for population in shop.rows})
+        done = set(mine.loc[mine["contestant"] == name, SETTING].itertuples(index=False, name=None))
+        for setting in settings:
+            if setting not in done:
+                write(list(trained(name, shop, splits, *setting)))
+    print(f"shop {seed}: {', '.join(names)}", flush=True)
+
+
+if __name__ == "__main__":
+    parser = command_line(__doc__)
+    parser.add_argument("--shops", type=int, nargs="*", default=(*TUNING, *REPORTED))
+    parser.add_argument("--only", nargs="*", default=tuple(CONTESTANTS), choices=tuple(CONTESTANTS))
+    chosen = parser.parse_args()
+    path = chosen.out / "09_content.csv"
+    begin(path, "nb09_content.py", COLUMNS)
+    for seed in chosen.shops:
+        run(seed, tuple(chosen.only), path)
