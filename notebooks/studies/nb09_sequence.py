@@ -8,9 +8,10 @@ again. Shops 0 and 1 tune: run them first. **Primary contrast**, stated before t
 of the history, both of click and purchase, AUC of click, eight shops; expected: plus. All else is exploratory.
 
 - Half shops, ``ShopConfig(900, n_impressions=100_000, seed=s)``: all is new in each. Split by time 70/10/20.
-  ``counts`` is the shared bottom 64-32 on the table and counts, ``history features`` adds the course's made by hand (fading sums, the last click's
-  sub-category). The others add to ``counts`` the last 20 clicks before the session began, as sub-category, brand, age
-  and whether bought, no ids: their mean, attention by the candidate, or a transformer with one block, 32 wide.
+  ``counts`` is the shared bottom 64-32 on the table and counts, ``history features`` adds the course's made by hand
+  (fading sums, the last click's sub-category). The others add to ``counts`` the last 20 clicks before the session
+  began, as sub-category, brand, age and whether bought, no ids: their mean, attention by the candidate, or a
+  transformer with one block, 32 wide.
 - Tasks: click and purchase; the transformer with a task more or less, and with other lengths, at the transformer's
   setting, on five of the shops. Tasks weigh 1 / (loss of the best constant).
 - AdamW, about 1,024 rows a step in whole sessions, at most 8 epochs, patience 2; on the validation part AUC by labels,
