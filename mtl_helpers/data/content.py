@@ -38,7 +38,7 @@ def text_of(items: pd.DataFrame) -> list[str]:
     )
 
 
-def tfidf_vectors(texts: Sequence[str], known: np.ndarray | None = None, width: int = 64) -> np.ndarray:
+def tfidf_vectors(texts: Sequence[str], width: int, known: np.ndarray | None = None) -> np.ndarray:
     """TF-IDF of words and pairs of words in ``width`` dimensions by SVD, (n, width) of length 1 (0 without a known
     word). Words and directions are learned from the ``known`` texts, (n,) bool; from all when None."""
     from sklearn.decomposition import TruncatedSVD
@@ -52,9 +52,9 @@ def tfidf_vectors(texts: Sequence[str], known: np.ndarray | None = None, width: 
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
 
 
-def stored_vectors(folder: str | Path = SHOP_FOLDER) -> dict[str, np.ndarray]:
+def stored_vectors() -> dict[str, np.ndarray]:
     """``{encoder: float32 (n_items, d)}`` of the shipped shop's texts, as ``nb09_text_vectors.py`` computed them."""
-    with np.load(Path(folder) / "text_vectors.npz") as file:
+    with np.load(SHOP_FOLDER / "text_vectors.npz") as file:
         return {name: file[name].astype(np.float32) for name in file.files}
 
 
@@ -82,9 +82,7 @@ def tiles(sheet: np.ndarray, n: int) -> Tensor:
     return torch.from_numpy(cut[:n] / np.float32(255))
 
 
-def residual_codes(
-    vectors: np.ndarray, sizes: Sequence[int], seed: int = 0
-) -> tuple[np.ndarray, list[np.ndarray]]:
+def residual_codes(vectors: np.ndarray, sizes: Sequence[int]) -> tuple[np.ndarray, list[np.ndarray]]:
     """Semantic ids by residual k-means: codes (n, levels) and the codebooks, each (size, d).
 
     Level l clusters what the levels before it left over, so that the first code is coarse and each further one finer;
@@ -95,7 +93,7 @@ def residual_codes(
 
     rest, codes, books = np.asarray(vectors, np.float64), [], []
     for size in sizes:
-        found = KMeans(size, n_init=4, random_state=seed).fit(rest)
+        found = KMeans(size, n_init=4, random_state=0).fit(rest)
         codes.append(found.labels_)
         books.append(found.cluster_centers_)
         rest = rest - books[-1][codes[-1]]

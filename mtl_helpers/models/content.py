@@ -113,12 +113,12 @@ class ContentBottom(SharedBottom):
 
 
 class LoRA(nn.Module):
-    """A frozen linear layer with a trained update of low rank, y = W x + b + (α / r) B A x (Hu et al., *LoRA*, ICLR
+    """A frozen linear layer with a trained update of low rank, y = W x + b + (8 / r) B A x (Hu et al., *LoRA*, ICLR
     2022, eq. 3). B starts at 0, so that nothing changes at first; rank 0 is the frozen layer."""
 
-    def __init__(self, layer: nn.Linear, rank: int, alpha: float = 8.0) -> None:
+    def __init__(self, layer: nn.Linear, rank: int) -> None:
         super().__init__()
-        self.layer, self.scale = layer.requires_grad_(False), alpha / max(rank, 1)
+        self.layer, self.scale = layer.requires_grad_(False), 8 / max(rank, 1)
         self.a = nn.Parameter(torch.randn(rank, layer.in_features) / layer.in_features**0.5)
         self.b = nn.Parameter(torch.zeros(layer.out_features, rank))
 

@@ -94,21 +94,23 @@ class SequenceBottom(SharingModel):
     products : int64 (P + 1, C) and how many codes each column has, of :func:`product_codes`: what a product is, as an
         event and as a candidate. Ids take part when they are one of the columns.
     reader : ``"mean"`` of the events, ``"target"``: :class:`TargetAttention`, or ``"transformer"``.
-    event_dim : width of the vectors of an event's categories. width : of events and state.
+    width : of events and state.
     depth, heads : blocks of the transformer, and their heads.
     layers : arguments of :class:`SharingModel`.
     """
 
     def __init__(
         self, schema: Schema, tasks: Sequence[Task], events: Tensor, products: tuple[Tensor, dict[str, int]], *,
-        reader: str = "transformer", event_dim: int = 8, width: int = 32, depth: int = 1,
+        reader: str = "transformer", width: int = 32, depth: int = 1,
         heads: int = 2, **layers,
     ) -> None:  # fmt: skip
         super().__init__(schema, tasks, **layers)
         codes, sizes = products
         for name, table in (("events", events), ("codes", codes)):
             self.register_buffer(name, table, persistent=False)
-        self.parts = FeatureLayer(Schema((), sizes | {"age": AGES + 1, "bought": 3}), event_dim)
+        self.parts = FeatureLayer(
+            Schema((), sizes | {"age": AGES + 1, "bought": 3}), self.settings["embedding_dim"]
+        )
         self.event = nn.Sequential(nn.Linear(self.parts.n_out, width), nn.LayerNorm(width))
         makers = {
             "mean": nn.Identity,

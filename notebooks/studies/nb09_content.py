@@ -64,7 +64,7 @@ class Shop:
         frame = data.shop_frame(shop).merge(shop.truth, on="impression_id")
         parts = data.split_by_time(frame, fractions=(0.5, 0.1, 0.4))
         known = np.isin(np.arange(len(shop.items)), parts["train"]["item_id"])
-        text = data.tfidf_vectors(data.text_of(shop.items), known)
+        text = data.tfidf_vectors(data.text_of(shop.items), 64, known)
         codes, books = data.residual_codes(text[known], (16, 16, 16))
         codes = pd.DataFrame(codes_of(text, books), columns=["code_0", "code_1", "code_2"])
         parts = {name: part.join(codes, on="item_id") for name, part in parts.items()}
@@ -101,7 +101,7 @@ def trained(name: str, shop: Shop, splits: data.Splits, lr: float, weight_decay:
     torch.manual_seed(shop.seed)
     layers = {"embedding_dim": 4}
     if contents:
-        model = ContentBottom(splits.schema, shop.tasks, contents, content_dropout=0.2, **layers)
+        model = ContentBottom(splits.schema, shop.tasks, contents, width=16, content_dropout=0.2, **layers)
     else:
         model = SharedBottom(splits.schema, shop.tasks, **layers)
     parts = {part: getattr(splits, part) for part in PARTS}

@@ -73,8 +73,8 @@ if __name__ == "__main__":
         torch.manual_seed(seed)
         of, (depth, heads) = [part.select(TASKS[tasks]) for part in parts], SIZES[width]
         known = shop.counts.schema, of[0].tasks, events, shop.products
-        size = {"width": width, "depth": depth, "heads": heads, "hidden": (max(width, 64), 32)}
-        model = SequenceBottom(*known, **size, embedding_dim=4)
+        hidden = (max(width, 64), 32)
+        model = SequenceBottom(*known, width=width, depth=depth, heads=heads, hidden=hidden)
         batch = 1024 if chosen.rows < 500_000 else 4096
         found = trained(model, of, seed, 3e-3 * (16 / width) ** 0.5, 0.3, epochs=5, batch_size=batch)
         rows = [(task, epoch, judged(shop, task, said, of[2])) for task, epoch, said in found]

@@ -133,7 +133,7 @@ def rows_of(name: str, shop: Shop, seed: int, lr: float, weight_decay: float) ->
     else:
         events, parts = shop.with_events(length, tasks)
         known = shop.counts.schema, parts[0].tasks, events, shop.products
-        model = SequenceBottom(*known, reader=reader, embedding_dim=4)
+        model = SequenceBottom(*known, reader=reader, embedding_dim=8)
     row = {"contestant": name, "lr": lr, "weight_decay": weight_decay, "parameters": count_parameters(model)}
     for task, epoch, said in trained(model, parts, seed, lr, weight_decay):
         yield row | {"task": task.name, "epoch": epoch, "value": judged(shop, task, said, parts[2])}

@@ -41,7 +41,7 @@ def reduced(vectors, width: int) -> np.ndarray:
 
 
 def tfidf(texts: list[str]) -> np.ndarray:
-    return tfidf_vectors(texts)
+    return tfidf_vectors(texts, 64)
 
 
 def wordllama(texts: list[str]) -> np.ndarray:

@@ -1,0 +1,292 @@
+"""Content and sequences as shared input: tables of texts, pictures and histories, and the models that read them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from mtl_helpers import data
+from mtl_helpers.losses import task_loss
+from mtl_helpers.models import (
+    CausalTransformer,
+    ContentBottom,
+    LoRA,
+    SequenceBottom,
+    TargetAttention,
+    picture_net,
+)
+from mtl_helpers.training import fit, predict
+
+NEXT = data.Task("next_item", "multiclass", 200)
+TASKS = (*data.SHOP_TASKS, NEXT)
+
+
+@pytest.fixture(scope="module")
+def shop():
+    return data.simulate(data.ShopConfig(60, n_items=200, n_impressions=8_000, seed=3))
+
+
+@pytest.fixture(scope="module")
+def frame(shop):
+    return data.shop_frame(shop)
+
+
+@pytest.fixture(scope="module")
+def splits(frame):
+    frames = data.shop_splits(frame)
+    return data.prepare(frames, TASKS, data.SHOP_COUNTS, ("category", "surface", "position"))
+
+
+def attached(splits, part: str, session: np.ndarray, frame: pd.DataFrame) -> data.SessionDataset:
+    rows = splits.frames[part]
+    of = pd.Series(session, frame.index)[rows.index].to_numpy()
+    return data.SessionDataset(**vars(data.attach(getattr(splits, part), of, rows["item_id"].to_numpy() + 1)))
+
+
+@pytest.fixture
+def sequence(shop, frame, splits):
+    """A model of each reader, and the training part that points at its events."""
+    events, session = data.session_events(frame, 6)
+    products = data.product_codes(data.clean_items(shop.items), ("sub_category", "brand"))
+
+    def make(reader: str = "transformer", **size) -> SequenceBottom:
+        torch.manual_seed(0)
+        return SequenceBottom(splits.schema, TASKS, events, products, reader=reader, width=8, **size).eval()
+
+    return make, attached(splits, "train", session, frame)
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def test_stored_vectors_are_the_computed_ones():
+    stored = data.stored_vectors()
+    assert {name: vectors.shape for name, vectors in stored.items()} == {
+        "tfidf": (1000, 64),
+        "wordllama": (1000, 128),
+        "minilm": (1000, 128),
+    }
+    computed = data.tfidf_vectors(data.text_of(data.load_shop().items), 64)
+    # the sign of a direction is the solver's choice, what products have in common is not
+    np.testing.assert_allclose(stored["tfidf"] @ stored["tfidf"].T, computed @ computed.T, atol=5e-3)
+    for vectors in stored.values():
+        np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=2e-3)
+
+
+def test_text_that_says_nothing_has_a_vector_of_zeros(shop):
+    texts, known = data.text_of(shop.items), np.arange(len(shop.items)) < 150
+    missing = pd.DataFrame({"title": [None], "description": [None]})
+    assert data.text_of(missing) == [""]
+    vectors = data.tfidf_vectors([*texts, "", "Ein schöner Stuhl"], 16, np.append(known, [False, False]))
+    assert not vectors[-2].any() and np.isfinite(vectors).all()
+    changed = ["other words" if not k else t for t, k in zip(texts, known, strict=True)]
+    again = data.tfidf_vectors([*changed, "", ""], 16, np.append(known, [False, False]))
+    np.testing.assert_array_equal(vectors[:150], again[:150])  # texts that are not known teach nothing
+
+
+def test_the_shipped_sheet_is_read_as_it_was_drawn(tmp_path, shop):
+    sheet = data.pictures(shop)
+    path = tmp_path / "sheet.png"
+    path.write_bytes(data.shop.encode_rgb(sheet))
+    np.testing.assert_array_equal(data.read_rgb(path), sheet)
+    found = data.tiles(sheet, 200)
+    assert found.shape == (200, 3, 32, 32)
+    np.testing.assert_array_equal(found[41].permute(1, 2, 0) * 255, sheet[32:64, 32:64])
+    with pytest.raises(ValueError, match="32 × 32"):
+        data.tiles(sheet[:-1], 200)
+
+
+def test_codes_are_reproducible_and_each_level_tells_more():
+    vectors = data.stored_vectors()["tfidf"][:300]
+    codes, books = data.residual_codes(vectors, (8, 8, 8))
+    again, _ = data.residual_codes(vectors, (8, 8, 8))
+    np.testing.assert_array_equal(codes, again)
+    left = [vectors - sum(book[codes[:, k]] for k, book in enumerate(books[:n])) for n in range(4)]
+    assert left[0].var() > left[1].var() > left[2].var() > left[3].var()
+    assert [len(np.unique(level)) for level in codes.T] == [8, 8, 8]
+
+
+def test_events_are_the_clicks_before_the_session(frame):
+    events, session = data.session_events(frame, 4)
+    history = data.history_sequences(frame, 4)
+    for row in np.random.default_rng(0).integers(0, len(frame), 200):
+        found = events[session[row]]
+        assert found[:, 0].tolist() == history["item"][row][::-1].tolist()
+        assert ((found[:, 0] > 0) == (found[:, 1] > 0)).all() and found[:, 1].max() <= 12
+        assert ((found[:, 2] == 2).numpy() == history["bought"][row][::-1]).all()
+    assert not events[0].any()
+
+
+def test_batches_hold_whole_sessions(sequence):
+    _, train = sequence
+    seen, cut, batches = [], 0, list(train.batches(256, generator=torch.Generator().manual_seed(0)))
+    for batch in batches:
+        own = batch.categorical[:, -2].unique()
+        cut += len(np.intersect1d(own, seen))
+        seen = own
+    assert cut <= len(batches) and sum(map(len, batches)) == len(train)
+    all_rows = torch.cat([batch.numeric for batch in batches])
+    assert all_rows.sum() == pytest.approx(train.numeric.sum().item(), abs=0.1)
+
+
+# --- sequences --------------------------------------------------------------------------------------------------------
+
+
+def test_future_events_change_no_state():
+    torch.manual_seed(0)
+    model, events = CausalTransformer(8, 6, 2, 2), torch.randn(3, 6, 8)
+    there = torch.tensor([[0, 0, 1, 1, 1, 1], [1] * 6, [0, 1, 1, 1, 1, 1]]).bool()
+    states, later = model(events, there), events.clone()
+    later[:, 4:] = torch.randn(3, 2, 8)
+    changed = model(later, there)
+    torch.testing.assert_close(states[:, :4], changed[:, :4])
+    assert (states[:, 4:] - changed[:, 4:]).abs().max() > 1e-2
+
+
+def test_padding_changes_no_state_and_an_empty_history_has_one():
+    torch.manual_seed(0)
+    model, events = CausalTransformer(8, 6, 2, 2), torch.randn(2, 3, 8)
+    short = model(events, torch.ones(2, 3, dtype=torch.bool))
+    padded = torch.cat([torch.randn(2, 3, 8), events], 1)
+    there = torch.tensor([[0, 0, 0, 1, 1, 1]] * 2).bool()
+    torch.testing.assert_close(model(padded, there)[:, 3:], short)
+    assert model(padded, there & False).isfinite().all()
+    with pytest.raises(ValueError, match="7 events; the model was made for 6"):
+        model(torch.randn(2, 7, 8), torch.ones(2, 7, dtype=torch.bool))
+
+
+@pytest.mark.parametrize(("reader", "matters"), [("mean", False), ("target", False), ("transformer", True)])
+def test_the_order_matters_to_the_transformer_alone(sequence, reader, matters):
+    model = sequence[0](reader)
+    session = model.events[:, :, 0].gt(0).all(1).nonzero()[:5, 0]
+    candidate = model.read_events(torch.tensor([[1, 0, 0]] * len(session)))
+    before = model.read_history(session, candidate)
+    model.events = model.events.flip(1)
+    moved = (model.read_history(session, candidate) - before).abs().max()
+    assert (moved > 1e-4) == matters
+
+
+def test_target_attention_by_hand():
+    torch.manual_seed(0)
+    model, events, candidate = TargetAttention(4), torch.randn(1, 3, 4), torch.randn(1, 4)
+    there, expected = torch.tensor([[True, True, False]]), 0
+    for event in events[0, :2]:
+        c = candidate[0]
+        expected = expected + model.weigh(torch.cat([event, c, event * c, event - c])) * event
+    torch.testing.assert_close(model(events, there, candidate)[0], expected)
+
+
+@pytest.mark.parametrize("reader", ["mean", "target", "transformer"])
+def test_a_state_is_shared_and_each_task_has_a_tower(sequence, reader):
+    make, train = sequence
+    model, rows = make(reader), train.take(range(len(train) - 50, len(train)))
+    logits = model(rows.numeric, rows.categorical)
+    assert {name: tuple(out.shape) for name, out in logits.items()} == {
+        "click": (50,),
+        "purchase": (50,),
+        "next_category": (50, 8),
+        "next_item": (50, 200),
+    }
+    for name, out in logits.items():
+        model.zero_grad()
+        out.sum().backward(retain_graph=True)
+        assert model.state.weight.grad.abs().sum() > 0
+        others = [p.grad for other in logits if other != name for p in model.task_parameters(other)]
+        assert all(grad is None or not grad.any() for grad in others)
+
+
+def test_training_equals_a_plain_loop(sequence):
+    make, train = sequence
+    model, plain = make(), make()
+    fit(model, train, epochs=1, batch_size=512, lr=1e-3, seed=4, progress=False)
+    optimizer = torch.optim.AdamW(plain.train().parameters(), lr=1e-3, weight_decay=0)
+    session, generator = train.categorical[:, -2], torch.Generator().manual_seed(4)
+    order = torch.randperm(int(session.max()) + 1, generator=generator)[session].argsort(stable=True)
+    for rows in order.split(512):
+        logits = plain(train.numeric[rows], train.categorical[rows])
+        loss = 0
+        for task in TASKS:
+            known = train.masks[task.name][rows] if task.name in train.masks else None
+            loss = loss + task_loss(task, logits[task.name], train.labels[task.name][rows], known)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    for own, other in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-5, atol=1e-6)
+
+
+# --- contents ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def contents(shop):
+    vectors = torch.randn(200, 12, generator=torch.Generator().manual_seed(0))
+    vectors[7, 3] = torch.nan
+    return {"text": vectors, "picture": data.tiles(data.pictures(shop), 200)}
+
+
+@pytest.fixture
+def products(splits):
+    return data.attach(splits.train, splits.frames["train"]["item_id"].to_numpy())
+
+
+@pytest.mark.parametrize("fusion", ["concat", "gate"])
+def test_content_is_read_by_product(splits, products, contents, fusion):
+    torch.manual_seed(0)
+    model = ContentBottom(splits.schema, TASKS, contents, fusion=fusion).eval()
+    rows = products.take(range(60))
+    before = predict(model, rows)["click"]
+    own = int(rows.categorical[0, -1])
+    model.set_contents(
+        {name: table.index_fill(0, torch.tensor([own]), 0.3) for name, table in contents.items()}
+    )
+    moved = (predict(model, rows)["click"] != before).numpy()
+    np.testing.assert_array_equal(moved, (rows.categorical[:, -1] == own).numpy())
+    fit(model, products, epochs=1, progress=False)
+    with pytest.raises(ValueError, match="'text' has 9 numbers; in training it had 12"):
+        model.set_contents(contents | {"text": torch.zeros(200, 9)})
+    with pytest.raises(ValueError, match="3 × 16 × 16 numbers; in training it had 3 × 32 × 32"):
+        model.set_contents(contents | {"picture": torch.zeros(200, 3, 16, 16)})
+
+
+def test_gates_leave_out_what_is_missing(splits, contents):
+    model = ContentBottom(splits.schema, TASKS, contents, fusion="gate").eval()
+    shares = model.shares(*model.read(torch.arange(200)))
+    assert shares[7, 0] == 0 and shares[7, 1] == 1  # its vector holds a NaN
+    torch.testing.assert_close(shares.sum(1), torch.ones(200))
+    model.set_contents({"text": contents["text"]})
+    shares = model.shares(*model.read(torch.arange(200)))
+    assert not shares[:, 1].any() and not shares[7].any() and shares.isfinite().all()
+
+
+def test_modality_dropout_never_takes_all(splits, contents):
+    torch.manual_seed(0)
+    model = ContentBottom(splits.schema, TASKS, contents, modality_dropout=0.5)
+    _, there = model.read(torch.arange(200))
+    assert there.any(1).all() and 0.5 < there.float().mean() < 0.85
+    _, there = model.eval().read(torch.arange(200))
+    assert there.sum() == 399
+
+
+def test_a_picture_network_halves_three_times():
+    assert picture_net(5)(torch.rand(4, 3, 32, 32)).shape == (4, 5)
+
+
+def test_lora_at_rank_0_is_the_frozen_layer():
+    torch.manual_seed(0)
+    layer, x = nn.Linear(6, 4), torch.randn(10, 6)
+    frozen, adapted = LoRA(layer, 0), LoRA(layer, 2)
+    torch.testing.assert_close(frozen(x), layer(x), rtol=0, atol=0)
+    torch.testing.assert_close(adapted(x), layer(x), rtol=0, atol=0)  # B starts at 0
+    optimizer, before = torch.optim.SGD(adapted.parameters(), 0.1), layer.weight.clone()
+    for _ in range(3):
+        optimizer.zero_grad()
+        adapted(x).square().mean().backward()
+        optimizer.step()
+    torch.testing.assert_close(layer.weight, before, rtol=0, atol=0)
+    update = adapted.scale * adapted.b @ adapted.a
+    assert torch.linalg.matrix_rank(update) == 2
+    torch.testing.assert_close(adapted(x), x @ (layer.weight + update).T + layer.bias)
