@@ -92,9 +92,9 @@ def score(task: data.Task, said: torch.Tensor, labels: torch.Tensor, known: torc
     """By labels: AUC, or the share of right classes, or of items among the ten likeliest."""
     if task.kind == "binary":
         return auc(labels.cpu(), said)
-    known = slice(None) if known is None else known.cpu()
-    likeliest = said[known].topk(10 if task.name == "next_item" else 1).indices
-    return float((likeliest == labels.cpu()[known][:, None]).any(1).float().mean())
+    known = slice(None) if known is None else known
+    likeliest = said.to(labels.device)[known].topk(10 if task.name == "next_item" else 1).indices
+    return float((likeliest == labels[known][:, None]).any(1).float().mean())
 
 
 def trained(
