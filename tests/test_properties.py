@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,7 +12,7 @@ from hypothesis.extra import numpy as npst
 from sklearn.metrics import roc_auc_score
 
 from mtl_helpers import gradients, metrics, weighting
-from mtl_helpers.data import Task
+from mtl_helpers.data import CATEGORIES, Task, clean_items
 from mtl_helpers.losses import task_loss
 from mtl_helpers.sweep import pareto_mask, simplex_grid
 
@@ -177,3 +178,28 @@ def test_a_front_is_what_pairwise_comparison_says(points):
 def test_a_grid_of_weights_sums_to_one(n_tasks, n, lowest):
     for weights in simplex_grid([f"t{i}" for i in range(n_tasks)], n, lowest):
         assert sum(weights.values()) == pytest.approx(1) and min(weights.values()) >= lowest - 1e-9
+
+
+# --- cleaning ---------------------------------------------------------------------------------------------------
+
+SPELLINGS = st.sampled_from([str.upper, str.title, str.lower, " {}".format, "{}  ".format])
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(CATEGORIES), SPELLINGS, st.integers(1, 10**6), st.booleans()), min_size=1
+    )
+)
+def test_cleaning_leaves_a_row_a_product_in_one_spelling_and_one_unit(drawn):
+    names, spellings, cents, in_cents = map(list, zip(*drawn, strict=True))
+    written = [spell(name) for name, spell in zip(names, spellings, strict=True)]
+    euros, units = pd.Series(cents) / 100, np.where(in_cents, "cent", "EUR")
+    items = pd.DataFrame(
+        {"item_id": range(len(drawn)), "category": written, "brand": "a", "price_unit": units}
+    )
+    items = items.assign(price=np.where(in_cents, cents, euros), on_sale_since="2025-01-01")
+    clean = clean_items(pd.concat([items, items.sample(frac=0.5, random_state=0)]))
+    assert clean["item_id"].tolist() == items["item_id"].tolist() and clean["category"].tolist() == names
+    for _, own in clean.assign(euros=euros).sort_values("euros").groupby("category"):
+        assert own["price"].is_monotonic_increasing
+        assert own["price"].between(own["euros"].min() - 0.01, own["euros"].max() + 0.01).all()

@@ -12,15 +12,7 @@ from __future__ import annotations
 
 from study import command_line, store
 
-from mtl_helpers.data import (
-    SHOP_CATEGORICAL,
-    SHOP_NUMERIC,
-    SHOP_TASKS,
-    load_shop,
-    prepare,
-    shop_frame,
-    shop_splits,
-)
+from mtl_helpers import data
 from mtl_helpers.models import SharedBottom
 from mtl_helpers.sweep import sweep
 
@@ -30,17 +22,16 @@ SETTINGS = {"epochs": 6, "lr": 3e-3, "weight_decay": 0.1, "keep": "best"}
 
 def main() -> None:
     options = command_line(__doc__, seeds=8).parse_args()
-    tasks = SHOP_TASKS[:2]
-    data = prepare(shop_splits(shop_frame(load_shop())), tasks, SHOP_NUMERIC, SHOP_CATEGORICAL)
+    tasks, frames = data.SHOP_TASKS[:2], data.shop_splits(data.shop_frame(data.load_shop()))
+    shop = data.prepare(frames, tasks, data.SHOP_NUMERIC, data.SHOP_CATEGORICAL)
     family = sweep(
-        lambda: SharedBottom(data.schema, tasks, embedding_dim=4), data.train, data.valid,
+        lambda: SharedBottom(shop.schema, tasks, embedding_dim=4), shop.train, shop.valid,
         weightings=[{"click": 1 - w, "purchase": w} for w in WEIGHTS], seeds=range(options.seeds), **SETTINGS,
     )  # fmt: skip
     records = family.records.merge(family.runs.rename(columns={"epoch": "kept"}))
     records = records.merge(family.weightings.add_prefix("weight_"), left_on="weighting", right_index=True)
-    store(
-        options.out / "00_family.csv", f"nb00_family.py --seeds {options.seeds}", records, float_format="%.5g"
-    )
+    command = f"nb00_family.py --seeds {options.seeds}"
+    store(options.out / "00_family.csv", command, records, float_format="%.5g")
     print(family.final("valid").groupby(["task", "metric", "weighting"])["value"].mean().unstack().round(4))
     print(family.runs.groupby("weighting")["epoch"].mean())
 

@@ -5,25 +5,13 @@ python notebooks/studies/nb00_shop_card.py
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
+import study  # noqa: F401  (the package on the path)
 from sklearn.linear_model import LogisticRegression
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from mtl_helpers.data import (
-    CATEGORIES,
-    PAGE,
-    Shop,
-    World,
-    bayes_auc,
-    load_shop,
-    make_world,
-    shop_frame,
-    shop_splits,
-)
+from mtl_helpers import data
+from mtl_helpers.data import CATEGORIES, PAGE, Shop, World, make_world
 from mtl_helpers.data.shop_world import PARENT, SUBS
 
 
@@ -64,15 +52,15 @@ def first_click(world: World) -> tuple[float, float]:
 
 
 def main() -> None:
-    shop = load_shop()
-    frames = shop_splits(shop_frame(shop))
+    shop = data.load_shop()
+    frames = data.shop_splits(data.shop_frame(shop))
     train, test = frames["train"], frames["test"]
     known = test["next_category"].notna().to_numpy()
     y = test["next_category"][known].astype(int)
     parent = dict(zip(SUBS, PARENT, strict=True)) | {"none": -1}
     clicked = train.loc[train["click"] == 1, "item_id"].value_counts().index
     said = hidden_state(shop, frames)[known]
-    print({name: round(value, 4) for name, value in bayes_auc(shop).items()})
+    print({name: round(value, 4) for name, value in data.bayes_auc(shop).items()})
     found = {
         "next category, largest class of the training part": (y == train["next_category"].mode()[0]).mean(),
         "next category is that of the last click": (y == test["last_sub_category"][known].map(parent)).mean(),

@@ -14,17 +14,7 @@ import pandas as pd
 import torch
 from study import command_line, store
 
-from mtl_helpers.data import (
-    SHOP_CATEGORICAL,
-    SHOP_IDS,
-    SHOP_NUMERIC,
-    SHOP_TASKS,
-    ShopConfig,
-    prepare,
-    shop_frame,
-    shop_splits,
-    simulate,
-)
+from mtl_helpers import data
 from mtl_helpers.models import SharedBottom
 from mtl_helpers.training import evaluate, fit
 from mtl_helpers.weighting import constant_losses
@@ -40,18 +30,19 @@ def main() -> None:
     done = set(found[KEYS].itertuples(index=False, name=None))
     rows = found.to_dict("records")
     for seed in range(FIRST_SHOP, FIRST_SHOP + options.shops):
-        frames = shop_splits(shop_frame(simulate(ShopConfig(seed=seed, n_users=720, n_impressions=80_000))))
+        shop = data.simulate(data.ShopConfig(seed=seed, n_users=720, n_impressions=80_000))
+        frames = data.shop_splits(data.shop_frame(shop))
         for ids in (False, True):
-            columns = [*SHOP_CATEGORICAL, *(SHOP_IDS if ids else ())]
-            data = prepare(frames, SHOP_TASKS, SHOP_NUMERIC, columns)
+            columns = [*data.SHOP_CATEGORICAL, *(data.SHOP_IDS if ids else ())]
+            splits = data.prepare(frames, data.SHOP_TASKS, data.SHOP_NUMERIC, columns)
             for key in [(seed, ids, lr, decay) for lr in RATES for decay in DECAYS]:
                 if key in done:
                     continue
                 torch.manual_seed(seed)
-                model = SharedBottom(data.schema, data.tasks, embedding_dim=4)
+                model = SharedBottom(splits.schema, splits.tasks, embedding_dim=4)
                 settings = {"lr": key[2], "weight_decay": key[3], "seed": seed, "progress": False}
-                history = fit(model, data.train, data.valid, epochs=20, patience=3, **settings)
-                values, base = evaluate(model, data.valid), constant_losses(data.train)
+                history = fit(model, splits.train, splits.valid, epochs=20, patience=3, **settings)
+                values, base = evaluate(model, splits.valid), constant_losses(splits.train)
                 row = dict(zip(KEYS, key, strict=True)) | {"epoch": history.best_epoch}
                 row["loss"] = round(sum(values[name]["loss"] / base[name] for name in values), 5)
                 row |= {name: round(v.get("auc", v["accuracy"]), 4) for name, v in values.items()}

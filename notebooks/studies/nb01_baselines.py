@@ -27,17 +27,15 @@ are exploratory, with Holm's correction over them.
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from nb00_shop_card import hidden_state
+from study import ROOT, append, begin
 
 from mtl_helpers import data
 from mtl_helpers.metrics import auc, expected_auc, expected_log_loss, holm, mean_interval, paired_difference
@@ -45,7 +43,7 @@ from mtl_helpers.models import SharedBottom, count_parameters
 from mtl_helpers.training import fit, predict
 from mtl_helpers.weighting import constant_losses
 
-RESULTS = Path("notebooks/results/01_baselines.csv")
+RESULTS = ROOT / "notebooks" / "results" / "01_baselines.csv"
 TUNING, REPORTED = (0, 1), tuple(range(100, 110))
 TRAINING = {"epochs": 25, "patience": 3, "stop": "each", "progress": False}
 DECAYS = (0.01, 0.1, 1.0, 3.0, 10.0)
@@ -142,12 +140,7 @@ def run(seed: int, names: list[str]) -> None:
     done = set(mine[[*KEY, *SETTING]].itertuples(index=False, name=None))
     shop = data.simulate(data.ShopConfig(seed=seed))
     frame = data.shop_frame(shop).merge(shop.truth, on="impression_id")
-    frames = data.shop_splits(frame, pending="unknown")
-
-    def write(rows: Iterable[dict]) -> None:
-        text = pd.DataFrame(rows).assign(shop=seed).reindex(columns=COLUMNS).round(6)
-        with RESULTS.open("a", encoding="utf-8") as file:
-            file.write(text.to_csv(index=False, header=False))
+    frames, write = data.shop_splits(frame, pending="unknown"), partial(append, RESULTS, shop=seed)
 
     if BOUNDS in names and best is not None and "truth" not in set(mine["contestant"]):
         write(bounds(shop, frames))
@@ -196,9 +189,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=known, choices=known)
     parser.add_argument("--table", action="store_true", help="print what is there and run nothing")
     options = parser.parse_args()
-    if not RESULTS.exists():
-        header = f"# python notebooks/studies/nb01_baselines.py\n{','.join(COLUMNS)}\n"
-        RESULTS.write_text(header, encoding="utf-8")
+    begin(RESULTS, "nb01_baselines.py", COLUMNS)
     for seed in () if options.table else options.shops:
         run(seed, options.only)
     table = pd.read_csv(RESULTS, comment="#")

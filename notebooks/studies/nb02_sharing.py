@@ -24,14 +24,15 @@ own best epoch and setting, no ids, ten shops; expected: plus. All else is explo
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from copy import deepcopy
+from functools import partial
 from itertools import product
 
 import numpy as np
 import pandas as pd
 import torch
-from study import ROOT
+from study import ROOT, append, begin
 
 from mtl_helpers import data
 from mtl_helpers.metrics import auc, expected_auc
@@ -111,12 +112,7 @@ def run(seed: int, names: tuple, relatedness: float = 0.8, units: int = 64) -> N
     best = None if seed in TUNING else means.groupby(KEY).idxmax().map(lambda key: key[-2:])
     mine, shop, usual = table.merge(pd.DataFrame([here])), shop_of(seed, relatedness), units == 64
     done = set(mine[[*KEY, *SETTING]].itertuples(index=False, name=None))
-
-    def write(rows: Iterable[dict]) -> None:
-        text = pd.DataFrame(rows).assign(**here).reindex(columns=COLUMNS).round(6)
-        with RESULTS.open("a", encoding="utf-8") as file:
-            file.write(text.to_csv(index=False, header=False))
-
+    write = partial(append, RESULTS, **here)
     if "truth" not in set(mine["contestant"]) and "click model" in names:
         test = shop.frames["test"]
         for task, (name, said) in product(BOTH, (("popularity", "item_past_ctr"), ("truth", "p_{}"))):
@@ -138,8 +134,7 @@ def run(seed: int, names: tuple, relatedness: float = 0.8, units: int = 64) -> N
 
 if __name__ == "__main__":
     chosen = tuple(sys.argv[1:]) or tuple(CONTESTANTS)
-    if not RESULTS.exists():
-        RESULTS.write_text(f"# python notebooks/studies/nb02_sharing.py\n{','.join(COLUMNS)}\n", "utf-8")
+    begin(RESULTS, "nb02_sharing.py", COLUMNS)
     for seed in (*TUNING, *REPORTED):
         run(seed, chosen)
     for knob, seed in product(((-1.0, 64), (0.8, 8)), REPORTED[:5] if set(FIRST) <= set(chosen) else ()):

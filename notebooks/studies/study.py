@@ -33,6 +33,14 @@ def store(path: Path, command: str, table: pd.DataFrame, **form: object) -> None
     path.write_text(f"# python notebooks/studies/{command}\n{text}", encoding="utf-8")
 
 
+def append(path: Path, rows: Iterable[dict], **same: object) -> None:
+    """Add rows to a table, in one write; ``same`` is what all of them share."""
+    columns = pd.read_csv(path, comment="#", nrows=0).columns
+    text = pd.DataFrame(rows).assign(**same).reindex(columns=columns).round(6)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(text.to_csv(index=False, header=False, lineterminator="\n"))
+
+
 def begin(path: Path, command: str, columns: Iterable[str]) -> None:
     """Make a table without rows, unless it is there; of several processes that begin at once, one does."""
     path.parent.mkdir(parents=True, exist_ok=True)

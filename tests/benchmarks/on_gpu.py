@@ -21,15 +21,7 @@ from pathlib import Path
 import torch
 from timing import ROOT, command_line, machine, show
 
-from mtl_helpers.data import (
-    SHOP_CATEGORICAL,
-    SHOP_NUMERIC,
-    SHOP_TASKS,
-    load_shop,
-    prepare,
-    shop_frame,
-    shop_splits,
-)
+from mtl_helpers import data
 from mtl_helpers.gradients import CombinedGradients
 from mtl_helpers.models import MMoE, SharedBottom
 from mtl_helpers.sweep import simplex_grid, sweep
@@ -53,10 +45,14 @@ def run_notebook(path: Path) -> str:
     return f"{path.stem}: {how} in {time.perf_counter() - start:.0f} s\n{done.stderr[-1500:]}".strip()
 
 
+def prepared(frames: dict, device: str) -> data.Splits:
+    return data.prepare(frames, data.SHOP_TASKS[:2], data.SHOP_NUMERIC, data.SHOP_CATEGORICAL, device=device)
+
+
 def trained(device: str, frames: dict, name: str) -> tuple[dict, float]:
     """Predictions on the test rows, on the CPU, and training rows a second."""
     build, weigh = CONTESTANTS[name]
-    splits = prepare(frames, SHOP_TASKS[:2], SHOP_NUMERIC, SHOP_CATEGORICAL, device=device)
+    splits = prepared(frames, device)
     torch.manual_seed(0)
     model = build(splits.schema, splits.tasks).to(device)
     start, settings = time.perf_counter(), {"epochs": EPOCHS, "batch_size": BATCH, "progress": False}
@@ -82,7 +78,7 @@ def both(frames: dict) -> Iterator[dict[str, object]]:
 
 
 def swept(device: str, frames: dict) -> str:
-    splits = prepare(frames, SHOP_TASKS[:2], SHOP_NUMERIC, SHOP_CATEGORICAL, device=device)
+    splits = prepared(frames, device)
     start, settings = time.perf_counter(), {"weightings": simplex_grid(splits.tasks, 33), "progress": False}
     build = partial(SharedBottom, splits.schema, splits.tasks)
     family = sweep(build, splits.train, splits.valid, epochs=EPOCHS, **settings)
@@ -100,7 +96,7 @@ def main() -> None:
         with ThreadPoolExecutor(4) as pool:
             for line in pool.map(run_notebook, sorted((ROOT / "notebooks").glob("0*.ipynb"))):
                 print(line, flush=True)
-    frames = shop_splits(shop_frame(load_shop()).tail(80_000))
+    frames = data.shop_splits(data.shop_frame(data.load_shop()).tail(80_000))
     print()
     show(both(frames))
     for device in ("cpu", "cuda", "cuda"):

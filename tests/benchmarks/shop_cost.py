@@ -27,11 +27,9 @@ SMALL, LARGE = (
 
 def measured(work: str, seconds: bool = False) -> float:
     """What a fresh process of one thread prints."""
-    run, env = (
-        [sys.executable, "-c", CODE.format(work, seconds)],
-        {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-    )
-    return float(subprocess.run(run, env=env, capture_output=True, text=True, check=True).stdout)
+    env = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    settings = {"env": env, "capture_output": True, "text": True, "check": True}
+    return float(subprocess.run([sys.executable, "-c", CODE.format(work, seconds)], **settings).stdout)
 
 
 def main() -> None:
