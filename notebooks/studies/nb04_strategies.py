@@ -385,9 +385,7 @@ def walks(out: Path, steps: int = 100_000, every: int = 2_000) -> None:
 def main() -> None:
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
-    parser.add_argument(
-        "--data", choices=("shop", "kuairand", "kurin", "front", "weights", "cost"), default="shop"
-    )
+    parser.add_argument("--data", choices=PARTS, default="shop")
     parser.add_argument("--draws", type=int, nargs="+", default=[*TUNING, *range(FIRST, FIRST + 10)])
     parser.add_argument("--part", default="0/1", help="the k-th of n parts of the runs, as k/n")
     parser.add_argument("--out", type=Path, default=ROOT / "notebooks" / "results")
