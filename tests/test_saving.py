@@ -31,7 +31,8 @@ def same(a, b, data) -> bool:
 @pytest.mark.parametrize("name", sorted(set(model_classes()) - {"CaseModel"}))
 def test_every_model_comes_back_with_the_same_scores(splits, tmp_path, name):
     cls = model_classes()[name]
-    model = cls(splits.schema, TWO[0] if name == "SingleTask" else TWO, dropout=0.3, embedding_dim=3)
+    own = {"scene": "item"} if name == "PEPNet" else {}
+    model = cls(splits.schema, TWO[0] if name == "SingleTask" else TWO, dropout=0.3, embedding_dim=3, **own)
     loaded, _ = load_model(save_model(tmp_path / "model", model, splits.encoder))
     assert type(loaded) is cls and loaded.settings == model.settings and loaded.tasks == model.tasks
     assert same(model, loaded, splits.test) and not loaded.training

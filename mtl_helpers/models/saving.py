@@ -20,7 +20,7 @@ from mtl_helpers.data.features import FeatureEncoder
 from mtl_helpers.data.tables import Schema, Task
 from mtl_helpers.files import write_atomically
 from mtl_helpers.losses import to_prediction
-from mtl_helpers.models import case, sharing
+from mtl_helpers.models import case, newer, sharing
 
 __all__ = ["load_model", "model_classes", "save_model", "score_rows"]
 
@@ -28,7 +28,8 @@ __all__ = ["load_model", "model_classes", "save_model", "score_rows"]
 def model_classes() -> dict[str, type[nn.Module]]:
     """``{name: class}`` of the models that can be saved: those of the package."""
     plain = (sharing.SingleTask, sharing.SharedBottom, sharing.CrossStitch, sharing.MMoE, sharing.PLE)
-    return {one.__name__: one for one in (*plain, sharing.ESMM, sharing.AITM, case.CaseModel)}
+    others = sharing.ESMM, sharing.AITM, newer.STEM, newer.PEPNet, case.CaseModel
+    return {one.__name__: one for one in (*plain, *others)}
 
 
 def save_model(folder: str | Path, model: nn.Module, encoder: FeatureEncoder) -> Path:

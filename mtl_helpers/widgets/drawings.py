@@ -22,7 +22,7 @@ from mtl_helpers.widgets.figures import INK, task_style
 __all__ = ["course_map", "draw"]
 
 # A name, what the drawing says, its columns: "header [cell ; cell]". A cell is "whose: text / symbol": whose is one of
-# LOOKS, tasks as in WHOSE (a box each), or both. ↓ and ↘ after a header link its boxes to their neighbours as well.
+# LOOKS, tasks as in WHOSE (a box each), or both. ↓ and ↘ after a header link its boxes to neighbours as well, ↕ to all.
 ARCHITECTURES = """
 single_task: Single-task models: every task has layers and a tower of its own, and nothing is shared.
 input → own layers [*: layers / Z{i} = f{i}(X)] → own towers → outputs
@@ -55,6 +55,14 @@ input → shared bottom → towers
 aitm: AITM: each task passes what it knows to the next, which weighs it against its own by attention.
 input → own layers [*: layers / q{i} = f{i}(X)]
 → transfer ↓ [1: / Z{i} = q{i} ; 2+: / Z{i} = attention(Z{before}, q{i})] → own towers → outputs
+
+stem: STEM: each task has embeddings and an expert of its own; its gate mixes all, yet trains its own and the shared.
+input → embeddings [*: table / x{i} ; shared common: table / x₀] → experts and gates ↕ [gate *: / w{i}(x{i} + x₀) ;
+*: / e{i} = f{i}(x{i}) ; shared common: / e₀ = f₀(x₀)] → mixtures → own towers → outputs
+
+pepnet: PEPNet: gates that know the scene scale what the shared layers read, and what each tower reads of them.
+inputs [input: scene / s ; input: features / X] → EPNet [gate: gate / X ⊙ δ(s, X)] → shared bottom
+→ PPNet [*: gate / Z ⊙ δ{i}(s, X)] → towers [*: tower / g{i}(Z ⊙ δ{i})] → outputs
 
 two_towers: Two towers: a user's and an item's vector meet; tasks about what comes next read the user's alone.
 inputs [input item: item / ; input user: user, moment / ]
@@ -209,6 +217,8 @@ def connect(columns: list[tuple[str, list[Box]]]) -> list[tuple]:
         edges += [(a, b) for a, b in product(boxes, after) if not a.task or not b.task or a.task == b.task]
         edges += [(boxes[0], second) for second in after[1:2] if "↘" in header]
         down += pairwise(boxes) if "↓" in header else []
+        own = [box for box in boxes if box.look != "gate"] if "↕" in header else []
+        edges += [(a, b) for a, b in product(own, after) if a.task != b.task]
 
     def port(box: Box, other: Box, end: int) -> float:
         if box.tall and not other.tall:
@@ -247,7 +257,7 @@ def draw(name: str, tasks: Sequence[str] = ("click", "purchase", "next_category"
     arrows, boxes = connect(columns), [box for _, column in columns for box in column]
     parts = [*(draw_arrow(*arrow) for arrow in arrows), *(box.svg() for box in boxes)]
     for header, column in columns:
-        parts.append(write(column[0].middle[0], PAD + 12, header.rstrip(" ↓↘"), size=11, color=SOFT))
+        parts.append(write(column[0].middle[0], PAD + 12, header.rstrip(" ↓↘↕"), size=11, color=SOFT))
     alt = f"{alt} Tasks: {', '.join(tasks)}."
     return page(alt, height + 2 * PAD + HEADER - 7, "".join(parts), boxes, arrows)
 

@@ -62,6 +62,8 @@ MODEL_STYLES = {
     "cross stitch": {"color": "#8C510A", "marker": "P", "linestyle": ":"},
     "esmm": {"color": "#44576B", "marker": "X", "linestyle": "-"},
     "aitm": {"color": "#6B6B00", "marker": "*", "linestyle": "-."},
+    "stem": {"color": "#AA4466", "marker": "<", "linestyle": "-"},
+    "pepnet": {"color": "#117733", "marker": ">", "linestyle": "--"},
 }
 ALIASES = {"shared": "shared bottom", **dict.fromkeys(("single", "separate", "alone"), "single task")}
 METRIC_STYLES = {
