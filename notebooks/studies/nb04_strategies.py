@@ -31,8 +31,6 @@ strategies), ``weights`` (what a strategy gave to each task, by step), ``cost`` 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -45,7 +43,7 @@ import numpy as np
 import pandas as pd
 import torch
 from nb00_shop_card import hidden_state
-from study import ROOT
+from study import ROOT, begin
 
 from mtl_helpers import data, weighting
 from mtl_helpers.gradients import METHODS, CombinedGradients
@@ -226,13 +224,7 @@ class Table:
 
     def __init__(self, path: Path, columns: list[str]) -> None:
         self.path, self.columns = path, columns
-        if not path.exists():  # whole at once, and only for the first of several processes
-            path.parent.mkdir(parents=True, exist_ok=True)
-            draft = path.with_suffix(f".{os.getpid()}")
-            draft.write_text(f"# python notebooks/studies/nb04_strategies.py\n{','.join(columns)}\n", "utf-8")
-            with contextlib.suppress(FileExistsError):
-                os.link(draft, path)
-            draft.unlink()
+        begin(path, "nb04_strategies.py", columns)
 
     def read(self) -> pd.DataFrame:
         return pd.read_csv(self.path, comment="#", dtype={"ratio": str}).fillna({"ratio": ""})

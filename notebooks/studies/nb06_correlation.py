@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from study import ROOT, SideBySide, begin
+from study import ROOT, SideBySide, append, begin
 from torch import nn
 
 from mtl_helpers.data import Task
@@ -102,11 +102,6 @@ def run(seed: int, correlation: float, name: str, setting: tuple[float, float]) 
     return row, [{"seed": seed, "correlation": correlation, **gate} for gate in gates]
 
 
-def append(path: Path, columns: list[str], rows: list[dict]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(pd.DataFrame(rows).reindex(columns=columns).round(6).to_csv(index=False, header=False))
-
-
 def main() -> None:
     style = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=style)
@@ -131,9 +126,9 @@ def main() -> None:
             if (seed, p, name, *setting) in done:
                 continue
             row, gates = run(seed, p, name, setting)
-            append(results, COLUMNS, [row])
+            append(results, [row])
             if gates and seed in REPORTED[:3]:
-                append(gate_table, GATES, gates)
+                append(gate_table, gates)
         print(f"seed {seed}, {name}: done", flush=True)
 
 

@@ -29,13 +29,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from functools import partial
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from study import ROOT, begin
+from study import ROOT, append, begin
 from torch import nn
 
 from mtl_helpers import data, models
@@ -194,12 +195,7 @@ def run(path: Path, seed: int, names: tuple[str, ...], users: int = 432, setting
     table = pd.read_csv(path, comment="#")
     best, mine = None if seed in TUNING else chosen(table), table[table["shop"] == seed]
     done, whole = set(mine[[*KEY, *SETTING]].itertuples(index=False, name=None)), shop_of(seed, users=users)
-
-    def write(rows: Iterator[dict] | list[dict]) -> None:
-        text = pd.DataFrame(rows).assign(shop=seed).reindex(columns=COLUMNS).round(6)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(text.to_csv(index=False, header=False))
-
+    write = partial(append, path, shop=seed)
     if best is not None and "shared bottom" in names and "truth" not in set(mine["contestant"]):
         write(list(bounds(whole)))
     for name in names if best is not None else (n for n in names if n != "AITM, no calibrator"):

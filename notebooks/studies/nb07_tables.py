@@ -30,7 +30,6 @@ that ids help here and that decays above 10 do not, which set the grids.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from functools import cache
 from itertools import product
@@ -38,7 +37,7 @@ from itertools import product
 import numpy as np
 import pandas as pd
 import torch
-from study import command_line
+from study import append, begin, command_line
 
 from mtl_helpers import data
 from mtl_helpers.data import public
@@ -235,17 +234,11 @@ def chosen(table: pd.DataFrame, name: str, budget: str, tasks: list, roles: tupl
 def run(study: str, seed: int, names: list, path) -> None:
     """Write the rows of one seed that are not there yet."""
     columns, drawn = DAYS if study == "drift" else COLUMNS, draw(study, seed)
-
-    def write(rows: list[dict]) -> None:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(pd.DataFrame(rows).reindex(columns=columns).round(6).to_csv(index=False, header=False))
-
-    with contextlib.suppress(FileExistsError), path.open("x", encoding="utf-8") as file:
-        file.write(f"# python notebooks/studies/nb07_tables.py {study}\n{','.join(columns)}\n")
+    begin(path, f"nb07_tables.py {study}", columns)
     table = pd.read_csv(path, comment="#", dtype={"budget": str})
     mine = table[table["seed"] == seed]
     if study == "seesaw" and seed < TUNING and "popularity" not in set(mine["contestant"]):
-        write([*floors(drawn, seed)])
+        append(path, floors(drawn, seed))
     done = set(mine[[*KEY, *SETTING]].itertuples(index=False, name=None))
     for name, budget in product(names, BUDGETS.get(study, ("all",))):
         model, teams, settings, layers, roles = STUDIES[study][name]
@@ -255,7 +248,7 @@ def run(study: str, seed: int, names: list, path) -> None:
                 if (name, budget, tasks[0].name, *setting) not in done:
                     setup = (model, tasks, settings, layers, roles)
                     rows = list(trained(drawn, name, setup, (seed, budget, setting)))
-                    write([one for row, said in rows for one in measured(study, drawn, row, said)])
+                    append(path, [one for row, said in rows for one in measured(study, drawn, row, said)])
     print(f"{study} {seed}: {', '.join(names)}", flush=True)
 
 

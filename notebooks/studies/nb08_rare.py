@@ -27,7 +27,6 @@ row are used), an auxiliary task on all 24,000 rows, the mean of *reconstruction
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import replace
@@ -40,7 +39,8 @@ import numpy as np
 import pandas as pd
 import torch
 from nb02_sharing import shop_of
-from study import command_line
+from study import append, command_line
+from study import begin as begin_table
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 from torch.nn.functional import cross_entropy
@@ -581,32 +581,17 @@ def jobs(part: str, seed: int, table: pd.DataFrame) -> Iterator[tuple]:
 def run(part: str, seed: int, path: Path) -> None:
     table = pd.read_csv(path, comment="#", dtype={"budget": str})
     done = set(table[table["shop"] == seed][[*KEY, *SETTING]].itertuples(index=False, name=None))
-
-    def write(row: dict) -> None:
-        text = pd.DataFrame([{"shop": seed, **row}]).reindex(columns=COLUMNS).round(6)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(text.to_csv(index=False, header=False, lineterminator="\n"))
-
     for world, name, budget, setting in jobs(part, seed, table):
         key = dict(zip([*KEY, *SETTING], (part, world, name, budget, *setting), strict=True))
         if tuple(key.values()) not in done:
             begun = perf_counter()
             figures = run_one(part, world, name, budget, setting, seed)
-            write(key | figures | {"seconds": perf_counter() - begun})
+            append(path, [key | figures | {"seconds": perf_counter() - begun}], shop=seed)
     other = {"selection": "estimate", "labels": "floor"}.get(part)
     if other and seed not in TUNING and other not in set(table["part"][table["shop"] == seed]):
-        for row in estimates(seed) if part == "selection" else floors(seed):
-            write(
-                {
-                    "part": other,
-                    "world": "hidden",
-                    "budget": "all",
-                    "lr": 0.0,
-                    "weight_decay": 0.0,
-                    "own": 0.0,
-                }
-                | row
-            )
+        same = {"part": other, "world": "hidden", "budget": "all"} | dict.fromkeys(SETTING, 0.0)
+        found = estimates(seed) if part == "selection" else floors(seed)
+        append(path, (same | row for row in found), shop=seed)
     print(f"{part}, shop {seed}", flush=True)
 
 
@@ -615,14 +600,8 @@ def main() -> None:
     asked.add_argument("--part", choices=CONTESTANTS)
     asked = asked.parse_args()
     torch.set_num_threads(1)
-    path, own = asked.out / "08_rare.csv", asked.out / f".08_rare.{os.getpid()}"
-    if not path.exists():  # whole in one move: others may be beginning, too
-        own.write_text(f"# python notebooks/studies/nb08_rare.py\n{','.join(COLUMNS)}\n", encoding="utf-8")
-        try:
-            os.link(own, path)
-        except FileExistsError:
-            pass
-        own.unlink()
+    path = asked.out / "08_rare.csv"
+    begin_table(path, "nb08_rare.py", COLUMNS)
     shops = (*TUNING, *REPORTED) if asked.shop < 0 else (asked.shop,)
     for seed, part in product(shops, [asked.part] if asked.part else CONTESTANTS):
         run(part, seed, path)
