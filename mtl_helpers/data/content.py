@@ -6,8 +6,6 @@ Taught in notebook 09. These are tables with a row for each product or session, 
 
 from __future__ import annotations
 
-import struct
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,9 +31,8 @@ AGES = 12  # steps of how long ago an event was, each twice the last: from half 
 
 def text_of(items: pd.DataFrame) -> list[str]:
     """Title and description of each product in one text; empty where both are missing."""
-    return (
-        (items["title"].fillna("") + ". " + items["description"].fillna("")).str.removeprefix(". ").tolist()
-    )
+    title, description = (items[name].fillna("") for name in ("title", "description"))
+    return (title + ". " + description).str.removeprefix(". ").tolist()
 
 
 def tfidf_vectors(texts: Sequence[str], width: int, known: np.ndarray | None = None) -> np.ndarray:
@@ -60,17 +57,9 @@ def stored_vectors() -> dict[str, np.ndarray]:
 
 def read_rgb(path: str | Path) -> np.ndarray:
     """The pixels (height, width, 3) of a PNG such as :func:`write_shop` makes."""
-    data, at, packed = Path(path).read_bytes(), 8, b""
-    while at < len(data):
-        size, kind = struct.unpack(">I4s", data[at : at + 8])
-        part, at = data[at + 8 : at + 8 + size], at + 12 + size
-        if kind == b"IHDR":
-            width, height = struct.unpack(">II", part[:8])
-        packed += part if kind == b"IDAT" else b""
-    lines = np.frombuffer(zlib.decompress(packed), np.uint8).reshape(height, -1)
-    return (
-        lines[:, 1:].reshape(height, width, 3).cumsum(1, dtype=np.uint8)
-    )  # each pixel less its left neighbour
+    from matplotlib.image import imread
+
+    return (255 * imread(path)[..., :3]).round().astype(np.uint8)
 
 
 def tiles(sheet: np.ndarray, n: int) -> Tensor:

@@ -262,19 +262,11 @@ def interval_rows(
     zero: bool = True,
     digits: int = 4,
 ) -> dict[str, Interval]:
-    """A row per name, from the top: a dot with its interval, the number at the right edge.
+    """A row per name, from the top: a dot with its interval, the number at the right edge. Returns the intervals.
 
-    Parameters
-    ----------
-    rows : an Interval for each name, or one value per run, which show as pale dots.
-    styles : ``{name: task_style(...)}``.
-    holm : names whose difference survives Holm's correction: these get a star, the others a hollow dot. Without it
-        every dot is filled.
-    zero : the rows are differences: a line at 0, numbers with their sign.
-
-    Returns
-    -------
-    ``{name: Interval}``, as drawn.
+    rows : an Interval for each name, or one value per run, which show as pale dots. styles : ``{name: style}``.
+    holm : names whose difference survives Holm's correction: these get a star, the others a hollow dot; without it
+        every dot is filled. zero : the rows are differences: a line at 0, numbers with their sign.
     """
     intervals = {}
     for y, (name, values) in enumerate(rows.items()):
