@@ -26,13 +26,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from copy import deepcopy
+from functools import partial
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from study import begin, command_line
+from study import append, begin, command_line
 
 from mtl_helpers import data
 from mtl_helpers.metrics import auc, expected_auc
@@ -143,12 +144,7 @@ def run(seed: int, names: tuple[str, ...], path: Path) -> None:
     tuned = table[table["shop"].isin(TUNING)].dropna(subset="lr")
     sums = tuned.groupby(["contestant", "population", *SETTING])["auc"].sum()
     mine, shop = table[table["shop"] == seed], Shop(seed)
-
-    def write(rows: list[dict]) -> None:
-        text = pd.DataFrame(rows).assign(shop=seed).reindex(columns=COLUMNS).round(6)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(text.to_csv(index=False, header=False))
-
+    write = partial(append, path, shop=seed)
     if "table" in names and "truth" not in set(mine["contestant"]):
         floors = product((("popularity", "item_past_ctr"), ("truth", "p_{}")), TASKS, shop.rows.items())
         frame, found = shop.frames["test"], []

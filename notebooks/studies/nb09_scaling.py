@@ -18,12 +18,13 @@ most: this describes, it proves nothing.
 from __future__ import annotations
 
 import time
+from functools import partial
 from itertools import product
 
 import pandas as pd
 import torch
 from nb09_sequence import BOTH, NEXT, Shop, floors, judged, trained
-from study import begin, command_line
+from study import append, begin, command_line
 
 from mtl_helpers import data
 from mtl_helpers.models import SequenceBottom, count_parameters
@@ -54,12 +55,7 @@ if __name__ == "__main__":
     begin(path, "nb09_scaling.py", COLUMNS)
     table = pd.read_csv(path, comment="#")
     done = set(table[["rows", "width", "tasks", "seed"]].itertuples(index=False, name=None))
-
-    def write(rows: list[dict]) -> None:
-        text = pd.DataFrame(rows).assign(rows=chosen.rows).reindex(columns=COLUMNS).round(6)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(text.to_csv(index=False, header=False))
-
+    write = partial(append, path, rows=chosen.rows)
     torch.set_float32_matmul_precision("high")
     shop = Shop(data.ShopConfig(chosen.rows // 111, n_impressions=chosen.rows, seed=200))
     events, parts = shop.with_events(chosen.length, BOTH + NEXT)

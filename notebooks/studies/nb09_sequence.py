@@ -25,12 +25,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from copy import deepcopy
+from functools import partial
 from itertools import product
 from pathlib import Path
 
 import pandas as pd
 import torch
-from study import begin, command_line
+from study import append, begin, command_line
 
 from mtl_helpers import data
 from mtl_helpers.metrics import auc, expected_auc
@@ -164,12 +165,7 @@ def run(seed: int, names: tuple[str, ...], path: Path) -> None:
     )
     mine = table[table["shop"] == seed]
     shop = Shop(data.ShopConfig(900, n_impressions=100_000, seed=seed))
-
-    def write(rows: Iterator[dict]) -> None:
-        text = pd.DataFrame(rows).assign(shop=seed).reindex(columns=COLUMNS).round(6)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(text.to_csv(index=False, header=False))
-
+    write = partial(append, path, shop=seed)
     if "counts" in names and "truth" not in set(mine["contestant"]):
         write(floors(shop))
     for name in names:

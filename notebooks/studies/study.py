@@ -33,7 +33,7 @@ def store(path: Path, command: str, table: pd.DataFrame, **form: object) -> None
     path.write_text(f"# python notebooks/studies/{command}\n{text}", encoding="utf-8")
 
 
-def append(path: Path, rows: Iterable[dict], **same: object) -> None:
+def append(path: Path, rows: Iterable[dict], /, **same: object) -> None:
     """Add rows to a table, in one write; ``same`` is what all of them share."""
     columns = pd.read_csv(path, comment="#", nrows=0).columns
     text = pd.DataFrame(rows).assign(**same).reindex(columns=columns).round(6)
