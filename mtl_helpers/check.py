@@ -161,10 +161,8 @@ def _examine(exercise: Exercise, fn: Callable[..., Any]) -> Answer:
             return Answer("not yet", f"not yet · {id}", (("problem", text),))
         # A second seed that changes with the code, so that an answer cannot be written for known inputs.
         code = getattr(fn, "__code__", None)
-        seeds = (
-            FIRST_SEED,
-            zlib.crc32(code.co_code + repr(code.co_consts).encode()) if code else FIRST_SEED + 1,
-        )
+        own = zlib.crc32(code.co_code + repr(code.co_consts).encode()) if code else FIRST_SEED + 1
+        seeds = FIRST_SEED, own
         # What is to be trained must work on the GPU, too, if there is one; other answers may come from NumPy.
         trained = exercise.gradients or exercise.observe
         for place in (None, get_device()) if trained and get_device().type != "cpu" else (None,):

@@ -6,6 +6,7 @@ the training part only, and turn each part into a :class:`MultiTaskDataset`; :fu
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -135,13 +136,8 @@ class FeatureEncoder:
 
     def state(self) -> dict[str, Any]:
         """Everything that was fitted, as numbers, text, lists and dictionaries: what ``json`` can write."""
-
-        def plain(value: Any) -> Any:
-            if isinstance(value, dict):
-                return {name: plain(part) for name, part in value.items()}
-            return value.tolist() if hasattr(value, "tolist") else value
-
-        return {name.rstrip("_"): plain(value) for name, value in vars(self).items()}
+        kept = {name.rstrip("_"): value for name, value in vars(self).items()}
+        return json.loads(json.dumps(kept, default=lambda array: array.tolist()))
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> FeatureEncoder:

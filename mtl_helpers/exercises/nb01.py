@@ -101,9 +101,8 @@ def stable_log_loss(logits, labels):
 def confident_logits(rng):
     for n, width in ((5, 1.0), (40, 5.0)):
         yield torch.tensor(rng.normal(0, width, n)).float(), torch.tensor(rng.integers(0, 2, n)).float()
-    yield Case(
-        (torch.tensor(rng.normal(0, 3, 9)), torch.tensor(rng.integers(0, 2, 9)).double()), "in float64"
-    )
+    logits, labels = torch.tensor(rng.normal(0, 3, 9)), torch.tensor(rng.integers(0, 2, 9)).double()
+    yield Case((logits, labels), "in float64")
     far = torch.tensor([-200.0, 200.0, 30.0])
     wrong, right = torch.tensor([1.0, 0.0, 1.0]), torch.tensor([0.0, 1.0, 1.0])
     yield Case((far, wrong), "very sure and mostly wrong")

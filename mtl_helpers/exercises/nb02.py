@@ -27,12 +27,8 @@ def add_task(model, task):
 
 
 def grown_models(rng):
-    for width, n_classes, tasks in (
-        (32, 8, (CLICK, PURCHASE)),
-        (12, 5, (CLICK, PURCHASE)),
-        (7, 3, (CLICK, DWELL)),
-    ):
-        yield _model(rng, tasks, width), Task("next_category", "multiclass", n_classes)
+    for width, n_classes, second in ((32, 8, PURCHASE), (12, 5, PURCHASE), (7, 3, DWELL)):
+        yield _model(rng, (CLICK, second), width), Task("next_category", "multiclass", n_classes)
     yield Case((_model(rng, (CLICK,), 9), PURCHASE), "one task is there, and the new one is binary")
 
 
@@ -61,9 +57,8 @@ def _tower_of(width, outputs=None, listed=True, kind=tuple, squeezed=True):
         n_in = width or model.settings["hidden"][-1]
         made = Task(task.name, "multiclass", outputs) if outputs else task
         plain = torch.nn.Sequential(torch.nn.Linear(n_in, 16), torch.nn.Linear(16, task.n_outputs))
-        model.towers[task.name] = (Tower(n_in, made) if squeezed else plain).to(
-            next(model.parameters()).device
-        )
+        tower, device = Tower(n_in, made) if squeezed else plain, next(model.parameters()).device
+        model.towers[task.name] = tower.to(device)
         if listed:
             model.tasks = kind([*model.tasks, task])
         return model

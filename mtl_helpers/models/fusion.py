@@ -95,9 +95,8 @@ class LearnedFusion:
         x = (x - shift) / scale  # so that weights of very different size are learned alike
         v, b = torch.full_like(shift, 0.5413), torch.logit((y * w).sum())  # softplus(.5413) is 1
         v.requires_grad_(), b.requires_grad_()
-        optimizer = torch.optim.LBFGS(
-            [v, b], max_iter=100, line_search_fn="strong_wolfe", tolerance_grad=1e-9, tolerance_change=1e-12
-        )
+        how = {"max_iter": 100, "tolerance_grad": 1e-9, "tolerance_change": 1e-12}
+        optimizer = torch.optim.LBFGS([v, b], line_search_fn="strong_wolfe", **how)
 
         def loss() -> Tensor:
             optimizer.zero_grad()

@@ -69,9 +69,8 @@ class RowGAN(nn.Module):
         rows, rare = self.rows(data.numeric, data.categorical), data.labels[task] == 1
         kinds = [kind.nonzero().squeeze(1) for kind in (rare, ~rare)]
         labels = torch.arange(128, device=rows.device).remainder(2).float()
-        adams = [
-            torch.optim.Adam(net.parameters(), lr, betas=(0.0, 0.9)) for net in (self.critic, self.generator)
-        ]
+        nets = self.critic, self.generator
+        adams = [torch.optim.Adam(net.parameters(), lr, betas=(0.0, 0.9)) for net in nets]
         seen, best, stopped = [], (float("inf"), deepcopy(self.state_dict())), ""
         for step in range(1, steps + 1):
             for _ in range(3):
@@ -89,9 +88,8 @@ class RowGAN(nn.Module):
                 break
             if step % 50 == 0:
                 seen.append({"step": step, "gap": gap.item(), "distance": self.distance(rows[rare])})
-                best = min(
-                    best, (seen[-1]["distance"], deepcopy(self.state_dict())), key=lambda found: found[0]
-                )
+                if seen[-1]["distance"] < best[0]:
+                    best = seen[-1]["distance"], deepcopy(self.state_dict())
         self.load_state_dict(best[1])
         history = pd.DataFrame(seen, columns=["step", "gap", "distance"])
         history.attrs["stopped"] = stopped

@@ -77,9 +77,8 @@ class Contrast(nn.Module):
 
     def forward(self, numeric: Tensor, categorical: Tensor) -> Tensor:
         copies = corrupt(numeric, categorical, 0.6)[:2]
-        return info_nce(
-            *(self.head(self.model.represent(*rows)) for rows in ((numeric, categorical), copies))
-        )
+        both = (numeric, categorical), copies
+        return info_nce(*(self.head(self.model.represent(*rows)) for rows in both))
 
 
 class GatedBottom(SharedBottom):
@@ -88,9 +87,8 @@ class GatedBottom(SharedBottom):
 
     def __init__(self, *args, **layers) -> None:
         super().__init__(*args, **layers)
-        dims = [self.settings["embedding_dim"]] * len(self.schema.categorical) + [1] * len(
-            self.schema.numeric
-        )
+        dims = [self.settings["embedding_dim"]] * len(self.schema.categorical)
+        dims += [1] * len(self.schema.numeric)
         self.register_buffer("column", torch.arange(len(dims)).repeat_interleave(torch.tensor(dims)))
         block = lambda: nn.Sequential(*mlp(len(dims), (8,)), nn.Linear(8, len(dims)))  # noqa: E731
         self.gates = nn.ModuleDict({name: block() for name in self.names})

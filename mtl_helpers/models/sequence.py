@@ -108,9 +108,8 @@ class SequenceBottom(SharingModel):
         codes, sizes = products
         for name, table in (("events", events), ("codes", codes)):
             self.register_buffer(name, table, persistent=False)
-        self.parts = FeatureLayer(
-            Schema((), sizes | {"age": AGES + 1, "bought": 3}), self.settings["embedding_dim"]
-        )
+        sizes = sizes | {"age": AGES + 1, "bought": 3}
+        self.parts = FeatureLayer(Schema((), sizes), self.settings["embedding_dim"])
         self.event = nn.Sequential(nn.Linear(self.parts.n_out, width), nn.LayerNorm(width))
         makers = {
             "mean": nn.Identity,
@@ -122,9 +121,8 @@ class SequenceBottom(SharingModel):
         self.last_shared = [self.state]
         self.bottom = self.network(self.features.n_out + 3 * width)
         ends = {"binary": (self.settings["hidden"][-1], self.settings["tower"]), "multiclass": (width, ())}
-        self.towers = nn.ModuleDict(
-            {task.name: Tower(ends[task.kind][0], task, ends[task.kind][1]) for task in self.tasks}
-        )
+        towers = ((task, *ends[task.kind]) for task in self.tasks)
+        self.towers = nn.ModuleDict({task.name: Tower(n, task, hidden) for task, n, hidden in towers})
         self.after = {task.name for task in self.tasks if task.kind == "multiclass"}
 
     def read_events(self, events: Tensor) -> Tensor:

@@ -278,9 +278,8 @@ def interval_rows(
             ax.plot(values, y + np.asarray(jitter), "o", color=color, alpha=0.35, markersize=4)
         intervals[name], stands = found, holm is None or name in holm
         ax.plot([found.low, found.high], [y, y], color=color, linewidth=2.4)
-        fill = (
-            {"markeredgecolor": "white"} if stands else {"markerfacecolor": "white", "markeredgewidth": 1.6}
-        )
+        hollow = {"markerfacecolor": "white", "markeredgewidth": 1.6}
+        fill = {"markeredgecolor": "white"} if stands else hollow
         ax.plot(found.mean, y, style["marker"], color=color, markersize=8, **fill)
         text = minus(f"{found.mean:{'+' if zero else ''}.{digits}f}") + " ★" * (holm is not None and stands)
         place = {"xycoords": ax.get_yaxis_transform(), "va": "center", "annotation_clip": False}
@@ -320,9 +319,7 @@ def table(frame: pd.DataFrame, best: Mapping[str, str] | None = None, digits: in
     )
     words = [column for column in frame if not pd.api.types.is_numeric_dtype(frame[column])]
     shown = shown.set_properties(subset=words, **{"text-align": "left"})
-    heads = [
-        {"selector": "th", "props": "text-align: left"},
-        {"selector": "td", "props": "padding: 3px 12px"},
-    ]
+    heads = {"th": "text-align: left", "td": "padding: 3px 12px"}
+    looks = [{"selector": part, "props": look} for part, look in heads.items()]
     counts = isinstance(frame.index, pd.RangeIndex) and frame.index.name is None
-    return (shown.hide(axis="index") if counts else shown).set_table_styles(heads)
+    return (shown.hide(axis="index") if counts else shown).set_table_styles(looks)

@@ -311,7 +311,6 @@ def _read_two(state: dict[str, float], cosines: dict[str, np.ndarray]) -> str:
     said += f" No direction is left for {', '.join(still)}." if still else ""
     name, (first, second) = next(iter(cosines.items()))
     if np.isfinite(first):
-        kind += (
-            f"; the {name} has cosine {first:.2f} with that of click and {second:.2f} with that of purchase"
-        )
+        both = f"cosine {first:.2f} with that of click and {second:.2f} with that of purchase"
+        kind += f"; the {name} has {both}"
     return plots.minus(f"Purchase's gradient is {state['length']:g} times click's: they {kind}.") + said

@@ -52,10 +52,8 @@ def plane_gradients(points: np.ndarray, scale: float = 1.0) -> np.ndarray:
         value = np.log(np.maximum(np.abs(inside), FLOOR)) + 6
         bowl = ((x1 - centre) ** 2 + 0.1 * (x2 + 8) ** 2) / 10 - 20
         rows[:, i, 0] = -0.5 * steep * half * up - 0.2 * (x1 - centre) * half * down
-        above, below = (
-            bend * (1 - tanh**2) * steep * half + value * slope,
-            0.02 * (x2 + 8) * half + bowl * slope,
-        )
+        above = bend * (1 - tanh**2) * steep * half + value * slope
+        below = 0.02 * (x2 + 8) * half + bowl * slope
         rows[:, i, 1] = above * up - below * down
     rows[:, 0] *= scale
     return rows

@@ -17,7 +17,7 @@ from mtl_helpers.data import ShopConfig, shop_frame, simulate
 for _ in range(1 + {1}):  # the first time warms up
     start = time.process_time()
     {0}
-print(time.process_time() - start if {1} else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+print(time.process_time() - start if {1} else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6)
 """
 SMALL, LARGE = (
     f"shop = simulate(ShopConfig(n_impressions={rows}, n_users={users}))"
