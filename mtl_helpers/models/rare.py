@@ -44,7 +44,7 @@ def doubly_robust(
 ) -> Tensor:
     """Estimate of the mean error over all rows (n,), a scalar: mean(ê + o (e − ê) / p), where ``errors`` e count if
     ``seen`` o is 1. Inverse propensity scoring (IPS) without ``imputed`` errors ê; with them doubly robust (DR), right
-    when p or ê is (Wang et al., ICML 2019, eq. 4). A ``propensity`` p below ``clip`` counts as that."""
+    when p or ê is (Wang et al., ICML 2019). A ``propensity`` p below ``clip`` counts as that."""
     if clip <= 0:
         raise ValueError(f"clip is {clip}: a propensity of 0 would weigh a row infinitely; expected above 0.")
     return (imputed + seen * (errors - imputed) / propensity.clamp(min=clip)).mean()
