@@ -25,14 +25,10 @@ def scarcity_explorer(
     """A single-task model and a shared bottom over the label budgets that they were trained on, seed by seed.
 
     table : a row for each trained run with columns ``label_budget``, ``model`` ("single-task" or "shared-bottom"),
-        ``seed`` and ``auc`` (else ValueError). Runs of equal seed are paired.
+        ``seed`` and ``auc``. Runs of equal seed are paired.
     task, split : whose AUC it is and on which rows, for titles.
     references : AUCs to stand beside them as level lines, ``{name: AUC}``.
     """
-    missing = [column for column in ("label_budget", "model", "seed", "auc") if column not in table]
-    if missing or not set(MODELS) <= set(table["model"]):
-        there = list(table) if missing else sorted(set(table["model"]))
-        raise ValueError(f"the table lacks {missing or 'runs of a model of ' + str(MODELS)}; it has {there}")
     wide = table.pivot(index=["label_budget", "seed"], columns="model", values="auc").sort_index()
     budgets = wide.index.unique("label_budget").tolist()
     found = {budget: _compare(wide.loc[budget]) for budget in budgets}

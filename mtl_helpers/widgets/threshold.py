@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from mtl_helpers.metrics import confusion
+from mtl_helpers.metrics import check_probabilities, confusion
 from mtl_helpers.widgets import figures as plots
 from mtl_helpers.widgets.explorer import Explorer, choice_slider, undefined
 
@@ -23,9 +23,7 @@ def threshold_explorer(
     threshold : the first state; predictions of at least the threshold count as a yes. The slider stops at 61 values in
         even ratios, since a rare label's probabilities crowd near zero.
     """
-    y, p = np.asarray(labels, float), np.asarray(probabilities, float)
-    if ((p < 0) | (p > 1)).any():
-        raise ValueError("Probabilities lie between 0 and 1. If these are logits, apply a sigmoid first.")
+    y, p = np.asarray(labels, float), check_probabilities(probabilities)
     stops = sorted({*np.geomspace(1e-3, 0.95, 60).round(4).tolist(), threshold})
     counts = [tuple(confusion(y, p, stop).values()) for stop in stops]
     tp, fp, fn, tn = np.array(counts, float).T
