@@ -17,13 +17,11 @@ from numpy.typing import ArrayLike
 if TYPE_CHECKING:
     import pandas as pd
 
-# fmt: off
 __all__ = [
     "Interval", "accuracy", "auc", "calibration_error", "confusion", "correct_downsampling",
     "expected_auc", "expected_log_loss", "grouped_auc", "holm", "log_loss", "mean_interval", "paired_difference",
     "pareto_mask", "precision_recall", "reliability_curve",
-]
-# fmt: on
+]  # fmt: skip
 LOWER_IS_BETTER = ("loss", "rmse")
 EPS = 1e-7  # a log-loss takes probabilities no nearer to 0 and 1
 

@@ -15,12 +15,10 @@ from numpy.typing import ArrayLike
 
 from mtl_helpers.metrics import check_probabilities
 
-# fmt: off
 __all__ = [
     "average_precision_at_k", "catalogue_coverage", "category_coverage", "expected_ndcg", "expected_revenue",
     "exposure", "gini", "mmr", "ndcg_at_k", "novelty", "precision_at_k", "recall_at_k", "top_k", "user_mean",
-]
-# fmt: on
+]  # fmt: skip
 
 
 def top_k(scores: ArrayLike, k: int) -> np.ndarray:

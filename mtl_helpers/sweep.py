@@ -219,10 +219,8 @@ class _Group:
         found = [("train", task.name, "loss", means[:, i]) for i, task in enumerate(self.tasks)]
         found += [] if valid is None else self._measure(valid, batch_size)
         keys = self.runs[["weighting", "seed"]].assign(epoch=epoch)
-        return [
-            keys.assign(split=split, task=task, metric=metric, value=values)
-            for split, task, metric, values in found
-        ]
+        columns = ("split", "task", "metric", "value")
+        return [keys.assign(**dict(zip(columns, row, strict=True))) for row in found]
 
     @torch.no_grad()
     def _measure(self, data: MultiTaskDataset, batch_size: int) -> list[tuple[str, str, str, np.ndarray]]:

@@ -111,9 +111,8 @@ class Fixed(Weighting):
 
     def _now(self, losses: Tensor) -> Tensor:
         given = self.weights or {task.name: 1.0 for task in self.tasks}
-        return losses.new_tensor(
-            [given[t.name] if i in self.present else 0.0 for i, t in enumerate(self.tasks)]
-        )
+        values = [given[t.name] if i in self.present else 0.0 for i, t in enumerate(self.tasks)]
+        return losses.new_tensor(values)
 
 
 def constant_losses(data: MultiTaskDataset) -> dict[str, float]:

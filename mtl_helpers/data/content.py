@@ -20,12 +20,10 @@ from mtl_helpers.data.shop_content import SIZE
 from mtl_helpers.data.shop_log import history_sequences
 from mtl_helpers.data.tables import Batch, MultiTaskDataset
 
-# fmt: off
 __all__ = [
     "SessionDataset", "attach", "product_codes", "read_rgb", "residual_codes", "session_events", "stored_vectors",
     "text_of", "tfidf_vectors", "tiles",
-]
-# fmt: on
+]  # fmt: skip
 AGES = 12  # steps of how long ago an event was, each twice the last: from half an hour to six weeks
 
 

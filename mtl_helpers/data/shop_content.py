@@ -142,11 +142,9 @@ def draw_sheet(sub: np.ndarray, hidden: np.ndarray, rng: np.random.Generator) ->
 
 # outline of a category: exponent of the superellipse, number and depth of its lobes; of its four sub-categories:
 # width, height and turn
-# fmt: off
 _OUTLINES = (
     (8, 0, 0.0), (5, 4, 0.07), (2, 3, 0.22), (3, 2, 0.2), (2.5, 6, 0.1), (2, 0, 0.0), (2, 5, 0.26), (2, 7, 0.17),
-)
-# fmt: on
+)  # fmt: skip
 _VARIANTS = ((1.0, 0.72, 0.0), (0.68, 1.0, 0.0), (0.9, 0.9, 0.4), (1.0, 0.52, -0.6))
 
 

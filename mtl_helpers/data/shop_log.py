@@ -99,11 +99,10 @@ def clean_impressions(impressions: pd.DataFrame) -> pd.DataFrame:
 def shop_frame(shop: Shop) -> pd.DataFrame:
     """Clean, join and extract features: one row an impression, sorted by time. Adds to the columns of the tables
 
-    - ``hour``, ``weekday`` (Monday is 0), ``session_start``; ``log_price``; ``price_vs_category``, the log price minus
-      its mean in the catalogue's category; ``age_group`` ("unknown" without an age); ``days_on_sale``;
-    - :data:`SHOP_COUNTS` and :data:`SHOP_HISTORY`, over events strictly before the session began. Click rates are
-      smoothed: (clicks + PRIOR_VIEWS · PRIOR_CTR) / (views + PRIOR_VIEWS). ``last_sub_category`` is that of the
-      user's last click ("none" without one);
+    - ``hour``, ``weekday`` (Monday is 0), ``session_start``, ``log_price``, ``price_vs_category`` (minus the mean log
+      price of its category), ``age_group`` ("unknown" without an age), ``days_on_sale``;
+    - :data:`SHOP_COUNTS`, :data:`SHOP_HISTORY` and ``last_sub_category`` ("none" without a click), of events strictly
+      before the session began. Click rates are smoothed: (clicks + PRIOR_VIEWS · PRIOR_CTR) / (views + PRIOR_VIEWS);
     - labels that look ahead: ``next_category`` (class in :data:`CATEGORIES`) and ``next_item`` of the user's first
       click in a later session, at ``next_click_time``; ``spend_7d``, EUR that the user pays in the 7 days after the
       session began. NaN when the log does not hold them. Split with :func:`shop_splits`, which cuts them.

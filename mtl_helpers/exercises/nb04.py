@@ -35,9 +35,7 @@ def two_epochs(rng):
         yield rng.uniform(0.1, 1, k), rng.uniform(0.5, 3, k), temperature
     equal = rng.uniform(0.1, 1, 4)
     yield Case((0.9 * equal, equal, 2.0), "all losses fell by the same share")
-    yield Case(
-        (rng.uniform(0.1, 1, 3), rng.uniform(0.5, 3, 3), 1e6), "a huge temperature: nearly equal weights"
-    )
+    yield Case((rng.uniform(0.1, 1, 3), rng.uniform(0.5, 3, 3), 1e6), "a huge temperature levels weights")
 
 
 def _dwa(ratio, total=None):
@@ -85,9 +83,7 @@ def dominated(points):
 
 def clouds(rng):
     yield Case((np.array([[1.0, 1.0], [2.0, 1.0]]),), "equal on one task")
-    yield Case(
-        (np.array([[1.0, 2.0], [1.0, 2.0], [3.0, 0.0]]),), "two equal points do not dominate each other"
-    )
+    yield Case((np.array([[1.0, 2.0], [1.0, 2.0], [3.0, 0.0]]),), "equal points do not dominate each other")
     for n in (8, 40):
         yield (rng.normal(size=(n, 2)),)
     yield Case((rng.integers(0, 4, (15, 2)).astype(float),), "many ties")

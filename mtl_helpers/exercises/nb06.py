@@ -37,9 +37,7 @@ def logit_of_product(a, b):
 def two_logits(rng):
     for n, scale in ((3, 1.0), (8, 3.0)):
         yield torch.randn(n) * scale, torch.randn(n) * scale
-    yield Case(
-        (torch.tensor([40.0, 60.0, 45.0]), torch.tensor([50.0, 80.0, 43.0])), "both are nearly certain"
-    )
+    yield Case((torch.tensor([40.0, 60.0, 45.0]), torch.tensor([50.0, 80.0, 43.0])), "both nearly certain")
     yield Case((torch.tensor([-120.0, -3.0]), torch.tensor([2.0, -150.0])), "one is nearly impossible")
 
 

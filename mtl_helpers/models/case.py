@@ -144,9 +144,8 @@ class CaseModel(nn.Module):
         """``{task: logits}``."""
         u = self.user_vectors(numeric, categorical)
         v = self.item(self.feature_vectors("item", numeric, categorical))
-        return self.pair_logits(u, v, self.feature_vectors("pair", numeric, categorical)) | self.user_logits(
-            u
-        )
+        pairs = self.feature_vectors("pair", numeric, categorical)
+        return self.pair_logits(u, v, pairs) | self.user_logits(u)
 
 
 def candidates(shop: Shop, people: ArrayLike) -> pd.DataFrame:

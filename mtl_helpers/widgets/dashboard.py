@@ -33,11 +33,8 @@ MOST_CARDS = 10
 RAISED = str.maketrans("0123456789.", "⁰¹²³⁴⁵⁶⁷⁸⁹·")
 HEIGHT = 2.2
 CURRENCY = "EUR"
-TASKS = {
-    "buy": "purchase",
-    "category": "next_category",
-    "favourite": "next_category",
-}  # what predicts a signal
+# what predicts a signal
+TASKS = {"buy": "purchase", "category": "next_category", "favourite": "next_category"}
 CATEGORY_COLORS = ("#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#882255", "#AA4499")
 DIVERSITIES = (0.0, 0.2, 0.5)
 VARIED_EXPONENTS = (0.0, 0.5, 1.0, 1.5)
