@@ -31,7 +31,9 @@ from mtl_helpers.widgets.figures import minus
 __all__ = ["demo", "write_site"]
 
 WEB = Path(__file__).resolve().parent / "web"
-COLORS = 32  # of what moves in a picture
+LEVEL = 17  # what moves has 16 levels of each colour
+PNG = re.compile(r"data:image/png;base64,([A-Za-z0-9+/=\s]+)")
+HOME = {"index.html": "The course", "glossary.html": "Glossary"}
 TITLE = "Multi-task learning for recommender systems"
 
 
@@ -63,6 +65,10 @@ def style() -> str:
 # --- demos --------------------------------------------------------------------------------------------------
 
 
+def decode(png: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(png)))
+
+
 def webp(picture: Image.Image) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, "WEBP", lossless=True, method=4)
@@ -76,12 +82,12 @@ def over(first: np.ndarray, pixels: np.ndarray) -> list | None:
     if not len(rows):
         return None
     top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
-    part = np.dstack([pixels, differs * 255])[top:bottom, left:right].astype(np.uint8)
+    few = np.round(pixels / LEVEL) * LEVEL  # white stays white: nothing of the first picture shines through
+    part = np.dstack([few, differs * 255])[top:bottom, left:right].astype(np.uint8)
     part[part[..., 3] == 0] = 0
-    few = Image.fromarray(part).quantize(COLORS, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
     height, width = differs.shape
     place = left / width, top / height, (right - left) / width, (bottom - top) / height
-    return [*(round(100 * float(share), 4) for share in place), webp(few.convert("RGBA"))]
+    return [*(round(100 * float(share), 4) for share in place), webp(Image.fromarray(part))]
 
 
 def knob(control: dict, at: int) -> str:
@@ -105,8 +111,7 @@ def demo(drawn: dict) -> str:
             [minus(stop) for stop in control["stops"]],
         )
     states, layers = drawn["states"], []
-    decoded = (Image.open(io.BytesIO(base64.b64decode(state.pop("png")))) for state in states)
-    pictures = [np.asarray(picture.convert("RGB")) for picture in decoded]
+    pictures = [np.asarray(decode(state.pop("png")).convert("RGB")) for state in states]
     for state, picture in zip(states, pictures, strict=True):
         layer = over(pictures[0], picture)
         if layer is not None and layer not in layers:
@@ -170,17 +175,12 @@ def write_page(notebook: NotebookNode, path: Path, links: dict[str, str], title:
         "links": "".join(f'<a href="{url}">{html.escape(text)}</a>' for url, text in links.items()),
     }
     page, _ = exporter.from_notebook_node(notebook, resources)
+    page = PNG.sub(lambda png: f"data:image/webp;base64,{webp(decode(png[1]))}", page)  # smaller by a third
     path.write_text(page, encoding="utf-8")
 
 
 def headline(notebook: NotebookNode) -> str:
     return notebook.cells[0].source.splitlines()[0].lstrip("# ")
-
-
-def promise(notebook: NotebookNode) -> str:
-    """What the first cell promises, in one line."""
-    found = re.search(r"\*\*Promise\.\*\*(.+?)\n\n", notebook.cells[0].source, re.DOTALL)
-    return " ".join(found[1].split()) if found else ""
 
 
 def write_site(books: dict[str, NotebookNode], glossary: str, out: Path) -> None:
@@ -190,20 +190,21 @@ def write_site(books: dict[str, NotebookNode], glossary: str, out: Path) -> None
     for at, (name, book) in enumerate(books.items()):
         moving, still = settle(book)
         exercises = sum(cell.source.startswith("check(") for cell in book.cells if cell.cell_type == "code")
-        note = f'<p class="note">This page needs no kernel: its {moving} demos with a slider or two move here, too. '
-        note += f"What needs one is marked ({still} guesses and larger demos), and so do its {exercises} exercises: "
-        note += "start the notebook in JupyterLab or on Colab.</p>"
-        book.cells.insert(1, nbformat.v4.new_markdown_cell(note))
-        links = {"index.html": "The course", "glossary.html": "Glossary"}
-        links |= {f"{other}.html": f"← {headline(books[other])}" for other in names[max(at - 1, 0) : at]}
+        note = f"This page needs no kernel. Demos that move here, too: {moving}. What needs a kernel: guesses and "
+        note += f"larger demos, which are marked ({still}), and exercises ({exercises}); for these start the notebook "
+        note += "in JupyterLab or on Colab."
+        promise = " ".join(book.cells[0].source.split("\n\n")[1].removeprefix("**Promise.** ").split())
+        rows.append(
+            f"| {name[:2]} | [{headline(book).split(' · ')[-1]}]({name}.html) | {promise} | {moving} |"
+        )
+        book.cells.insert(1, nbformat.v4.new_markdown_cell(f'<p class="note">{note}</p>'))
+        links = HOME | {
+            f"{other}.html": f"← {headline(books[other])}" for other in names[max(at - 1, 0) : at]
+        }
         links |= {f"{other}.html": f"{headline(books[other])} →" for other in names[at + 1 : at + 2]}
         write_page(book, out / f"{name}.html", links, headline(book))
-        number, _, title = headline(book).partition(" · ")
-        rows.append(f"| {number} | [{title}]({name}.html) | {promise(book)} | {moving} |")
     table = "\n".join(["| | notebook | promise | demos that move here |", "|---|---|---|---|", *rows])
     welcome = f"# {TITLE}\n\n" + (WEB / "welcome.md").read_text(encoding="utf-8") + "\n" + table
     for stem, text in (("index", welcome), ("glossary", glossary)):
         page = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)])
-        write_page(
-            page, out / f"{stem}.html", {"index.html": "The course", "glossary.html": "Glossary"}, TITLE
-        )
+        write_page(page, out / f"{stem}.html", HOME, TITLE)

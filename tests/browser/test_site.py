@@ -86,6 +86,7 @@ def test_every_slider_moves_its_picture_by_keyboard(opened, look):
     assert demos.count() == len(MOVING)
     for demo in demos.all():
         image, said = demo.locator("img").first, demo.get_by_role("status")
+        demo.scroll_into_view_if_needed()  # once: after another scroll the same picture may have other pixels
         for slider in demo.get_by_role("slider").all():
             before, alt, value = pixels(demo), image.get_attribute("alt"), slider.input_value()
             slider.focus()
@@ -140,7 +141,7 @@ def test_what_needs_a_kernel_is_said(opened):
     assert page.get_by_text("This demo needs a kernel").count() == len(STILL)
     assert page.get_by_text("in a running notebook only").count() == 2
     note = page.locator(".note").inner_text()
-    assert f"its {len(MOVING)} demos" in note and f"({len(STILL) + 2} guesses" in note
+    assert f"too: {len(MOVING)}." in note and f"marked ({len(STILL) + 2})" in note
     assert page.locator("math").count() == 1 and "$" not in page.locator("main p").first.inner_text()
 
 
@@ -169,4 +170,4 @@ def test_a_page_shows_what_the_explorer_draws(site, name):
         picture = Image.fromarray(first)
         layer = Image.open(io.BytesIO(base64.b64decode(part)))
         picture.paste(layer, (round(left * width / 100), round(top * height / 100)), layer)
-        assert np.abs(np.asarray(picture).astype(int) - drawn).mean() < 0.5
+        assert np.abs(np.asarray(picture).astype(int) - drawn).max() <= 8  # of 255
