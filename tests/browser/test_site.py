@@ -95,6 +95,7 @@ def test_every_slider_moves_its_picture_by_keyboard(opened, look):
             if slider.input_value() == value:
                 page.keyboard.press("Home")
             assert pixels(demo) != before and image.get_attribute("alt") != alt
+            assert demo.locator(".over").evaluate("layer => layer.hidden || layer.naturalWidth > 0")
             assert said.inner_text() in image.get_attribute("alt")
             assert slider.get_attribute("aria-valuetext") in image.get_attribute("alt")
         for menu in demo.get_by_role("combobox").all():
