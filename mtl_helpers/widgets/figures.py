@@ -281,7 +281,8 @@ def interval_rows(
         hollow = {"markerfacecolor": "white", "markeredgewidth": 1.6}
         fill = {"markeredgecolor": "white"} if stands else hollow
         ax.plot(found.mean, y, style["marker"], color=color, markersize=8, **fill)
-        text = minus(f"{found.mean:{'+' if zero else ''}.{digits}f}") + " ★" * (holm is not None and stands)
+        text = minus(f"{round(found.mean, digits) + 0.0:{'+' if zero else ''}.{digits}f}")
+        text += " ★" * (holm is not None and stands)
         place = {"xycoords": ax.get_yaxis_transform(), "va": "center", "annotation_clip": False}
         ax.annotate(text, (1.01, y), fontsize=9, color=color, path_effects=HALO, **place)
     if zero:
