@@ -553,7 +553,8 @@ def plain_sum(gram):
 
 
 watched = CombinedGradients(splits.tasks, plain_sum)
-history = fit(build(), half, weights=watched, epochs=4, lr=3e-3, weight_decay=1.0, progress=False)
+settings = {"epochs": 4, "lr": 3e-3, "weight_decay": 1.0, "progress": False}
+history = fit(build(), half, weights=watched, **settings)
 
 # %% tags=["plumbing"]
 # @title The cosines
@@ -684,7 +685,8 @@ assert np.abs(again - there).max() < 1e-3
 # Which starts lead the plain mean to the front? Choose, then walk: the slider moves along the stored steps.
 
 # %%
-g_walk = guess("Starts from which the plain mean arrives?", choices=["none", "one", "two", "all three"])
+answers = ["none", "one", "two", "all three"]
+g_walk = guess("Starts from which the plain mean arrives?", choices=answers)
 g_walk
 
 # %% tags=["plumbing"]
@@ -758,8 +760,7 @@ arrive = {
 arrive = pd.DataFrame(arrive)
 mean_of = int(arrive.loc["Mean"].iloc[0])
 display(
-    g_walk.answer(("none", "one", "two", "all three")[mean_of]),
-    plots.table(arrive.T.rename_axis(index="arrive, of 3", columns=None)),
+    g_walk.answer(answers[mean_of]), plots.table(arrive.T.rename_axis(index="arrive, of 3", columns=None))
 )
 moved = [m for m in WALKERS if arrive.loc[m].nunique() > 1]
 Markdown(
@@ -999,7 +1000,8 @@ Markdown(
 # All weights times 1/30, under Adam with decay inside. What happens to the score?
 
 # %%
-g_scale = guess("Equal weights × 1/30, Adam with L2 inside: the score …", choices=["stays", "rises", "falls"])
+question = "Equal weights × 1/30, Adam with L2 inside: the score …"
+g_scale = guess(question, choices=["stays", "rises", "falls"])
 g_scale
 
 # %% tags=["plumbing"]
@@ -1178,8 +1180,8 @@ from mtl_helpers.check import check, hint, solution, use
 
 
 def uncertainty_total(losses, log_variance):
-    """losses (K,), log_variance (K,): tensors. Returns the total for classification tasks, a
-    scalar tensor, through which a gradient flows to both.
+    """losses (K,), log_variance (K,): tensors. Returns the total for classification tasks,
+    a scalar tensor, through which a gradient flows to both.
 
     Example: losses 1 and 2 with log-variances 0 and 0 give 3.
     """
@@ -1195,8 +1197,8 @@ check("04.uncertainty_total", uncertainty_total)
 
 # %%
 def dwa_weights(last, before, temperature=2.0):
-    """last, before: mean losses (K,) of the last epoch and the one before, arrays. Returns
-    weights (K,) that sum to K.
+    """last, before: mean losses (K,) of the last epoch and the one before, arrays.
+    Returns weights (K,) that sum to K.
 
     Example: equal ratios give a weight of 1 for each task.
     """
@@ -1228,8 +1230,8 @@ check("04.pcgrad_of_two", pcgrad_of_two)
 
 # %%
 def dominated(points):
-    """points (n, 2): losses of two tasks, an array. Returns a bool array (n,), True where
-    another point is at least as good on both tasks and better on one.
+    """points (n, 2): losses of two tasks, an array. Returns a bool array (n,), True
+    where another point is at least as good on both tasks and better on one.
 
     Example: of (1, 1) and (2, 1) the second is dominated.
     """
