@@ -71,6 +71,7 @@ def test_planted_faults_are_found():
     [
         ("05_ecommerce_case", "shop_dashboard(", "05_dashboard"),
         ("07_real_data", 'stored_picture(folder / "07_play_time.png"', "07_play_time"),
+        ("07_real_data", 'stored_picture(folder / "07_leak.png"', "07_leak"),
     ],
 )
 def test_a_stored_picture_is_the_one_in_its_notebook(notebook, says, picture):

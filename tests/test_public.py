@@ -13,9 +13,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
-from mtl_helpers.data import prepare, public
+from mtl_helpers.data import MultiTaskDataset, prepare, public
 from mtl_helpers.data.public import census_available, fetch, kuairand_available, load_census, load_kuairand
+from mtl_helpers.models import SharedBottom
+from mtl_helpers.training import evaluate, fit
+from mtl_helpers.weighting import constant_losses
 
 LOG, USERS, VIDEOS = public._DTYPES
 REAL = {name: os.environ.get(name, "") for name in ("MTL_KUAIRAND", "MTL_CENSUS")}
@@ -93,6 +97,24 @@ def test_missing_values_and_unknown_ids_are_marked_not_dropped(tmp_path):
     assert (user[2]["onehot_feat1"] == -1).all()
     assert (video[1]["music_type"] == -1).all() and video[1]["tag"].isna().all()
     assert video[2]["aspect_ratio"].isna().all()
+
+
+def test_videos_shown_at_random_are_read_if_the_archive_has_them(archive, tmp_path):
+    def change(tables):
+        tables[public._RANDOM] = tables[LOG].tail(5).assign(is_click=1)
+
+    both = pack(tmp_path / "b.tar.gz", change)
+    assert load_kuairand(archive, random=True) is None
+    assert load_kuairand(both).equals(load_kuairand(archive))  # the standard log is what it was
+    shown, usual = load_kuairand(both, random=True), load_kuairand(archive)
+    same = usual.tail(5).reset_index(drop=True)
+    assert shown["click"].eq(1).all() and shown.drop(columns="click").equals(same.drop(columns="click"))
+    # the encoder of the usual rows takes them as they are
+    parts = public.split_by_date(usual)
+    splits = prepare(parts, public.KUAIRAND_TASKS, public.KUAIRAND_NUMERIC, public.KUAIRAND_CATEGORICAL)
+    asked = MultiTaskDataset.from_frame(shown, splits.encoder, splits.tasks)
+    assert len(asked) == 5 and asked.labels["click"].eq(1).all()
+    assert asked.categorical.equal(torch.cat([splits.valid.categorical[-1:], splits.test.categorical]))
 
 
 def test_play_time_is_cut_off_at_the_length_and_says_so(tmp_path):
@@ -266,3 +288,60 @@ def test_real_persons():
     assert frame["income"].mean() == pytest.approx(0.062, abs=0.005)
     assert frame["never_married"].mean() == pytest.approx(0.43, abs=0.02)
     assert len({task.name for task in public.CENSUS_TASKS} & {*frame}) == 2
+
+
+def test_an_interval_over_halves_of_one_log_reaches_a_fresh_log_only_when_widened():
+    """Notebook 07: ± t·s·√(1/J + 1) for J halves; the plain √(1/J) speaks of other halves of the same log."""
+    rng, draws, rows = np.random.default_rng(0), 8, 200
+    hits = {0.0: 0, 1.0: 0}
+    for _ in range(1000):
+        log = rng.normal(size=rows)  # true mean 0
+        halves = [rng.permutation(log)[: rows // 2].mean() for _ in range(draws)]
+        for ratio in hits:
+            half = 2.365 * np.std(halves, ddof=1) * np.sqrt(1 / draws + ratio)
+            hits[ratio] += abs(np.mean(halves)) < half
+    assert 0.93 < hits[1.0] / 1000 < 0.97 and hits[0.0] / 1000 < 0.65
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not REAL["MTL_KUAIRAND"], reason="MTL_KUAIRAND names no archive")
+def test_conclusions_of_notebook_07_hold_on_three_fresh_draws_of_rows():
+    """Untuned sharing costs like much, little of it by sharing itself; logistic regression lies above the networks."""
+    frames, found = public.split_by_date(load_kuairand(REAL["MTL_KUAIRAND"])), []
+    columns = public.KUAIRAND_WIDE_NUMERIC, public.KUAIRAND_WIDE_CATEGORICAL
+    for seed in (500, 501, 502):
+        half = frames["train"].sample(frac=0.5, random_state=seed)
+        data = prepare(frames | {"train": half}, public.KUAIRAND_TASKS, *columns, min_count=2)
+        scale = {task: 1 / loss for task, loss in constant_losses(data.train).items()}
+
+        def like(
+            tasks, data=data, scale=scale, weights=None, lr=1e-3, decay=0.01, stop="each", seed=seed, **layers
+        ):
+            torch.manual_seed(seed)
+            net, train = (
+                SharedBottom(data.schema, tasks, **layers),
+                data.train.select([t.name for t in tasks]),
+            )
+            monitor = {task.name: scale[task.name] for task in tasks}
+            how = {
+                "lr": lr,
+                "weight_decay": decay,
+                "weights": weights,
+                "epochs": 12,
+                "patience": 2,
+                "seed": seed,
+            }
+            done = fit(net, train, data.valid, stop=stop, monitor=monitor, progress=False, **how)
+            return evaluate(net, data.test, done.best_states or None)["like"]["auc"]
+
+        alone, three = data.tasks[2:], data.tasks
+        linear = {"embedding_dim": 1, "hidden": (), "tower": ()}
+        found.append((
+            like(alone, lr=1e-3, decay=3.0),
+            like(three, lr=3e-3, decay=3.0, weights=scale),
+            like(three, stop="together"),
+            like(alone, lr=1e-2, **linear),
+        ))  # fmt: skip
+    single, shared, naive, logistic = np.mean(found, axis=0)
+    assert single - naive > 0.02 and abs(shared - single) < (single - naive) / 2
+    assert logistic > max(single, shared)

@@ -79,6 +79,7 @@ _KINDS = {
         "category": "video_type upload_type tag", "str": "upload_dt"},
 }
 _DTYPES = {file: {name: kind for kind in kinds for name in kinds[kind].split()} for file, kinds in _KINDS.items()}
+_LOG, _RANDOM = "log_standard_4_22_to_5_08_pure.csv", "log_random_4_22_to_5_08_pure.csv"
 # fmt: on
 _DAMAGES = (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error, KeyError, ValueError)
 
@@ -120,8 +121,11 @@ def kuairand_available() -> Path | None:
     return path if path.is_file() else None
 
 
-def load_kuairand(path: str | Path | None = None, progress: bool = True) -> pd.DataFrame:
-    """Read KuaiRand-Pure: one row per distinct impression of the standard log of 22 April to 8 May 2022, in its order.
+def load_kuairand(
+    path: str | Path | None = None, progress: bool = True, random: bool = False
+) -> pd.DataFrame | None:
+    """Read KuaiRand-Pure: one row per distinct impression of the standard log of 22 April to 8 May 2022, in its order;
+    with ``random``, of the videos shown at random in those days instead (None if the archive has no such log).
 
     ``path`` names the publisher's ``KuaiRand-Pure.tar.gz`` as downloaded, or some of its rows in the same layout; by
     default what the environment variable ``MTL_KUAIRAND`` names, else the publisher's, by :func:`fetch`. Returns
@@ -137,16 +141,20 @@ def load_kuairand(path: str | Path | None = None, progress: bool = True) -> pd.D
     there and cannot be fetched, ValueError when it is damaged or another.
     """
     path = Path(path or os.environ.get("MTL_KUAIRAND") or fetch(*_KUAIRAND, progress)).expanduser()
+    log, *others = (_RANDOM if random else _LOG), *list(_DTYPES)[1:]
+    tables = {}
     try:
-        tables = {}
         with tarfile.open(path) as archive:  # read where it lies: nothing is unpacked to disk
             for member in archive:
-                if (name := member.name.rsplit("/", 1)[-1]) in _DTYPES:
+                if (name := member.name.rsplit("/", 1)[-1]) in (log, *others):
                     # of the log all columns: they tell a repeated row from a similar one
-                    kinds, wanted = _DTYPES[name], None if name.startswith("log") else list(_DTYPES[name])
+                    kinds = _DTYPES[_LOG if name == log else name]
+                    wanted = None if name == log else list(kinds)
                     table = pd.read_csv(archive.extractfile(member), dtype=kinds, usecols=wanted)
                     tables[name] = table.drop_duplicates(ignore_index=True)[list(kinds)]
-        return _assemble(*(tables[name] for name in _DTYPES))
+        if random and log not in tables:
+            return None
+        return _assemble(*(tables[name] for name in (log, *others)))
     except _DAMAGES as error:
         raise ValueError(f"{path} is damaged, or is not {_KUAIRAND[0]} as published: {error}.") from error
 

@@ -19,6 +19,11 @@ def rate_of_others(ids, labels):
     return np.where(count > 1, (total - labels) / np.maximum(count - 1, 1), overall)
 
 
+def sums(ids, labels):
+    same = ids[:, None] == ids
+    return same @ labels, same.sum(1)
+
+
 def logs(rng):
     for n, k in ((6, 2), (20, 5), (30, 12)):
         yield rng.integers(0, k, n), (rng.random(n) < 0.4).astype(float)
@@ -26,24 +31,24 @@ def logs(rng):
     yield Case((np.arange(5), np.array([1.0, 0.0, 1.0, 1.0, 0.0])), "every id is seen only once")
 
 
-def paired_interval(a, b, quantile):
+def paired_interval(a, b, quantile, ratio):
     # One difference per seed: what both runs of a seed share cancels.
     gap = a - b
-    # Standard error of a mean: the sample deviation over the root of the number of seeds.
-    half = quantile * gap.std(ddof=1) / np.sqrt(len(gap))
+    # Standard error of a mean: 1/n for what is new in each run, and the ratio for what all runs have in common.
+    half = quantile * gap.std(ddof=1) * np.sqrt(1 / len(gap) + ratio)
     return np.array([gap.mean() - half, gap.mean() + half])
 
 
 def runs(rng):
-    for n in (3, 5, 10):
+    for n, ratio in ((3, 0.0), (5, 15 / 70), (10, 1.0)):
         luck = rng.normal(0.75, 0.03, n)
-        yield luck + rng.normal(0.004, 0.002, n), luck + rng.normal(0, 0.002, n), 2.5
-    yield Case((np.array([0.7, 0.8]), np.array([0.6, 0.9]), 12.7), "there are two seeds only")
+        yield luck + rng.normal(0.004, 0.002, n), luck + rng.normal(0, 0.002, n), 2.5, ratio
+    yield Case((np.array([0.7, 0.8]), np.array([0.6, 0.9]), 12.7, 0.0), "there are two fresh draws only")
 
 
 def seeds_needed(sd, gap):
     # The mean of n differences scatters by sd / sqrt(n). To see `gap` in 80 % of attempts at the 5 % level it has to
-    # be 1.96 + 0.84 = 2.8 times as large as that.
+    # be 1.96 + 0.84 = 2.8 times as large as that (with Student's t in place of the normal: about two seeds more).
     return int(np.ceil((2.8 * sd / gap) ** 2))
 
 
@@ -61,28 +66,18 @@ EXERCISES = (
         rate_of_others,
         logs,
         mistakes=planted(
-            lambda ids, labels: np.array([labels[ids == i].mean() for i in ids]),
+            lambda ids, labels: np.divide(*sums(ids, labels)),
             "Your rate contains the label of the row it is given to: a leak. Leave that row out.",
-            lambda ids, labels: np.array(
-                [
-                    (labels[ids == i].sum() - y) / max((ids == i).sum() - 1, 1)
-                    for i, y in zip(ids, labels, strict=True)
-                ]
-            ),
+            lambda ids, labels: (sums(ids, labels)[0] - labels) / np.maximum(sums(ids, labels)[1] - 1, 1),
             "An id seen once has no others. Zero would be a guess; give it the rate of all other rows.",
             lambda ids, labels: np.where(
-                np.array([(ids == i).sum() for i in ids]) > 1,
-                np.array(
-                    [
-                        (labels[ids == i].sum() - y) / (ids == i).sum()
-                        for i, y in zip(ids, labels, strict=True)
-                    ]
-                ),
+                sums(ids, labels)[1] > 1,
+                (sums(ids, labels)[0] - labels) / sums(ids, labels)[1],
                 (labels.sum() - labels) / (len(labels) - 1),
             ),
             "You left the row out of the sum but not out of the count.",
             lambda ids, labels: np.where(
-                (ids[:, None] == ids).sum(1) > 1, rate_of_others(ids, labels), labels.mean()
+                sums(ids, labels)[1] > 1, rate_of_others(ids, labels), labels.mean()
             ),
             "For an id seen once you take the mean of all rows. It holds the row's own label: leave that out.",
             lambda ids, labels: (labels.sum() - labels) / (len(labels) - 1),
@@ -99,27 +94,26 @@ EXERCISES = (
         paired_interval,
         runs,
         mistakes=planted(
-            lambda a, b, quantile: (
-                a.mean()
-                - b.mean()
-                + np.array([-1, 1]) * quantile * np.sqrt((a.var(ddof=1) + b.var(ddof=1)) / len(a))
+            lambda a, b, quantile, ratio: (
+                (a - b).mean()
+                + np.array([-1, 1])
+                * quantile
+                * np.sqrt((a.var(ddof=1) + b.var(ddof=1)) * (1 / len(a) + ratio))
             ),
             "You add the two variances, as for runs that share nothing. Take one difference per seed first.",
-            lambda a, b, quantile: (a - b).mean() + np.array([-1, 1]) * quantile * (a - b).std(ddof=1),
+            lambda a, b, quantile, ratio: (a - b).mean() + np.array([-1, 1]) * quantile * (a - b).std(ddof=1),
             "That is how far one run scatters. The mean of n of them scatters less, by the root of n.",
-            lambda a, b, quantile: (
-                (a - b).mean() + np.array([-1, 1]) * quantile * (a - b).std() / np.sqrt(len(a))
-            ),
+            lambda a, b, quantile, ratio: paired_interval(a, b, quantile, 0.0),
+            "You leave the ratio out: draws that share rows are not new evidence each.",
+            lambda a, b, quantile, ratio: paired_interval(a, b, quantile * (1 - 1 / len(a)) ** 0.5, ratio),
             "NumPy's std divides by n unless told: with few seeds use ddof=1.",
-            lambda a, b, quantile: (
-                (b - a).mean() + np.array([-1, 1]) * quantile * (b - a).std(ddof=1) / np.sqrt(len(a))
-            ),
+            lambda a, b, quantile, ratio: paired_interval(b, a, quantile, ratio),
             "The sign is turned: a − b is asked for.",
         ),
         hints=(
             "The two runs of a seed share their luck. Which number per seed is free of it?",
             "Mean of the differences, plus and minus quantile times their standard error.",
-            "`gap = a - b`; half = `quantile * gap.std(ddof=1) / np.sqrt(len(gap))`.",
+            "`gap = a - b`; half = `quantile * gap.std(ddof=1) * np.sqrt(1 / len(gap) + ratio)`.",
         ),
     ),
     Exercise(

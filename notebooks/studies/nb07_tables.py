@@ -233,8 +233,8 @@ def chosen(table: pd.DataFrame, name: str, budget: str, tasks: list, roles: tupl
 
 def run(study: str, seed: int, names: list, path) -> None:
     """Write the rows of one seed that are not there yet."""
-    columns, drawn = DAYS if study == "drift" else COLUMNS, draw(study, seed)
-    begin(path, f"nb07_tables.py {study}", columns)
+    begin(path, f"nb07_tables.py {study}", DAYS if study == "drift" else COLUMNS)
+    drawn = draw(study, seed)
     table = pd.read_csv(path, comment="#", dtype={"budget": str})
     mine = table[table["seed"] == seed]
     if study == "seesaw" and seed < TUNING and "popularity" not in set(mine["contestant"]):
@@ -247,8 +247,8 @@ def run(study: str, seed: int, names: list, path) -> None:
             for setting in wanted:
                 if (name, budget, tasks[0].name, *setting) not in done:
                     setup = (model, tasks, settings, layers, roles)
-                    rows = list(trained(drawn, name, setup, (seed, budget, setting)))
-                    append(path, [one for row, said in rows for one in measured(study, drawn, row, said)])
+                    rows = trained(drawn, name, setup, (seed, budget, setting))
+                    append(path, (one for row, said in rows for one in measured(study, drawn, row, said)))
     print(f"{study} {seed}: {', '.join(names)}", flush=True)
 
 
