@@ -37,7 +37,7 @@ from mtl_helpers.data import (
 )
 from mtl_helpers.data.correlated import correlated_tasks
 from mtl_helpers.metrics import accuracy, auc, expected_auc, paired_difference
-from mtl_helpers.models import MMoE, SharedBottom, SingleTask
+from mtl_helpers.models import PLE, MMoE, SharedBottom, SingleTask, match_parameters
 from mtl_helpers.models import case as ecommerce
 from mtl_helpers.notebook import seed_everything
 from mtl_helpers.training import evaluate, fit, predict, training_steps
@@ -314,6 +314,27 @@ def test_ranking_by_price_earns_more_and_sells_less(fresh_shops):
         )
     euros, purchases = np.mean(gains, axis=0)
     assert euros > 100 and purchases < -5
+
+
+@pytest.mark.slow
+def test_gated_architectures_of_one_size_move_little_against_a_shared_bottom(fresh_shops):
+    """Notebook 06: AUC of click and purchase, weighted by the truth, each task at its own best epoch."""
+    gaps, kinds = [], {"MMoE": MMoE, "CGC": PLE}
+    for seed, (log, splits) in zip(FRESH, fresh_shops, strict=True):
+        truth = splits.frames["test"][["impression_id"]].merge(log.truth, on="impression_id")
+        like = SharedBottom(splits.schema, splits.tasks, embedding_dim=4, hidden=(128, 64))
+        makes = match_parameters(like, {"shared": SharedBottom, **kinds}, embedding_dim=4)
+        losses, values = weighting.constant_losses(splits.train), {}
+        scale = {name: (0.1 if name == "purchase" else 1) / loss for name, loss in losses.items()}
+        for name, make in makes.items():
+            torch.manual_seed(seed)
+            model, how = make(), DECAYED | {"lr": 3e-3, "weights": scale, "monitor": scale, "stop": "each"}
+            history = fit(model, splits.train, splits.valid, seed=seed, **how)
+            said = predict(model, splits.test, history.best_states)
+            values[name] = [expected_auc(truth[f"p_{task}"], said[task]) for task in ("click", "purchase")]
+        gaps.append(np.mean([values[name] for name in kinds], axis=0) - values["shared"])
+    click, purchase = np.mean(gaps, axis=0)
+    assert abs(click) < 0.01 and abs(purchase) < 0.025
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,8 +29,9 @@ from mtl_helpers.models import (
 )
 from mtl_helpers.sweep import sweep
 from mtl_helpers.training import fit, predict, training_steps
-from mtl_helpers.weighting import GradNorm
+from mtl_helpers.weighting import Fixed, GradNorm
 
+ROOT = Path(__file__).resolve().parents[1]
 SPLITS = toy_splits()
 SCHEMA = SPLITS.schema
 FUNNEL = (Task("click"), Task("cart"), Task("purchase"))
@@ -349,6 +351,26 @@ class TestAgainstThePapersEquations:
         plain.load_state_dict(model.state_dict(), strict=False)
         for name, logits in call(plain).items():
             assert torch.allclose(logits, call(model)[name], atol=1e-6)
+
+    def test_aitms_calibrator_as_the_notebook_has_it(self):
+        text = (ROOT / "notebooks" / "source" / "06_sharing_architectures.py").read_text(encoding="utf-8")
+        cell = text[text.index("class Calibrated") :].split("# %%")[0]
+        scope = {"torch": torch, "Fixed": Fixed, "task_losses": task_losses, "TASKS": ["click", "purchase"]}
+        exec(cell, scope)
+        tasks, weights = (Task("click"), Task("purchase")), {"click": 1.0, "purchase": 3.0}
+        model, batch = build("AITM", tasks), rows(200)
+        batch.labels["purchase"] = batch.labels["click"]
+        strategy = scope["Calibrated"](tasks, weights)
+        strategy.backward(strategy.losses(model, batch), model)
+        logits = call(model, batch)
+        over = (logits["purchase"].sigmoid() - logits["click"].sigmoid()).clamp(min=0)
+        assert over.any()
+        losses = task_losses(tasks, logits, batch)
+        total = losses["click"] + 3 * losses["purchase"] + 0.6 * over.mean()
+        for p, g in zip(
+            model.parameters(), torch.autograd.grad(total, list(model.parameters())), strict=True
+        ):
+            assert torch.allclose(p.grad, g, atol=1e-6)
 
     def test_dropped_experts_leave_gates_that_sum_to_one(self):
         model, batch = build("MMoE", expert_dropout=0.6), rows(400)

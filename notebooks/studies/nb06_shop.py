@@ -4,6 +4,8 @@
     python notebooks/studies/nb06_shop.py --shops 200 --only CGC      # report
     python notebooks/studies/nb06_shop.py --table                     # the table of what is there
 
+All of it takes about an hour of one core.
+
 Writes ``06_shop.csv``, a row for each shop, contestant, task and setting, as it comes; what is there is not run again.
 **Primary contrast**, stated before the study was run: the mean of the gated architectures (MMoE, CGC, PLE of two
 levels) minus shared bottom, mean AUC of click and purchase, each task at its own stop, equal parameters, no ids, eight
