@@ -1,6 +1,6 @@
 """Task weights that a slider changes while the model trains.
 
-Taught in notebook 04. The loop is :func:`mtl_helpers.training.training_steps`, which reads the weights at every step;
+Taught in notebook 02. The loop is :func:`mtl_helpers.training.training_steps`, which reads the weights at every step;
 here it runs as an asyncio task on the kernel's own loop and hands control back every few milliseconds, so that the
 sliders stay alive without threads.
 """
@@ -38,7 +38,7 @@ _running: weakref.WeakSet[LiveTraining] = weakref.WeakSet()
 
 
 class LiveTraining:
-    """A model with Start, Pause, Stop and Reset, and a weight slider for each of its tasks (notebooks 02 and 04).
+    """A model with Start, Pause, Stop and Reset, and a weight slider for each of its tasks (notebook 02).
 
     model : of :mod:`mtl_helpers.models`; trained in place by AdamW, and moved to the data's device.
     train, valid : data whose labels cover the model's tasks; metrics are computed on up to 4096 rows of ``valid``.
