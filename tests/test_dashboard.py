@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import sys
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.image import imread as read_png
 
 sys.path.insert(0, str(Path(__file__).parent / "browser"))
 
@@ -95,7 +98,7 @@ def test_settings_are_all_combinations(front):
 def said(explorer) -> dict[str, float]:
     """Numbers in a reading."""
     found = re.search(
-        r"revenue ([\d,.]+) EUR .*?NDCG@10 ([\d.]+) .*? ([\d.]+)% of the catalogue.*?(\d+) of (\d+) ready-made.* "
+        r"users: ([\d,.]+) EUR .*?NDCG@10 ([\d.]+) .*? ([\d.]+)% of the catalogue.*?(\d+) of (\d+) ready-made.* "
         r"(\d+) of 10 products",
         explorer.reading,
     )
@@ -141,13 +144,40 @@ def test_the_reading_says_the_figures_of_the_setting(front):
 def test_a_screen_reader_hears_the_list(front):
     explorer = shop_dashboard(front, exponents=POWERS).set(user="user 3")
     explorer.buttons["Today"].click()
-    assert "+0.0% against today" in explorer.reading and explorer.state["user"] == "user 3"
+    assert "(+0.0%)" in explorer.reading and explorer.state["user"] == "user 3"
     weighting = front.nearest(dict.fromkeys(front.weightings, 1))
     for place, item in enumerate(front.rank(weighting, POWERS)[3]):
         row = front.items.iloc[item]
         p = front.predictions["purchase"][weighting, 3, item]
         assert f"{place + 1} {row['category']}, {row['brand']}, {row['price']:,.2f} EUR (" in explorer.alt
         assert f"purchase {p:.3f}" in explorer.alt or p < 0.01
+
+
+def test_presets_lead_to_ready_made_settings_and_the_first_is_the_dearest(front):
+    explorer = shop_dashboard(front, exponents=POWERS)
+    first, best = said(explorer), explorer.figure.axes[1].lines[0].get_xydata()
+    assert first["revenue"] == pytest.approx(best[:, 1].max(), abs=0.06)
+    explorer.set(diversity=1.0).buttons["Most money"].click()
+    assert said(explorer) == first
+    for label in ("Widest", "Surprise me"):
+        explorer.buttons[label].click()
+        now = explorer.figure.axes[1].lines[-1].get_xydata()[0]
+        assert np.isclose(best, now).all(1).any() and not explorer.error, label
+
+
+def test_cards_show_titles_and_the_products_own_pictures():
+    pixels = np.random.default_rng(0).integers(0, 255, (120, 8, 8, 3)).astype(np.uint8)
+    made = parts(pictures=pixels)
+    made["items"] = made["items"].assign(title=[f"Thing {i}" for i in range(120)])
+    front = Shopfront(**made)
+    explorer = shop_dashboard(front, exponents=POWERS)
+    drawn = re.findall(r'base64,([^"]+)" alt=""', explorer.html())
+    named = [int(number) for number in re.findall(r"Thing (\d+)</div>", explorer.html())]
+    assert len(drawn) == len(named) == 10
+    assert [pixels[item].tolist() for item in named] == [
+        (255 * read_png(BytesIO(base64.b64decode(png)), "png")[..., :3]).round().astype(int).tolist()
+        for png in drawn
+    ]
 
 
 @pytest.mark.parametrize("keep", [range(10), [0, 3, 5, 6, 9]])

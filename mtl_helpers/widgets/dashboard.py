@@ -6,8 +6,10 @@ make one score of its predictions, and diversity re-ranks by category (:func:`mt
 
 from __future__ import annotations
 
+import base64
 import html
 import math
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -22,8 +24,8 @@ from numpy.typing import ArrayLike
 from mtl_helpers import ranking
 from mtl_helpers.losses import check_weights
 from mtl_helpers.metrics import pareto_mask
-from mtl_helpers.widgets.explorer import Explorer, dropdown, slider
-from mtl_helpers.widgets.figures import GREY, HERE, INK, figure, legend_outside, minus, task_style
+from mtl_helpers.widgets.explorer import Explorer, dropdown, encode_png, slider
+from mtl_helpers.widgets.figures import GREY, HERE, INK, figure, legend_outside, minus, task_style, within
 from mtl_helpers.widgets.weights import TrainedWeights
 
 __all__ = ["Shopfront", "shop_dashboard"]
@@ -31,11 +33,10 @@ __all__ = ["Shopfront", "shop_dashboard"]
 SMALLEST = 1e-12  # predictions and prices of 0 have no logarithm; they count as this much
 MOST_CARDS = 10
 RAISED = str.maketrans("0123456789.", "⁰¹²³⁴⁵⁶⁷⁸⁹·")
-HEIGHT = 2.2
+HEIGHT = 1.9
 CURRENCY = "EUR"
-# what predicts a signal
-TASKS = {"buy": "purchase", "category": "next_category", "favourite": "next_category"}
-CATEGORY_COLORS = ("#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#882255", "#AA4499")
+TASKS = {"buy": "purchase", "category": "next_category", "next": "next_item"}  # what predicts a signal
+BETTER, WORSE = "#117733", "#882255"
 DIVERSITIES = (0.0, 0.2, 0.5)
 VARIED_EXPONENTS = (0.0, 0.5, 1.0, 1.5)
 LABELS = {
@@ -54,7 +55,8 @@ class Shopfront:
 
     Parameters
     ----------
-    items : (I rows) with columns ``category``, ``brand`` and ``price``; item i of all arrays is its row i.
+    items : (I rows) with columns ``category``, ``brand``, ``price``, and ``title`` if there is one; item i of all
+        arrays is its row i. pictures : (I, side, side, 3) uint8, for the cards.
     users : (U,) names for the picker, all different.
     weightings : (K rows), a column of weights for each task, as ``Sweep.weightings`` has them.
     predictions : ``{signal: (K, U, I)}``, one to three; probabilities, or other values of 0 or more.
@@ -74,6 +76,7 @@ class Shopfront:
     true_purchase: ArrayLike
     relevance: ArrayLike | None = None
     counts: ArrayLike | None = None
+    pictures: ArrayLike | None = None
     position_factors: ArrayLike | None = None
     k: int = 10
     _logs: dict[str, Any] = field(default_factory=dict, repr=False)
@@ -104,6 +107,7 @@ class Shopfront:
                 raise ValueError(f"{name} has shape {values.shape}, expected {axes} = {shape}.")
             if shape != one and not (np.isfinite(values).all() and values.min() >= 0):
                 raise ValueError(f"predictions of {name!r} hold NaN, infinite or negative values.")
+        self._shown: dict[int, str] = {}
         self._price = self.items["price"].to_numpy(float)
         self._category = self.items["category"].to_numpy()
         # one trial, so that whatever cannot be measured is said now and not under a slider
@@ -113,6 +117,13 @@ class Shopfront:
     def signals(self) -> tuple[str, ...]:
         """What may have an exponent: the predictions, and price."""
         return (*self.predictions, "price")
+
+    def picture(self, item: int) -> str:
+        """An item's picture as HTML."""
+        if self.pictures is not None and item not in self._shown:
+            png = base64.b64encode(encode_png(self.pictures[item])).decode("ascii")
+            self._shown[item] = f'<img src="data:image/png;base64,{png}" alt="" style="{PICTURE}">'
+        return self._shown.get(item, "")
 
     def nearest(self, weights: Mapping[str, float]) -> int:
         """The trained weighting nearest to these weights; only their proportions count."""
@@ -175,10 +186,10 @@ def shop_dashboard(
     """Steer a shop's lists: product cards, their figures against today's setting, revenue against coverage.
 
     All is compared with *today's setting*. Ready-made settings are every weighting with today's exponents, and today's
-    weighting with other exponents, each at three diversities; buttons lead to today's, to the one that earns most, and
-    to the one that shows most of the catalogue, which is the first state. Task-weight sliders stand on trained
-    weightings. Cards show a product's category, brand, price and predictions; bars are shares of the largest
-    prediction that this user has for any product.
+    weighting with other exponents, each at three diversities; buttons lead to today's, to the one that earns most,
+    which is the first state, to the one that shows most of the catalogue, and to any of them. Task-weight sliders
+    stand on trained weightings. Cards show a product's picture, title, brand, price and predictions; bars are shares
+    of the largest prediction that this user has for any product.
 
     Parameters
     ----------
@@ -194,15 +205,19 @@ def shop_dashboard(
     start = front.nearest(weights or dict.fromkeys(front.weightings, 1.0))
     shown = front.rank(start, exponents)
     today, settings = front.measure(shown), _ready_made(front, exponents, start)
-    widest = settings.loc[settings["coverage"].idxmax()]
+    best = {name: settings.loc[settings[name].idxmax()] for name in ("revenue", "coverage")}
     several = min(front.weightings.shape) > 1
-    groups = {"Task weights": trained.sliders([*front.weightings], widest["weighting"])} if several else {}
-    at = widest["exponents"]
+    groups = (
+        {"Task weights": trained.sliders([*front.weightings], best["revenue"]["weighting"])}
+        if several
+        else {}
+    )
+    at = best["revenue"]["exponents"]
     knobs = [slider(f"{name}_exponent", name, 0.0, 2.0, at[name], step=0.25, fmt=".2f") for name in exponents]
-    knobs.append(slider("diversity", "diversity", 0.0, 1.0, widest["diversity"], step=0.05))
+    knobs.append(slider("diversity", "diversity", 0.0, 1.0, best["revenue"]["diversity"], step=0.05))
     groups["Exponents"] = [*knobs, dropdown("user", "user", front.users)]
     fig = figure(HEIGHT)
-    left, right = fig.subplots(1, 2, width_ratios=(1.25, 1))
+    left, right = fig.subplots(1, 2, width_ratios=(1.2, 1))
     move_bars = _draw_changes(left, today, settings, front.k)
     here = _draw_front(right, settings, today)
 
@@ -222,11 +237,11 @@ def shop_dashboard(
         cards, text, new = _cards(front, user, lists[user].tolist(), shown[user].tolist(), at)
         flat = " All exponents are 0: every product scores the same, so lists follow the catalogue's order."
         said = (
-            f"{head}. Over all {len(front.users):,} users: revenue {now['revenue']:,.1f} {CURRENCY} per 1,000 "
-            f"impressions ({_change(now['revenue'], today['revenue'])} against today), NDCG@{front.k} "
-            f"{now['ndcg']:.4f} (today {today['ndcg']:.4f}), {now['coverage']:.1%} of the catalogue shown "
-            f"(today {today['coverage']:.1%}), {int(better.sum())} of {len(better)} ready-made settings earn and show "
-            f"more. {new} of {front.k} products are new to this user's list.{flat * (score == '1')}"
+            f"{head}. All {len(front.users):,} users: {now['revenue']:,.1f} {CURRENCY} per 1,000 shown "
+            f"({_change(now['revenue'], today['revenue'])}), NDCG@{front.k} {now['ndcg']:.4f} (today "
+            f"{today['ndcg']:.4f}), {now['coverage']:.1%} of the catalogue (today {today['coverage']:.1%}); "
+            f"{int(better.sum())} of {len(better)} ready-made settings earn and show more. {new} of {front.k} products "
+            f"are new on this page.{flat * (score == '1')}"
         )
         return said, f"The list: {text}", cards
 
@@ -236,10 +251,11 @@ def shop_dashboard(
         board.go(**state, diversity=setting["diversity"])
 
     now = settings[(settings["weighting"] == start) & (settings["diversity"] == 0)].iloc[0]
-    presets = {"Today": now, "Most money": settings.loc[settings["revenue"].idxmax()], "Widest": widest}
+    presets = {"Today": now, "Most money": best["revenue"], "Widest": best["coverage"]}
     buttons = [(label, lambda setting=setting: go(setting)) for label, setting in presets.items()]
+    buttons.append(("Surprise me", lambda: go(settings.iloc[random.randrange(len(settings))])))
     title = "The shop owner's dashboard"
-    board = Explorer(fig, groups, update, title=title, link=trained.link, buttons=buttons)
+    board = Explorer(fig, groups, update, title=title, link=trained.link, buttons=buttons, beside=True)
     return board
 
 
@@ -251,41 +267,43 @@ def _ready_made(front: Shopfront, exponents: Mapping[str, float], today: int) ->
 
 
 def _cards(front: Shopfront, user: int, items: list[int], before: list[int], at: int) -> tuple[str, str, int]:
-    """A user's list as HTML cards, five in a row, and in words; how many were not in the list before."""
-    colors = dict(zip(dict.fromkeys(front.items["category"]), 2 * CATEGORY_COLORS, strict=False))
+    """A user's list as HTML cards, four in a row, and in words; how many were not in the list before."""
     cards, said = "", []
     for place, (item, row) in enumerate(zip(items, front.items.iloc[items].to_dict("records"), strict=True)):
-        category, brand, cost, moved = row["category"], row["brand"], f"{row['price']:,.2f} {CURRENCY}", "new"
+        moved, color = "new", BETTER
         if item in before:
-            was = before.index(item)
-            moved = f"{'▲' if was > place else '▼'}{abs(was - place)}" * (was != place)
+            up = before.index(item) - place
+            moved, color = f"{'▲' if up > 0 else '▼'}{abs(up)}" * (up != 0), BETTER if up > 0 else WORSE
         bars, numbers = "", []
         for name, values in front.predictions.items():
-            color = task_style(TASKS.get(name, name))["color"]
             value, most = float(values[at, user, item]), float(values[at, user].max())
-            share = 100 * value / most if most else 0
-            bar = f'<span><span style="{BAR};width:{share:.0f}%;background:{color}"></span></span>'
+            fill, share = task_style(TASKS.get(name, name))["color"], 100 * value / most if most else 0
+            bar = f'<span><span style="{BAR};width:{share:.0f}%;background:{fill}"></span></span>'
             bars += f'<div style="{ROW}"><span>{html.escape(name)}</span>{bar}{_digits(value)}</div>'
             numbers.append(f"{name} {_digits(value)}")
-        head = f"<b>{html.escape(f'{place + 1}  {category}')}</b><span>{moved}</span>"
+        title, cost = row.get("title", row["category"]), f"{row['price']:,.2f} {CURRENCY}"
         cards += (
-            f'<div style="{CARD};border-left:6px solid {colors[category]}"><div style="{LINE}">{head}</div>'
-            f"<div>{html.escape(f'{brand} · {cost}')}</div>{bars}</div>"
+            f'<div style="{CARD}"><div style="{LINE}"><b>{place + 1}</b><b style="color:{color}">{moved}</b></div>'
+            f'<div style="{SHOWN}">{front.picture(item)}<div style="{TITLE}">{html.escape(title)}</div></div>'
+            f'<div style="{LINE}"><span>{html.escape(row["brand"])}</span><b>{cost}</b></div>{bars}</div>'
         )
-        said.append(f"{place + 1} {category}, {brand}, {cost} ({', '.join(numbers)})")
+        said.append(f"{place + 1} {title}, {row['brand']}, {cost} ({', '.join(numbers)})")
     return f'<div style="{GRID}">{cards}</div>', "; ".join(said), len(set(items) - set(before))
 
 
 GRID = (
-    "display:grid;grid-template-columns:repeat(auto-fill,minmax(150px,1fr));gap:4px;margin-bottom:4px;"
+    "display:grid;grid-template-columns:repeat(auto-fill,minmax(138px,1fr));gap:5px;margin-bottom:4px;"
     "width:0;min-width:100%"  # cards do not widen the page
 )
 CARD = (
-    "border:1px solid #ccc;border-radius:4px;padding:2px 6px;font-size:11.5px;line-height:1.3;overflow:hidden"
+    "border:1px solid #ccc;border-radius:6px;padding:2px 6px;font-size:11px;line-height:1.3;overflow:hidden"
 )
+PICTURE = "width:48px;height:48px;border-radius:4px;image-rendering:pixelated"
+SHOWN = "display:flex;gap:5px"
+TITLE = "height:4.1em;line-height:1.36;overflow:hidden"
 LINE = "display:flex;justify-content:space-between;white-space:nowrap;overflow:hidden"
-ROW = "display:grid;grid-template-columns:5.5em 1fr auto;gap:4px;align-items:center;font-size:11px;white-space:nowrap"
-BAR = "display:block;height:8px"
+ROW = "display:grid;grid-template-columns:4.6em 1fr auto;gap:4px;align-items:center;white-space:nowrap"
+BAR = "display:block;height:7px"
 
 
 def _draw_changes(ax: Axes, today: Mapping[str, float], settings: pd.DataFrame, k: int) -> Callable:
@@ -300,14 +318,16 @@ def _draw_changes(ax: Axes, today: Mapping[str, float], settings: pd.DataFrame, 
     ax.set_yticks(range(len(names)), [LABELS[name].format(k=k) for name in names])
     ax.grid(visible=False, axis="y")
     ax.set_title("All users, against today's setting")
-    bars = ax.barh(range(len(names)), np.zeros(len(names)), height=0.55, color="#44576B", animated=True)
+    bars = ax.barh(range(len(names)), np.zeros(len(names)), height=0.6, animated=True)
     look = {"va": "center", "fontsize": 9, "animated": True}
     texts = [ax.text(1.1 * limit, row, "", **look) for row in range(len(names))]
 
     def move(now: Mapping[str, float]) -> None:
         for name, bar, text in zip(names, bars, texts, strict=True):
             change = 100 * (now[name] / today[name] - 1) if today[name] else 0.0
-            bar.set_width(float(np.clip(np.nan_to_num(change), -limit, limit)))
+            color = INK if name in ("gini", "novelty") else BETTER if change > 0 else WORSE
+            bar.set(width=float(np.clip(np.nan_to_num(change), -limit, limit)), color=color)
+            text.set_color(color if change else INK)
             value = f"{now[name]:,.1f}" if name == "revenue" else f"{now[name]:.3f}"
             text.set_text(f"{value}  ({_change(now[name], today[name])})")
 
@@ -325,6 +345,7 @@ def _draw_front(ax: Axes, settings: pd.DataFrame, today: Mapping[str, float]) ->
     ax.plot(today["coverage"] * 100, today["revenue"], "s", color=GREY, label="today", **style)
     ax.margins(0.12)
     ax.autoscale_view()
+    within(ax, 0, axis="x")
     ax.set(xlabel="catalogue shown, %", ylabel=LABELS["revenue"])
     ax.set_title("What each setting earns and shows")
     ax.set_autoscale_on(False)

@@ -47,7 +47,10 @@ NAMES_SLIDERS = f'<img alt="" hidden src="data:image/gif;base64,{PIXEL}" onload=
 SHOWN = "max-width:100%;height:auto;border-radius:6px"
 LAYOUT = (
     "<style>.mtl-knobs .widget-readout{min-width:44px}.mtl-knobs .widget-html{height:20px}"
-    ".mtl-knobs .widget-html-content{line-height:20px}</style>"
+    ".mtl-knobs .widget-html-content{line-height:20px}"
+    ".mtl-beside{display:grid!important;grid-template-columns:minmax(270px,1fr) 2.1fr;gap:0 14px;max-width:900px}"
+    ".mtl-beside>.widget-html,.mtl-beside>.widget-html>div,.mtl-beside .mtl-demo{display:contents}"
+    ".mtl-beside .mtl-demo>:not(.mtl-above){grid-column:1/-1}</style>"
 )
 
 
@@ -174,6 +177,7 @@ class Explorer:
     title : what the picture shows, the start of its alt text.
     link : ``link(state, moved) -> state`` settles the other controls when ``moved`` changed, for weights that add up
         to one. buttons : ``(label, callback)`` pairs, shown before Reset; one labelled "Reset" takes its place.
+    beside : the controls stand in a column beside what ``update`` puts above the picture.
 
     An error inside ``update`` at construction is raised. Later it appears under the picture, with the line of yours
     that raised it, and in ``.error``; it goes at the next state that works. Without a kernel (GitHub) the stored
@@ -186,7 +190,7 @@ class Explorer:
         self, figure: Figure, controls: Iterable[Widget] | Mapping[str, Iterable[Widget]],
         update: Callable[[State], str | tuple[str, ...]], *, title: str,
         link: Callable[[State, str], State] = lambda state, moved: state,
-        buttons: Sequence[tuple[str, Callable[[], None]]] = (),
+        buttons: Sequence[tuple[str, Callable[[], None]]] = (), beside: bool = False,
     ) -> None:  # fmt: skip
         self.groups = dict(controls) if isinstance(controls, Mapping) else {"": list(controls)}
         names = [control.name for row in self.groups.values() for control in row]
@@ -203,6 +207,8 @@ class Explorer:
         self.stage = Stage(figure)
         self._draw()
         self.widget = ipywidgets.VBox([self._knobs(buttons), self._picture])
+        if beside:
+            self.widget.add_class("mtl-beside")
         for name, control in self.controls.items():
             control.observe(lambda change, name=name: self._moved(name, change["new"]), names="value")
 
@@ -354,7 +360,9 @@ class Explorer:
             width = {"width": f"{44 + 7 * len(label)}px"}
             self.buttons[label] = pressed = ipywidgets.Button(description=label, layout=width)
             pressed.on_click(lambda _button, action=action: self._press(action))
-        box = ipywidgets.HBox(list(self.buttons.values()), layout={"margin": "0 0 0 auto"})
+        box = ipywidgets.HBox(
+            [*self.buttons.values()], layout={"margin": "0 0 0 auto", "flex_flow": "row wrap"}
+        )
         for heading, grid in zip(self.groups, list(rows), strict=True):
             if heading:
                 rows.insert(rows.index(grid), ipywidgets.HTML(f"<b>{html.escape(heading)}</b>"))
