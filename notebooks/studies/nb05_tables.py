@@ -32,7 +32,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from study import command_line
+from study import append, begin, command_line
 from torch import Tensor, nn
 
 from mtl_helpers.data import Batch, MultiTaskDataset, ShopConfig, Task, make_world, prepare, simulate
@@ -66,10 +66,10 @@ class Case:
         self.seed, self.shop, self.table = seed, simulate(ShopConfig(seed=seed)), table
         frames = ecommerce.case_frames(self.shop)
         self.items = ecommerce.item_table(self.shop, frames["train"])
-        bought = {
-            name: f.assign(conversion=f["purchase"].where(f["click"] == 1)) for name, f in frames.items()
-        }
-        self.frames = {name: f.merge(self.shop.truth, on="impression_id") for name, f in bought.items()}
+        for name, frame in frames.items():
+            known = frame.assign(conversion=frame["purchase"].where(frame["click"] == 1))
+            frames[name] = known.merge(self.shop.truth, on="impression_id")
+        self.frames = frames
         tasks = (*ecommerce.case_tasks(len(self.items)), Task("conversion"))
         self.data = prepare(self.frames, tasks, ecommerce.CASE_NUMERIC, ecommerce.CASE_CATEGORICAL)
         self.constants = constant_losses(self.data.train)
@@ -151,11 +151,8 @@ def loss_of(case: Case, name: str, model: nn.Module, batch: Batch, row: int, gen
 
 
 def sampled_softmax(case: Case, model: nn.Module, batch: Batch, correct: bool, generator) -> Tensor:
-    """Loss of next_item over the true item and 50 items drawn by their share q of the clicks.
-
-    With ``correct`` each logit loses log q (Yi et al., RecSys 2019): without it popular items, which are drawn as
-    negatives most often, are pushed down.
-    """
+    """Loss of next_item over the true item and 50 that are drawn by their share q of the clicks; with ``correct``
+    each logit loses log q (Yi et al., RecSys 2019), lest popular items be pushed down."""
     wanted = batch.labels["next_item"]
     u, v = model.user_vectors(batch.numeric, batch.categorical), model.item_vectors()
     drawn = torch.multinomial(case.share, 50, replacement=True, generator=generator)
@@ -214,9 +211,6 @@ def learn(case: Case, name: str, setting: tuple | None = None, row: int = 0, see
     return model, seconds / epoch
 
 
-# ------------------------------------------------------------------------------------------------- the parts
-
-
 def tune(name: str, case: Case) -> Iterator[Row]:
     """A contestant at every setting."""
     for lr, decay in SETTINGS:
@@ -255,10 +249,10 @@ def measured(case: Case, model: nn.Module, part: str) -> Iterator[tuple[str, flo
 def worth(case: Case, scores: np.ndarray) -> dict[str, float]:
     """True expected worth of each user's page, means per 1,000 impressions; and what it shows."""
     lists, one = top_k(scores, PAGE), np.ones(len(case.price))
+    asked = {"revenue": ("purchase", case.price), "purchases": ("purchase", one), "clicks": ("click", one)}
     found = {
-        "revenue": expected_revenue(lists, case.truth["purchase"], case.price, case.factors).mean(),
-        "purchases": expected_revenue(lists, case.truth["purchase"], one, case.factors).mean(),
-        "clicks": expected_revenue(lists, case.truth["click"], one, case.factors).mean(),
+        name: expected_revenue(lists, case.truth[chance], prices, case.factors).mean()
+        for name, (chance, prices) in asked.items()
     }
     return found | {"coverage": catalogue_coverage(lists, len(one)), "price": np.median(case.price[lists])}
 
@@ -292,10 +286,8 @@ def weights(case: Case) -> Iterator[Row]:
     floors = {"popularity": case.pages["item_past_ctr"], "last week": case.pages["item_clicks_week"]}
     scores = {name: column.to_numpy().reshape(USERS, -1) for name, column in floors.items()}
     scores["chance"] = np.random.default_rng(case.seed).random(scores["popularity"].shape)
-    scores |= {
-        "truth: buy": case.truth["purchase"],
-        "truth: buy · price": case.truth["purchase"] * case.price,
-    }
+    true = case.truth["purchase"]
+    scores |= {"truth: buy": true, "truth: buy · price": true * case.price}
     for name, values in scores.items():
         yield from ((name, *pair) for pair in worth(case, values).items())
 
@@ -309,18 +301,15 @@ def offered(case: Case, p: dict[str, np.ndarray]) -> Iterator[Row]:
     p = {name: values[more] for name, values in p.items()}
     scores = {"old ranker": -np.arange(len(rows)), "chance": np.random.default_rng(0).random(len(rows))}
     scores |= {"popularity": rows["item_past_ctr"].to_numpy(), "truth": click * given, **p}
-    scores |= {
-        "click · buy": p["click"] * p["purchase"],
-        "buy · price": p["purchase"] * rows["price"].to_numpy(),
-    }
+    scores["click · buy"], scores["buy · price"] = p["click"] * p["purchase"], p["purchase"] * rows["price"]
     for name, score in scores.items():
         page = rows[["session_id", "price"]].assign(score=score, click=click, bought=click * given)
         page["place"] = page.groupby("session_id")["score"].rank(ascending=False, method="first")
         page = page[page["place"] <= PAGE]
         sold, sessions = page["bought"] * page["place"] ** -0.45, page["session_id"].nunique()
-        yield f"offered, {name}", "purchases", sold.sum() / sessions
-        yield f"offered, {name}", "revenue", (sold * page["price"]).sum() / sessions
-        yield f"offered, {name}", "clicks", (page["click"] * page["place"] ** -0.45).sum() / sessions
+        clicks = page["click"] * page["place"] ** -0.45
+        for what, each in {"purchases": sold, "revenue": sold * page["price"], "clicks": clicks}.items():
+            yield f"offered, {name}", what, each.sum() / sessions
 
 
 def funnel(case: Case) -> Iterator[Row]:
@@ -385,19 +374,15 @@ def main() -> None:
     options.add_argument("--parts", nargs="+", choices=["tune", *PARTS, *TUNING], default=list(PARTS))
     options = options.parse_args()
     asked = [name for part in options.parts for name in (TUNING if part == "tune" else [part])]
-    path = options.out / "05_case.csv"
-    if not path.exists():
-        first = "# python notebooks/studies/nb05_tables.py"
-        path.write_text(f"{first}\nshop,part,name,measure,value\n", encoding="utf-8")
+    path, columns = options.out / "05_case.csv", ("shop", "part", "name", "measure", "value")
+    begin(path, "nb05_tables.py", columns)
     for seed in options.shops:
         table = pd.read_csv(path, comment="#")
         done, case = set(table.loc[table["shop"] == seed, "part"]), None
         for part in (part for part in asked if part not in done):
             case, start = case or Case(seed, table), time.process_time()
             rows = (PARTS | TUNING)[part](case)
-            lines = [f'{seed},"{part}","{name}",{what},{float(value):.6g}\n' for name, what, value in rows]
-            with path.open("a", encoding="utf-8") as file:
-                file.write("".join(lines))
+            append(path, [dict(zip(columns[2:], (*n, float(x)), strict=True)) for *n, x in rows], shop=seed, part=part)
             print(f"shop {seed}: {part} {time.process_time() - start:.0f} s", flush=True)
 
 
