@@ -111,7 +111,7 @@ N_SHOPS = study["shop"].nunique()
 # definition the expected revenue. What does it bring?
 
 # %%
-g_price = guess("EUR, ranked by p(purchase) · price against by p(purchase)?", -50, 150, 1, "%")
+g_price = guess("EUR, by p(purchase) · price against p(purchase)?", -50, 150, 1, "%")
 g_price
 
 # %% tags=["plumbing"]
@@ -178,7 +178,7 @@ shop = load_shop()
 frames = ecommerce.case_frames(shop)
 items = ecommerce.item_table(shop, frames["train"])
 data = ecommerce.case_data(frames, len(items), device)
-constants = constant_losses(data.train)  # what each task loses if it always says the same
+constants = constant_losses(data.train)  # the loss of always saying the same
 
 # %% tags=["plumbing"]
 # @title What there is to learn from
@@ -242,7 +242,7 @@ plots.table(pd.DataFrame(checks.items(), columns=["check", "holds"]))
 # favourite category, once for each product of the shop. How many different answers do you get?
 
 # %%
-g_answers = guess("Answers about one user's favourite category, out of 1,000?", 1, 1000, 1)
+g_answers = guess("Answers about one user's favourite, out of 1,000?", 1, 1000, 1)
 g_answers
 
 # %%
@@ -260,12 +260,12 @@ answers = predict(naive, one.to(device))["next_category"]
 # @title How many answers
 best_of = int(answers.mean(0).argmax())
 different = len(answers.round(decimals=4).unique(dim=0))
-fig = plots.figure(2.0)
-ax = fig.subplots()
-ax.hist(answers[:, best_of].numpy(), bins=40, color=COLORS["next_category"])
-ax.set(xlabel="said chance of one category, for one user", ylabel="products asked with")
-ax.set_title(f"{different} different answers to a question that no product is part of")
-display(fig, g_answers.answer(different, digits=0))
+display(g_answers.answer(different, digits=0))
+low, high = answers[:, best_of].min(), answers[:, best_of].max()
+Markdown(
+    f"The chance that this user's next click is in one category runs from {low:.2f} to {high:.2f}, depending on a product that "
+    "is no part of the question."
+)
 
 # %% [markdown]
 # A user's favourite cannot depend on the candidate; while serving there is no candidate yet. So the user and the moment
@@ -284,7 +284,7 @@ draw("two_towers")
 
 # %%
 class TinyCase(nn.Module):
-    """The design on one screen: user, item and pair features in, logits of four tasks out."""
+    """User, item and pair features in, logits of four tasks out."""
 
     def __init__(self, n_user, n_item, n_pair, width=32):
         super().__init__()
@@ -292,7 +292,8 @@ class TinyCase(nn.Module):
         self.item = mlp(n_item, (width,)).append(nn.Linear(width, width))
 
         def tower():
-            return mlp(3 * width + n_pair, (width // 2,)).append(nn.Linear(width // 2, 1))
+            first = mlp(3 * width + n_pair, (width // 2,))
+            return first.append(nn.Linear(width // 2, 1))
 
         self.click, self.purchase = tower(), tower()
         self.category = nn.Linear(width, 8)
@@ -302,7 +303,9 @@ class TinyCase(nn.Module):
         both = torch.cat([u, v, u * v, pair], dim=-1)
         found = {"click": self.click(both), "purchase": self.purchase(both)}
         found = {name: logits.squeeze(-1) for name, logits in found.items()}
-        return found | {"next_category": self.category(u), "next_item": u @ all_v.T + bias}
+        found["next_category"] = self.category(u)
+        found["next_item"] = u @ all_v.T + bias
+        return found
 
 
 # %% tags=["plumbing"]
@@ -336,12 +339,14 @@ SHARES = {"click": 1.0} | GRID[int(np.argmax(asked))]
 WEIGHTS = {name: share / constants[name] for name, share in SHARES.items()}
 MONITOR = {name: 1 / loss for name, loss in constants.items()}
 lr, decay = tuned("case")
-SETTINGS = {"lr": lr, "weight_decay": decay, "epochs": 2 if FAST else 12, "progress": False}
+EPOCHS = 2 if FAST else 12
+SETTINGS = {"lr": lr, "weight_decay": decay, "epochs": EPOCHS, "progress": False}
 
 # %%
 torch.manual_seed(0)
 model = ecommerce.case_model(data, items)
-history = fit(model, data.train, data.valid, weights=WEIGHTS, monitor=MONITOR, **SETTINGS)
+how = {"weights": WEIGHTS, "monitor": MONITOR, **SETTINGS}
+history = fit(model, data.train, data.valid, **how)
 
 # %% tags=["plumbing"]
 # @title Learning curves
@@ -373,7 +378,9 @@ for ax, (measure, (title, floor, color)) in zip(fig.subplots(2, 2).flat, measure
     if measure.endswith("auc"):
         values["truth"] = of("tasks", "truth", measure)
     styles = {"without ids": {"color": color, "marker": "o"}}
-    plots.interval_rows(ax, values, styles=styles, zero=False, digits=3)
+    plots.interval_rows(
+        ax, {n: mean_interval(v) for n, v in values.items()}, styles=styles, zero=False, digits=3
+    )
     ax.set_title(title)
     ids[title] = values["with user ids"] - values["without ids"]
     floors[title] = values["without ids"] - values[floor]
@@ -410,8 +417,9 @@ with torch.no_grad():
 full = u @ v.T + model.bias  # (256, items)
 corrected = full - q.log()
 sampled = torch.cat([corrected.gather(1, wanted[:, None]), corrected[:, drawn]], dim=1)
-sampled[:, 1:] = sampled[:, 1:].masked_fill(drawn[None] == wanted[:, None], -1e9)  # a hit
-loss = F.cross_entropy(sampled, torch.zeros_like(wanted))  # (256, 51): the true item is class 0
+hit = drawn[None] == wanted[:, None]  # what was wanted is no negative
+sampled[:, 1:] = sampled[:, 1:].masked_fill(hit, -1e9)
+loss = F.cross_entropy(sampled, torch.zeros_like(wanted))  # the true item is class 0
 
 # %% [markdown]
 # That loss cannot be compared with the full one (fewer rivals), only what each teaches. Next items alone, same model, each
@@ -483,14 +491,14 @@ scores = ecommerce.score_candidates(model, data, evening, items)
 price, category = items["price"].to_numpy(), items["category"].to_numpy()
 liked = truth["purchase"] >= np.sort(truth["purchase"], axis=1)[:, [-20]]
 lists = ranking.top_k(scores["purchase"], K)
-hits = np.take_along_axis(liked, lists, axis=1).astype(float)  # (users, 8): 1 where relevant
+hits = np.take_along_axis(liked, lists, axis=1) * 1.0  # (users, 8): 1 where relevant
 
 # %% [markdown]
 # **NDCG**: what stands low counts less, by $1/\log_2(\text{place}+1)$; divided by the best that any list could reach.
 
 # %%
 discount = 1 / np.log2(np.arange(2, K + 2))
-ndcg = hits @ discount / discount.sum()  # with twenty relevant items a perfect page is all ones
+ndcg = hits @ discount / discount.sum()  # twenty are relevant: the best is all ones
 assert np.allclose(ndcg, ranking.ndcg_at_k(liked, lists))
 
 # %% [markdown]
@@ -520,7 +528,8 @@ assert np.allclose(bits[lists].mean(1), ranking.novelty(lists, counts))
 # the mean that is said with the share that happened.
 
 # %%
-said, bought = predict(model, data.test)["purchase"].numpy(), test["purchase"].to_numpy()
+said = predict(model, data.test)["purchase"].numpy()
+bought = test["purchase"].to_numpy()
 bins = np.array_split(np.argsort(said, kind="stable"), 10)
 gaps_ = [len(rows) * abs(said[rows].mean() - bought[rows].mean()) for rows in bins]
 ece = sum(gaps_) / len(said)
@@ -697,13 +706,13 @@ learned.fit(valid, data.valid.labels["purchase"].cpu())
 # @title Every fusion against p(purchase), over eight shops
 names = ["click", "click · buy", "learned", "sum", "category · click", "next items"]
 names += ["buy · √price", "click · buy · √price", "click · buy · price", "buy · price", "learned · price"]
-fig = plots.figure(4.0)
+fig = plots.figure(3.6)
 axes, stands = fig.subplots(1, 2, sharey=True), {}
 for ax, (what, label) in zip(axes, {"revenue": "EUR", "purchases": "purchases"}.items(), strict=True):
     gaps = {name: log_gap(name, "buy", what) for name in names}
     p = holm(gaps)
     stands[what] = [name for name in names if p[name] < 0.05]
-    plots.interval_rows(ax, gaps, holm=stands[what], digits=2)
+    plots.interval_rows(ax, {n: mean_interval(gaps[n]) for n in names}, holm=stands[what], digits=2)
     ax.set_xlabel(f"{label}: logarithm of the ratio to p(purchase)")
 up = {what: [n for n in stands[what] if log_gap(n, "buy", what).mean() > 0] for what in stands}
 axes[0].set_title(f"{len(up['revenue'])} of {len(names)} earn more")
@@ -744,7 +753,8 @@ for name, fuse in fusions.items():
     before, after = (ranking.top_k(fuse(p), K) for p in (scores["purchase"], inflated))
     same = [len(set(a) & set(b)) / K for a, b in zip(before, after, strict=True)]
     stays[name] = np.mean(same)
-diverse = {d: ranking.mmr(scores["purchase"], category, K, d) for d in (0.0, 0.1, 0.2, 0.5, 1.0)}
+levels = (0.0, 0.1, 0.2, 0.5, 1.0)
+diverse = {d: ranking.mmr(scores["purchase"], category, K, d) for d in levels}
 
 # %% tags=["plumbing"]
 # @title Inflated probabilities, and the price of variety
@@ -774,7 +784,7 @@ fig
 # serving, it scores *all* products. Averaged over all test impressions: what does it say, as a multiple of the truth?
 
 # %%
-g_ratio = guess("Conversion learned on clicks: said / true, all impressions?", 0.3, 3, 0.05)
+g_ratio = guess("Conversion learned on clicks: said / true?", 0.3, 3, 0.05)
 g_ratio
 
 # %% [markdown]
@@ -792,7 +802,8 @@ class EntireSpace(nn.Module):
     def __init__(self):
         super().__init__()
         self.tasks = (Task("click"), Task("purchase"))
-        self.inner = ecommerce.case_model(data, items, [Task("click"), Task("conversion")])
+        both = [Task("click"), Task("conversion")]
+        self.inner = ecommerce.case_model(data, items, both)
 
     def forward(self, numeric, categorical):
         z = self.inner(numeric, categorical)
@@ -949,12 +960,12 @@ def at(part, place):
 
 
 places = np.arange(1, K + 1)
-asked = [predict(model, at(data.test, p))["click"].numpy().mean(dtype=float) for p in places]
+asked = [predict(model, at(data.test, p))["click"].double().mean() for p in places]
 
 # %% tags=["plumbing"]
 # @title The effect of the place: counted, learned, true
 rate = train.groupby("position")["click"].mean().to_numpy()
-curves = {"plain count": rate, "the model": np.array(asked), "truth": factors}
+curves = {"plain count": rate, "the model": np.array([float(p) for p in asked]), "truth": factors}
 curves = {name: values / values[0] for name, values in curves.items()}
 fig = plots.figure(2.8)
 ax, right = fig.subplots(1, 2, width_ratios=(1.3, 1))
@@ -996,16 +1007,16 @@ Markdown(
 # *after* it. Which moves the money more: seven task weights, or seven fusions?
 
 # %%
-g_knob = guess("What moves EUR more?", choices=["task weights", "fusion", "about the same"])
+g_knob = guess("What moves EUR more?", choices=["task weights", "fusion", "neither"])
 g_knob
 
 # %%
-grid = simplex_grid(THREE, 3 if FAST else 4, lowest=0.02)
+grid = [{"click": 1.0, **w} for w in simplex_grid(THREE, 3 if FAST else 4, lowest=0.02)]
 family = sweep(
     lambda: ecommerce.case_model(data, items),
     data.train.take(slice(None, None, 8 if FAST else 2)),
     data.valid,
-    weightings=[{n: s / constants[n] for n, s in {"click": 1.0, **w}.items()} for w in grid],
+    weightings=[{n: s / constants[n] for n, s in shares.items()} for shares in grid],
     **SETTINGS | {"epochs": 1 if FAST else 4},
     keep="best",
 )
@@ -1020,7 +1031,7 @@ signals = {"buy": "purchase", "category": "category", "next": "next"}
 front = Shopfront(
     items=items,
     users=[f"user {user}" for user in people],
-    weightings=pd.DataFrame(grid),
+    weightings=pd.DataFrame(grid)[list(THREE)],
     predictions={n: np.stack([s[key] for s in every]).astype(np.float32) for n, key in signals.items()},
     true_purchase=truth["purchase"],
     relevance=liked,
@@ -1063,7 +1074,7 @@ for name, ax in zip(("revenue", "purchases"), fig.axes, strict=True):
     ratio_ = ranges["fusion", name] / ranges["task weights", name]
     ax.set_title(f"Fusion moves it {ratio_:.1f} times as far as weights")
 ratio_ = ranges["fusion", "revenue"] / ranges["task weights", "revenue"]
-said_ = "fusion" if ratio_ > 1.25 else "task weights" if ratio_ < 0.8 else "about the same"
+said_ = "fusion" if ratio_ > 1.25 else "task weights" if ratio_ < 0.8 else "neither"
 display(fig, g_knob.answer(said_))
 Markdown(
     f"Ranges of means over {N_SHOPS} shops, so that luck within a shop counts little. What is left of it: the same model from four starts "
@@ -1127,12 +1138,13 @@ p = {name: values.numpy()[more] for name, values in predict(model, data.test).it
 
 
 def page_of(score):
-    """Each session's best eight, with the chances that they have at their new places."""
-    ranked = offered.assign(score=score).sort_values("score", ascending=False, kind="stable")
+    """Each session's best eight, with the chances that they have at their places."""
+    ranked = offered.assign(score=-score).sort_values("score", kind="stable")
     ranked["place"] = 1 + ranked.groupby("session_id").cumcount()
-    ranked = ranked[ranked["place"] <= K].sort_values(["user_id", "session_id", "place"])
-    at_place = factors[ranked["place"] - 1]
-    return ranked.assign(click=ranked["click"] * at_place, purchase=ranked["purchase"] * at_place)
+    ranked = ranked[ranked["place"] <= K].copy()
+    for name in ("click", "purchase"):
+        ranked[name] = ranked[name] * factors[ranked["place"] - 1]
+    return ranked.sort_values(["user_id", "session_id", "place"])
 
 
 ARMS = {"today": page_of(p["click"]), "new": page_of(p["click"] * p["purchase"])}
@@ -1269,24 +1281,26 @@ logs = {name: np.log(scores[name][0].astype(float)) for name in ("click", "purch
 logs["price"] = np.log(price)
 total = sum(a * logs[name] for name, a in powers.items())
 top = int(total.argmax())
-by_signal = {name: a * (logs[name][top] - logs[name].mean()) for name, a in powers.items()}
+by_signal = {n: a * (logs[n][top] - logs[n].mean()) for n, a in powers.items()}
 assert np.isclose(sum(by_signal.values()), total[top] - total.mean())
 
 # %%
 mine = [t.to(device) for t in data.encoder.transform(evening.head(len(items)))]
 with torch.no_grad():
     u = model.user_vectors(*(t[:1] for t in mine))
-    x = torch.cat([model.feature_vectors(part, *mine) for part in ("item", "pair")], dim=1)
+    x = torch.cat([model.feature_vectors(of_, *mine) for of_ in ("item", "pair")], 1)
 n_item, target, base = model.features["item"].n_out, x[top], x.mean(0)
 
 
 def purchase_logit(x):
     """x (n, item and pair features) → logit (n,), for this user."""
     v, users = model.item(x[:, :n_item]), u.expand(len(x), -1)
-    return model.towers["purchase"](torch.cat([users, v, users * v, x[:, n_item:]], -1)).squeeze(-1)
+    both = torch.cat([users, v, users * v, x[:, n_item:]], -1)
+    return model.towers["purchase"](both).squeeze(-1)
 
 
-path = (base + torch.linspace(0, 1, 201, device=device)[:, None] * (target - base)).requires_grad_()
+steps = torch.linspace(0, 1, 201, device=device)[:, None]
+path = (base + steps * (target - base)).requires_grad_()
 (slope_,) = torch.autograd.grad(purchase_logit(path).sum(), path)
 part = ((slope_[1:] + slope_[:-1]) / 2).mean(0) * (target - base)
 
@@ -1381,11 +1395,12 @@ from mtl_helpers.check import check, hint, solution, use
 
 
 def recall_and_coverage(lists, bought, n_items):
-    """Mean recall over the users who bought something, and the share of the catalogue shown.
+    """Mean recall over the users who bought something; share of the catalogue shown.
 
-    lists (U, k): each user's items, an array. bought: one set of items for each of the U
-    users. The second number is the share of the n_items that stands in any list. Example:
-    lists [[0, 1], [0, 2]], bought [{0, 5}, {2}], 10 items give (0.75, 0.3).
+    lists (U, k): each user's items, an array. bought: one set of items for each of
+    the U users. The second number is the share of the n_items that stands in any
+    list. Example: lists [[0, 1], [0, 2]], bought [{0, 5}, {2}], 10 items give
+    (0.75, 0.3).
     """
     return ...
 
@@ -1401,9 +1416,9 @@ check("05.recall_and_coverage", recall_and_coverage)
 def power_fusion(probabilities, exponents):
     """The fused score (n,): a product of powers.
 
-    probabilities {task: (n,) tensor}, exponents {task: number}. A task without an exponent
-    does not count. Example: click 0.5 with exponent 2 and purchase 0.1 with exponent 1 give
-    0.025.
+    probabilities {task: (n,) tensor}, exponents {task: number}. A task without an
+    exponent does not count. Example: click 0.5 with exponent 2 and purchase 0.1 with
+    exponent 1 give 0.025.
     """
     return ...
 
@@ -1419,8 +1434,8 @@ check("05.power_fusion", power_fusion)
 def undo_downsampling(p, keep):
     """Probabilities for the whole log, (n,).
 
-    p (n,), an array: what a model says that was trained on a share `keep` of the negatives,
-    below 1. Example: p = 0.5 and keep = 0.1 give 1 / 11.
+    p (n,), an array: what a model says that was trained on a share `keep` of the
+    negatives, below 1. Example: p = 0.5 and keep = 0.1 give 1 / 11.
     """
     return ...
 

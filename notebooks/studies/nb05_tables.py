@@ -382,7 +382,12 @@ def main() -> None:
         for part in (part for part in asked if part not in done):
             case, start = case or Case(seed, table), time.process_time()
             rows = (PARTS | TUNING)[part](case)
-            append(path, [dict(zip(columns[2:], (*n, float(x)), strict=True)) for *n, x in rows], shop=seed, part=part)
+            append(
+                path,
+                [dict(zip(columns[2:], (*n, float(x)), strict=True)) for *n, x in rows],
+                shop=seed,
+                part=part,
+            )
             print(f"shop {seed}: {part} {time.process_time() - start:.0f} s", flush=True)
 
 
