@@ -33,7 +33,7 @@ __all__ = ["Shopfront", "shop_dashboard"]
 SMALLEST = 1e-12  # predictions and prices of 0 have no logarithm; they count as this much
 MOST_CARDS = 10
 RAISED = str.maketrans("0123456789.", "⁰¹²³⁴⁵⁶⁷⁸⁹·")
-HEIGHT = 1.9
+HEIGHT = 2.0
 CURRENCY = "EUR"
 TASKS = {"buy": "purchase", "category": "next_category", "next": "next_item"}  # what predicts a signal
 BETTER, WORSE = "#117733", "#882255"
@@ -346,7 +346,7 @@ def _draw_front(ax: Axes, settings: pd.DataFrame, today: Mapping[str, float]) ->
     ax.margins(0.12)
     ax.autoscale_view()
     within(ax, 0, axis="x")
-    ax.set(xlabel="catalogue shown, %", ylabel=LABELS["revenue"])
+    ax.set(xlabel="catalogue shown, %", ylabel=CURRENCY)
     ax.set_title("What each setting earns and shows")
     ax.set_autoscale_on(False)
     style = {"color": HERE, "ms": 10, "mec": "black", "lw": 0, "clip_on": False}
