@@ -298,9 +298,9 @@ GRID = (
 CARD = (
     "border:1px solid #ccc;border-radius:6px;padding:2px 6px;font-size:11px;line-height:1.3;overflow:hidden"
 )
-PICTURE = "width:48px;height:48px;border-radius:4px;image-rendering:pixelated"
+PICTURE = "width:64px;height:64px;border-radius:4px;image-rendering:pixelated"
 SHOWN = "display:flex;gap:5px"
-TITLE = "height:4.1em;line-height:1.36;overflow:hidden"
+TITLE = "height:64px;line-height:1.4;overflow:hidden"
 LINE = "display:flex;justify-content:space-between;white-space:nowrap;overflow:hidden"
 ROW = "display:grid;grid-template-columns:4.6em 1fr auto;gap:4px;align-items:center;white-space:nowrap"
 BAR = "display:block;height:7px"

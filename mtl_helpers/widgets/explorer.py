@@ -50,7 +50,9 @@ LAYOUT = (
     ".mtl-knobs .widget-html-content{line-height:20px}"
     ".mtl-beside{display:grid!important;grid-template-columns:minmax(270px,1fr) 2.1fr;gap:0 14px;max-width:900px}"
     ".mtl-beside>.widget-html,.mtl-beside>.widget-html>div,.mtl-beside .mtl-demo{display:contents}"
-    ".mtl-beside .mtl-demo>:not(.mtl-above){grid-column:1/-1}</style>"
+    ".mtl-beside .mtl-demo>:not(.mtl-above){grid-column:1/-1}"
+    ".mtl-beside .jupyter-button{width:auto!important;padding:0 7px;height:25px;line-height:25px;font-size:12px}"
+    ".mtl-beside .widget-hslider{height:26px;margin:0 2px}</style>"
 )
 
 
