@@ -205,16 +205,12 @@ def shop_dashboard(
     start = front.nearest(weights or dict.fromkeys(front.weightings, 1.0))
     shown = front.rank(start, exponents)
     today, settings = front.measure(shown), _ready_made(front, exponents, start)
-    best = {name: settings.loc[settings[name].idxmax()] for name in ("revenue", "coverage")}
-    several = min(front.weightings.shape) > 1
-    groups = (
-        {"Task weights": trained.sliders([*front.weightings], best["revenue"]["weighting"])}
-        if several
-        else {}
-    )
-    at = best["revenue"]["exponents"]
+    dearest, widest = (settings.loc[settings[name].idxmax()] for name in ("revenue", "coverage"))
+    several, at, groups = min(front.weightings.shape) > 1, dearest["exponents"], {}
+    if several:
+        groups["Task weights"] = trained.sliders([*front.weightings], dearest["weighting"])
     knobs = [slider(f"{name}_exponent", name, 0.0, 2.0, at[name], step=0.25, fmt=".2f") for name in exponents]
-    knobs.append(slider("diversity", "diversity", 0.0, 1.0, best["revenue"]["diversity"], step=0.05))
+    knobs.append(slider("diversity", "diversity", 0.0, 1.0, dearest["diversity"], step=0.05))
     groups["Exponents"] = [*knobs, dropdown("user", "user", front.users)]
     fig = figure(HEIGHT)
     left, right = fig.subplots(1, 2, width_ratios=(1.2, 1))
@@ -229,19 +225,15 @@ def shop_dashboard(
         now = front.measure(lists)
         move_bars(now)
         here.set_data([now["coverage"] * 100], [now["revenue"]])
-        raised = [name + f"{a:g}".translate(RAISED) * (a != 1) for name, a in powers.items() if a]
-        score = " × ".join(raised) or "1"
-        model = " + ".join(f"{weight:.2f} {name}" for name, weight in front.weightings.iloc[at].items())
-        head = f"{state['user']}: score = {score}, diversity {state['diversity']:.2f}, loss = {model}"
         better = (settings["revenue"] > now["revenue"]) & (settings["coverage"] > now["coverage"])
         cards, text, new = _cards(front, user, lists[user].tolist(), shown[user].tolist(), at)
-        flat = " All exponents are 0: every product scores the same, so lists follow the catalogue's order."
         said = (
-            f"{head}. All {len(front.users):,} users: {now['revenue']:,.1f} {CURRENCY} per 1,000 shown "
+            f"{state['user']}: {_recipe(front, powers, state['diversity'], at)}. All {len(front.users):,} users: "
+            f"{now['revenue']:,.1f} {CURRENCY} per 1,000 shown "
             f"({_change(now['revenue'], today['revenue'])}), NDCG@{front.k} {now['ndcg']:.4f} (today "
             f"{today['ndcg']:.4f}), {now['coverage']:.1%} of the catalogue (today {today['coverage']:.1%}); "
             f"{int(better.sum())} of {len(better)} ready-made settings earn and show more. {new} of {front.k} products "
-            f"are new on this page.{flat * (score == '1')}"
+            "are new on this page."
         )
         return said, f"The list: {text}", cards
 
@@ -251,12 +243,20 @@ def shop_dashboard(
         board.go(**state, diversity=setting["diversity"])
 
     now = settings[(settings["weighting"] == start) & (settings["diversity"] == 0)].iloc[0]
-    presets = {"Today": now, "Most money": best["revenue"], "Widest": best["coverage"]}
+    presets = {"Today": now, "Most money": dearest, "Widest": widest}
     buttons = [(label, lambda setting=setting: go(setting)) for label, setting in presets.items()]
     buttons.append(("Surprise me", lambda: go(settings.iloc[random.randrange(len(settings))])))
     title = "The shop owner's dashboard"
     board = Explorer(fig, groups, update, title=title, link=trained.link, buttons=buttons, beside=True)
     return board
+
+
+def _recipe(front: Shopfront, powers: Mapping[str, float], diversity: float, at: int) -> str:
+    """Score, diversity and loss of a setting, in words."""
+    raised = [name + f"{a:g}".translate(RAISED) * (a != 1) for name, a in powers.items() if a]
+    score = " × ".join(raised) or "1 (every product scores the same: lists follow the catalogue's order)"
+    model = " + ".join(f"{weight:.2f} {name}" for name, weight in front.weightings.iloc[at].items())
+    return f"score = {score}, diversity {diversity:.2f}, loss = {model}"
 
 
 def _ready_made(front: Shopfront, exponents: Mapping[str, float], today: int) -> pd.DataFrame:
