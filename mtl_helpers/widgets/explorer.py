@@ -35,7 +35,7 @@ __all__ = ["Explorer", "Stage", "choice_slider", "dropdown", "encode_png", "slid
 
 State = dict[str, Any]
 STATES = "application/vnd.mtl.states+json"  # how an explorer's states travel to the pages that need no kernel
-MOST_STATES, FEWEST_STOPS, STRIDES = 160, 7, (2, 5, 10, 15, 20)
+MOST_STATES, FEWEST_STOPS, STRIDES = 130, 7, (2, 5, 10, 15, 20)
 TRACK, NARROW = 190, 130  # pixels of a slider and its number, at least; and under headings
 # ipywidgets gives slider handles no name; a picture beside them does, as soon as it is shown.
 NAMING = (
