@@ -299,22 +299,22 @@ def regularise(draws: list[int], part: tuple[int, int], out: Path) -> None:
 
 
 def front(draws: list[int], part: tuple[int, int], out: Path) -> None:
-    """Click and purchase alone: fixed weights from end to end, and where strategies land."""
+    """Click and purchase alone: fixed weights from end to end, at two settings, and where strategies land."""
     for seed in draws:
         source = Shop(seed)
         here = Table(out / "04_shop.csv", []).read()
         splits = only(source.splits, ["click", "purchase"])
         columns = ["draw", "contestant", "stop", *SETTING, "epochs", "valid", "click", "purchase"]
         table = Table(out / "04_front.csv", columns)
-        done = set(table.read()[["draw", "contestant", "ratio"]].itertuples(index=False, name=None))
-        jobs = [("fixed", f"{1 - share:.2f}:{share:.2f}") for share in SHARES] + [
-            (name, "") for name in FRONT
-        ]
-        for name, ratio in jobs[part[0] :: part[1]]:
-            if (seed, name, ratio) not in done:
-                as_tuned = "entropy" if name == "fixed" else name
-                (_, *pair) = settings_of(as_tuned, here, seed, TUNING)[0]
-                rows = trained(source, splits, name, seed, (ratio, *pair))
+        key = ["draw", "contestant", *SETTING]
+        done = set(table.read()[key].itertuples(index=False, name=None))
+        ratios = [f"{1 - share:.2f}:{share:.2f}" for share in SHARES]
+        jobs = [("fixed", ratio, rule) for rule, ratio in product(("entropy", "tuned fixed"), ratios)]
+        jobs += [(name, "", name) for name in FRONT]
+        for name, ratio, rule in jobs[part[0] :: part[1]]:
+            setting = (ratio, *settings_of(rule, here, seed, TUNING)[0][1:])
+            if (seed, name, *setting) not in done:
+                rows = trained(source, splits, name, seed, setting)
                 table.write([{"draw": seed, **row} for row in rows])
 
 
