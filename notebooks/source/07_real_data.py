@@ -886,7 +886,7 @@ shop = folder.parents[1] / "datasets" / "shop"
 raw = pd.read_csv(shop / "impressions.csv.gz").drop_duplicates().tail(60_000)
 items = pd.read_csv(shop / "items.csv.gz")
 own = (Task("click"), Task("purchase"))
-own_parts = split_by_time(raw)
+own_parts = split_by_time(raw, time="timestamp")
 numeric, categorical, why = guess_features(raw, own, time="timestamp", user="user_id")
 leaks = check_leaks(own_parts, [*numeric, *categorical], own, time="timestamp")
 
