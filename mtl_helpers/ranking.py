@@ -63,36 +63,35 @@ def mmr(scores: ArrayLike, categories: ArrayLike, k: int, diversity: float) -> n
     return out
 
 
-def precision_at_k(relevance: ArrayLike, ranking: ArrayLike, k: int | None = None) -> np.ndarray:
-    """Share of the first k items that are relevant, (U,). ``relevance`` (U, I) is 0 or 1, ``ranking`` (U, n) positions
-    of items, best first, and ``k`` 1 to n, the whole list unless told."""
-    hits, relevance = _gains(relevance, ranking, k)
+def precision_at_k(relevance: ArrayLike, ranking: ArrayLike) -> np.ndarray:
+    """Share of the list that is relevant, (U,): ``relevance`` (U, I) is 0 or 1, ``ranking`` (U, k) holds items."""
+    hits, relevance = _gains(relevance, ranking)
     return np.where(relevance.sum(1) > 0, hits.mean(1), np.nan)
 
 
-def recall_at_k(relevance: ArrayLike, ranking: ArrayLike, k: int | None = None) -> np.ndarray:
+def recall_at_k(relevance: ArrayLike, ranking: ArrayLike) -> np.ndarray:
     """Share of a user's relevant items that stand among the first k, (U,); below 1 where these are more than k."""
-    hits, relevance = _gains(relevance, ranking, k)
+    hits, relevance = _gains(relevance, ranking)
     return _ratio(hits.sum(1), relevance.sum(1))
 
 
-def average_precision_at_k(relevance: ArrayLike, ranking: ArrayLike, k: int | None = None) -> np.ndarray:
+def average_precision_at_k(relevance: ArrayLike, ranking: ArrayLike) -> np.ndarray:
     """Precision at the place of each relevant item among the first k, averaged, (U,); its mean over users is MAP@k.
 
     AP@k = Σ_j rel_j · P@j / min(k, number of relevant items), so that a perfect list has 1 at every k.
     """
-    hits, relevance = _gains(relevance, ranking, k)
+    hits, relevance = _gains(relevance, ranking)
     precision = hits.cumsum(1) / np.arange(1, hits.shape[1] + 1)
     return _ratio((precision * hits).sum(1), np.minimum(relevance.sum(1), hits.shape[1]))
 
 
-def ndcg_at_k(relevance: ArrayLike, ranking: ArrayLike, k: int | None = None) -> np.ndarray:
+def ndcg_at_k(relevance: ArrayLike, ranking: ArrayLike) -> np.ndarray:
     """Normalised discounted cumulative gain (Järvelin and Kekäläinen, ACM TOIS 2002), with linear gains, (U,).
 
     DCG@k = Σ_j rel_j / log2(j + 1) over places j = 1 … k, divided by that of the best list of k items. ``relevance``
     is 0 or more: here, grades are allowed.
     """
-    gains, rel = _gains(relevance, ranking, k, graded=True)
+    gains, rel = _gains(relevance, ranking, graded=True)
     n, k = rel.shape[1], gains.shape[1]
     discount = 1 / np.log2(np.arange(2, k + 2))
     ideal = np.sort(np.partition(rel, n - k, axis=1)[:, n - k :], axis=1)[:, ::-1] @ discount
@@ -204,18 +203,14 @@ def _ranking(ranking: ArrayLike, n_items: int, n_users: int | None = None) -> np
     return lists
 
 
-def _gains(
-    relevance: ArrayLike, ranking: ArrayLike, k: int | None, graded: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
-    """Relevance at the first k places, (U, k), and of all items, (U, I)."""
+def _gains(relevance: ArrayLike, ranking: ArrayLike, graded: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Relevance at each place, (U, k), and of all items, (U, I)."""
     rel = np.asarray(relevance, dtype=float)
     if rel.ndim != 2 or not (np.isfinite(rel) & (rel >= 0)).all():
         raise ValueError(f"Relevance is (users, items), finite and 0 or more; got shape {rel.shape}.")
     if not graded and ((rel != 0) & (rel != 1)).any():
         raise ValueError("Relevance must be 0 or 1 here; only ndcg_at_k knows grades.")
-    lists = _ranking(ranking, rel.shape[1], len(rel))
-    k = _length(lists.shape[1] if k is None else k, lists.shape[1])
-    return np.take_along_axis(rel, lists[:, :k], 1), rel
+    return np.take_along_axis(rel, _ranking(ranking, rel.shape[1], len(rel)), 1), rel
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:

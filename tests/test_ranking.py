@@ -122,7 +122,7 @@ def test_precision_recall_and_map_by_hand(k):
     scores, relevance, _ = draw(seed=4)
     ranking = top_k(scores, 20)
     found = [
-        metric(relevance, ranking, k) for metric in (precision_at_k, recall_at_k, average_precision_at_k)
+        metric(relevance, ranking[:, :k]) for metric in (precision_at_k, recall_at_k, average_precision_at_k)
     ]
     for user in range(1, len(scores)):
         wanted = set(np.flatnonzero(relevance[user]))
@@ -279,20 +279,18 @@ def test_numbers_that_make_no_sense_are_refused(says):
 
 @pytest.mark.parametrize("metric", ACCURACY)
 @pytest.mark.parametrize(
-    ("relevance", "ranking", "k", "says"),
+    ("relevance", "ranking", "says"),
     [
-        ([[0, 1, 1]], [[0, 1]], 3, "k is 3, expected a whole number from 1 to the 2 items"),
-        ([[0, 1, 1]], [[0, 1]], 0, "k is 0"),
-        ([[0, 1, 1]], [[0, 3]], None, "positions from 0 to 2"),
-        ([[0, 1, 1]], [[0, -1]], None, "positions from 0 to 2"),
-        ([[0, 1, 1]], [[1, 1]], None, "none twice"),
-        ([[0, 1, 1]], [[0.0, 1.0]], None, "float64"),
-        ([[0, 1, 1]], [[0], [1]], None, r"\(2, 1\)"),
-        ([[0, np.nan, 1]], [[0, 1]], None, "finite and 0 or more"),
-        ([[0, -1, 1]], [[0, 1]], None, "finite and 0 or more"),
-        ([0, 1, 1], [[0, 1]], None, "users, items"),
+        ([[0, 1, 1]], [[0, 3]], "positions from 0 to 2"),
+        ([[0, 1, 1]], [[0, -1]], "positions from 0 to 2"),
+        ([[0, 1, 1]], [[1, 1]], "none twice"),
+        ([[0, 1, 1]], [[0.0, 1.0]], "float64"),
+        ([[0, 1, 1]], [[0], [1]], r"\(2, 1\)"),
+        ([[0, np.nan, 1]], [[0, 1]], "finite and 0 or more"),
+        ([[0, -1, 1]], [[0, 1]], "finite and 0 or more"),
+        ([0, 1, 1], [[0, 1]], "users, items"),
     ],
 )
-def test_lists_that_cannot_be_judged(metric, relevance, ranking, k, says):
+def test_lists_that_cannot_be_judged(metric, relevance, ranking, says):
     with pytest.raises(ValueError, match=says):
-        metric(relevance, ranking, k)
+        metric(relevance, ranking)
