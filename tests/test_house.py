@@ -21,9 +21,9 @@ CORE = (
 # The plan wants 9,000 lines in all. Drawings, guesses and the rules of figures brought it from 9,310 back up; from
 # here on the first number only ever goes down, but for new notebooks: 08 added 350 lines, two modules that its study
 # and its page use (losses for rare, selected and missing labels, attention, a small GAN) and its exercises, and the
-# pages that need no kernel 60: an explorer draws all its states; 09 added 425: tables of texts, pictures and histories,
-# and two models that read them.
-LINES, CORE_LINES, FILE_LINES, FUNCTION_LINES = 10_540, 2_900, 430, 50
+# pages that need no kernel 60: an explorer draws all its states; 09 added 580: tables of texts, pictures and histories,
+# two models that read them, and its exercises.
+LINES, CORE_LINES, FILE_LINES, FUNCTION_LINES = 10_690, 2_900, 430, 50
 RAISES, USED_ONCE, UNSET = 0.03, 50, 31
 # Floors of the house, from the ground up: a module may use what lies below it, and its own floor.
 FLOORS = (

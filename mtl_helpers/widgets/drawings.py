@@ -92,6 +92,7 @@ STATIONS = {
     "05": ("E-commerce", "one ranked list,", "what it earns"),
     "06": ("Architectures", "who shares", "what?"),
     "07": ("Real data", "what holds", "outside the shop"),
+    "09": ("Content", "words, pictures,", "sequences"),
 }
 WHOSE = {"*": slice(None), "1": slice(1), "2": slice(1, 2), "2+": slice(1, None), "3+": slice(2, None)}
 LOOKS = {"input": ("#F4F4F4", "#9A9A9A"), "shared": ("#E6EBF1", "#7C8DA1"), "gate": ("#F6F0E2", "#A8905C")}

