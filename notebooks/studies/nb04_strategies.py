@@ -347,8 +347,10 @@ def cost(out: Path, rounds: int = 25) -> None:
     for name in MULTI:
         model = SharedBottom(splits.schema, splits.tasks, embedding_dim=4)
         optimizer = torch.optim.AdamW(model.parameters())
-        how = {"weights": strategy(name, splits.train), "epochs": rounds, "batch_size": BATCH}
-        running[name] = training_steps(model, splits.train, optimizer, **how)
+        given = strategy(name, splits.train)
+        running[name] = training_steps(
+            model, splits.train, optimizer, weights=given, epochs=rounds, batch_size=BATCH
+        )
     seconds: dict[str, list[float]] = {name: [] for name in running}
     for number, (name, steps) in product(range(rounds + 3), running.items()):
         start = time.perf_counter()
