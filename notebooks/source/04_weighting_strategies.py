@@ -265,7 +265,7 @@ assert torch.allclose(slope, torch.zeros(3), atol=1e-6)
 # %% [markdown]
 # ## 3 · Adapted while training: five more wishes
 #
-# **DWA** (Liu, Johns, Davison, CVPR 2019): a task whose loss falls slowly gets more. With $r_i = L_i(t-1)/L_i(t-2)$ and a
+# **DWA**, dynamic weight average (Liu, Johns, Davison, CVPR 2019): a task whose loss falls slowly gets more. With $r_i = L_i(t-1)/L_i(t-2)$ and a
 # temperature $T$: $w_i = K\,\mathrm{softmax}(r_i/T)$. By hand, for three epochs:
 
 # %%
