@@ -711,7 +711,7 @@ def at_front(points):
 
 grid = np.stack(np.meshgrid(np.linspace(-10, 10, 160), np.linspace(-10, 10, 160)), axis=-1)
 height = plane_losses(torch.tensor(grid)).mean(-1).numpy()
-fig = plots.figure(3.7)
+fig = plots.figure(3.2)
 ax, side = fig.subplots(1, 2, width_ratios=(1.3, 1))
 ax.contour(grid[..., 0], grid[..., 1], height, levels=8, cmap="Greys", linewidths=0.7)
 ax.plot(*FRONT.T, color="#009E73", lw=4, alpha=0.6, label="Pareto front")
@@ -934,7 +934,7 @@ Markdown(
 # %% tags=["plumbing"]
 # @title Widget: who, against whom, on what?
 MEASURES = ["mean of the tasks", "click", "purchase | long_view", "next_category | like"]
-fig = plots.figure(4.9)
+fig = plots.figure(4.6)
 ax = fig.subplots()
 
 
