@@ -92,6 +92,7 @@ STATIONS = {
     "05": ("E-commerce", "one ranked list,", "what it earns"),
     "06": ("Architectures", "who shares", "what?"),
     "07": ("Real data", "what holds", "outside the shop"),
+    "08": ("Rare labels", "rare, missing,", "unlabelled"),
     "09": ("Content", "words, pictures,", "sequences"),
 }
 WHOSE = {"*": slice(None), "1": slice(1), "2": slice(1, 2), "2+": slice(1, None), "3+": slice(2, None)}
