@@ -1296,7 +1296,7 @@ plots.table(pd.DataFrame({"on the front, of 200": rows}).rename_axis("200 points
 # <details><summary>Answer</summary>
 #
 # Whether learning rate, decay and fixed weights were tuned with the same effort, where the decay sits, how many seeds there
-# were, and what the intervals say after a correction for how many were looked at.
+# were, and what the intervals say after a correction for how many were looked at: section 7 asks all of it.
 # </details>
 
 # %% [markdown]
