@@ -55,7 +55,8 @@ from mtl_helpers.training import predict, training_steps
 from mtl_helpers.widgets.landscape import WALKERS, descend
 
 TUNING, FIRST, EPOCHS, PATIENCE, BATCH = (0, 1), 100, 16, 3, 1024
-GRID = tuple(product((3e-3, 1e-2, 3e-2), (0.1, 1.0, 3.0)))
+GRID = (3e-3, 1e-2, 3e-2), (0.1, 1.0, 3.0)
+WIDER = {3e-3: 1e-3, 1e-3: 3e-4, 1e-2: 3e-3, 3e-2: 1e-1}  # the next rate beyond an end
 LINEAR, RATES = {"embedding_dim": 1, "hidden": (), "tower": ()}, (1e-2, 3e-2, 1e-1)
 PARTS = ("shop", "kuairand", "kurin", "front", "weights", "cost", "walks")
 SETTING = ["ratio", "lr", "weight_decay"]
@@ -237,18 +238,26 @@ class Table:
 
 def settings_of(name: str, table: pd.DataFrame, seed: int, tuning: tuple) -> list[tuple]:
     """On a tuning draw all settings of a contestant, else the best one."""
-    rates = product(RATES, (0.1, 1.0, 3.0)) if name.startswith("logistic") else GRID
+    rates, decays = (RATES if name.startswith("logistic") else GRID[0]), GRID[1]
     ratios = [""]
     if name == "tuned fixed":
         ratios = [":".join(f"{w:.2f}" for w in row.values()) for row in simplex_grid(list("abc"), 3, 0.05)]
         ratios.append("0.33:0.33:0.33")
-    if seed in tuning:
-        return [] if name.endswith("exact") else [(r, *pair) for r, pair in product(ratios, rates)]
     rows = table[(table["contestant"] == name.removesuffix(", exact")) & (table["stop"] == "joint")]
     means = rows[rows["draw"].isin(tuning)].groupby(SETTING)["valid"].agg(["mean", "size"])
-    if len(means) < 9 or (means["size"] < len(tuning)).any():
-        raise SystemExit(f"{name} is not tuned yet: first run --draws {' '.join(map(str, tuning))}")
-    return [means["mean"].idxmax()]
+    means = means.loc[means["size"] == len(tuning), "mean"]
+    if seed not in tuning:
+        if len(means) < 9:
+            raise SystemExit(f"{name} is not tuned yet: first run --draws {' '.join(map(str, tuning))}")
+        return [means.idxmax()]
+    if name.endswith("exact"):
+        return []
+    if len(means):  # where the best lies at an end of what was tried, the grid goes on
+        rates, decays = sorted({*rates, *means.index.unique("lr")}), sorted({*decays, *means.index.unique(2)})
+        _, rate, decay = means.idxmax()
+        rates += [WIDER[rate]] if rate in (rates[0], rates[-1]) and rate in WIDER else []
+        decays += [10.0] if decay == 3 else []
+    return list(product(ratios, rates, decays))
 
 
 def compare(which: str, draws: list[int], part: tuple[int, int], out: Path) -> None:

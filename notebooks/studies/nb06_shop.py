@@ -50,7 +50,7 @@ from mtl_helpers.weighting import Fixed, constant_losses
 TUNING, REPORTED = (0, 1), tuple(range(200, 208))
 TASKS = tuple(task.name for task in data.SHOP_TASKS)
 CHANNELS, FUNNEL = ("home", "category page", "email"), ("click", "purchase")
-DECAYS, RATES, LINEAR_RATES = (0.1, 1.0, 10.0), (1e-3, 5e-3, 2.5e-2), (1e-2, 3e-2, 1e-1)
+DECAYS, RATES, LINEAR_RATES = (0.1, 1.0, 10.0), (2e-4, 1e-3, 5e-3, 2.5e-2), (1e-2, 3e-2, 1e-1)
 LIKE = {"embedding_dim": 4, "hidden": (128, 64)}
 KINDS = {
     "cross-stitch": models.CrossStitch,
@@ -192,7 +192,7 @@ def chosen(table: pd.DataFrame) -> pd.Series:
     )
 
 
-def run(path: Path, seed: int, names: tuple[str, ...], users: int = 432, settings: int = 9) -> None:
+def run(path: Path, seed: int, names: tuple[str, ...], users: int = 432, settings: int = 12) -> None:
     """Write the rows of one shop that are not there yet: all settings where it tunes, else the chosen ones."""
     table = pd.read_csv(path, comment="#")
     best, mine = None if seed in TUNING else chosen(table), table[table["shop"] == seed]
