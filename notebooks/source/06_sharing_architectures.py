@@ -912,7 +912,7 @@ Markdown(
 # ## 8 · Which one for the shop?
 #
 # Eight shops that are new in everything. All have the size of the shared bottom, save the single-task models, which are
-# whole networks of that size; each tried nine settings of learning rate and decay on two other shops. Every task is shown
+# whole networks of that size; each tried twelve settings of learning rate and decay on two other shops. Every task is shown
 # at **its own stop**: its own setting, its own epoch. No ids. AITM has its calibrator.
 # (`notebooks/studies/nb06_shop.py`.)
 

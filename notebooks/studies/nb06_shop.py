@@ -13,7 +13,7 @@ shops; expected: a small plus. All else is exploratory, with Holm's correction.
 
 - Small shops, ``ShopConfig(432, n_impressions=48_000, seed=s)``: all is new in each. Split by time 50/20/30. Two tune,
   eight others are reported. Purchases that may still be pending are unknown; the next category is asked once a session.
-- Every contestant tries nine settings of learning rate and decay and keeps, for each task, that with the best
+- Every contestant tries twelve settings of learning rate and decay and keeps, for each task, that with the best
   validation on the tuning shops: AUC weighted by the truth, for the next category accuracy. Labels decide which epoch
   is kept: AUC, or accuracy. "One stop": one setting and one epoch, by the sum of the three. Test AUCs are weighted by
   the truth, over all rows and within each channel (``surface``).
