@@ -81,7 +81,7 @@ def span(i, digits=3):
 
 
 def listed(names, none="none"):
-    return ", ".join(names) or none
+    return ", ".join(name.replace(", ", " ") for name in names) or none
 
 
 def stored(name):
