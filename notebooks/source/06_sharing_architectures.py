@@ -1072,7 +1072,7 @@ from mtl_helpers.check import check, hint  # noqa: F401
 def gated_mixture(gate_logits, experts):
     """gate_logits (n, E) and experts (E, n, d), tensors. Returns the mixture (n, d).
 
-    Softmax shares over the experts. With equal logits it is the mean of the experts.
+    Softmax shares over the experts. Example: equal logits give the experts' mean.
     """
     return ...
 
@@ -1113,17 +1113,12 @@ check("06.load_term", load_term)
 # <details><summary>Answer</summary>Not necessarily. Towers can still differ, and experts can hold what both need. Section
 # 7 shows how much the gates' distance moves with p, and how much with the seed.</details>
 #
-# **2.** MMoE with four experts beats a shared bottom that has one expert's layers. Did the gates help?
-#
-# <details><summary>Answer</summary>You cannot tell: it has more parameters. Match them first, then tune both equally, as
-# section 8 does.</details>
-#
-# **3.** A trained AITM never calls a purchase likelier than a click. Is the order built in?
+# **2.** A trained AITM never calls a purchase likelier than a click. Is the order built in?
 #
 # <details><summary>Answer</summary>No. It is learned, and pushed by a penalty, the calibrator. On rows unlike those it has
-# seen it may break. ESMM returns a product: there it cannot.</details>
+# seen it may break. ESMM returns a product: there it cannot (section 4).</details>
 #
-# **4.** ESMM's purchase tower is trained on all impressions. Does its conversion estimate inherit the bias of "clicked
+# **3.** ESMM's purchase tower is trained on all impressions. Does its conversion estimate inherit the bias of "clicked
 # rows only"?
 #
 # <details><summary>Answer</summary>Its losses do not (section 4): both are defined on every impression. Its conversion may:
