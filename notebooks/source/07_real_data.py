@@ -1190,4 +1190,4 @@ check("07.seeds_needed", seeds_needed)
 # - T. Lane, R. Kohavi, *Census-Income (KDD)*, UCI Machine Learning Repository, doi 10.24432/C5N30T; published figures:
 #   IJANMC 2024-0005, and the README of [torch-rechub](https://github.com/datawhalechina/torch-rechub).
 #
-# **Next:** [00_start_here](00_start_here.ipynb) has the map of the course.
+# **Next:** [08_rare_missing_unlabelled](08_rare_missing_unlabelled.ipynb), for labels that are rare, hidden or not there.
