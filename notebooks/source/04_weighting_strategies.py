@@ -867,7 +867,7 @@ Markdown(
 # with AdamW, more where the best lay at an end, and kept the best; tuned fixed weights tried seven ratios on top. Same model,
 # batches, budget. A
 # **single-task** model and **logistic regression** tune and stop for their own task: floors and rivals in the same table. The
-# lowest floor, popularity and the majority, lies far to the left.
+# lowest floor, popularity and the majority, stands as a number below.
 # One number sums up: on each task the way from the floor (popularity, the majority) to the truth, mean of three. KuaiRand, a
 # real log, has no truth: mean AUC of three tasks; eight draws of 20,000 of its 92,034 training rows (two draws share 22 %),
 # validation and test day stay.
@@ -897,7 +897,7 @@ for ax, which, title in zip(
     )
     ax.tick_params(axis="y", labelsize=9)
     floor = number(gap(which, "floor", "tuned fixed").mean())
-    ax.text(0.01, 0.01, f"◂ floor: {floor}", fontsize=9, color="#777777", transform=ax.transAxes)
+    ax.text(0.01, 0.01, f"floor: {floor}", fontsize=9, color="#777777", transform=ax.transAxes)
 display(fig)
 better = {w: [n for n in RIVALS if adjusted[w][n] < 0.05 and gaps[w][n].mean() > 0] for w in OWN}
 worse = {w: [n for n in RIVALS if adjusted[w][n] < 0.05 and gaps[w][n].mean() < 0] for w in OWN}
