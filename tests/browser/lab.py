@@ -300,7 +300,12 @@ class Book:
 def picture(demo) -> str:
     """Source of a demo's picture, and what stands above it."""
     above = demo.locator(".mtl-above")
-    return demo.locator(".mtl-demo img").get_attribute("src") + (above.inner_html() if above.count() else "")
+    return drawing(demo).get_attribute("src") + (above.inner_html() if above.count() else "")
+
+
+def drawing(demo):
+    """The demo's own picture; those of products have no text of their own."""
+    return demo.locator(".mtl-demo img:not([alt=''])")
 
 
 def reading(demo) -> str:
