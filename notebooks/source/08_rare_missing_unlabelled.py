@@ -402,11 +402,11 @@ left.plot([5e-4, 1], [5e-4, 1], color=GREY, lw=1, ls="--", label="the truth")
 left.set(xscale="log", yscale="log", xlim=(5e-4, 1), ylim=(5e-4, 0.1))
 left.set(xlabel="p that the model says, ten bins", ylabel="true p, mean of the bin")
 left.set_title("Bent, and straightened")
-losses = np.array([[expected_log_loss(truth["test"], p) for p in pair[:2]] for pair in answers.values()])
+by_rate = np.array([[expected_log_loss(truth["test"], p) for p in pair[:2]] for pair in answers.values()])
 floor = expected_log_loss(truth["test"], np.full(len(said), base_rate))
 best = expected_log_loss(truth["test"], truth["test"])
-right.plot(RATES, losses[:, 0], "o-", color=WINE)
-right.plot(RATES, losses[:, 1], "s-", color=INK)
+right.plot(RATES, by_rate[:, 0], "o-", color=WINE)
+right.plot(RATES, by_rate[:, 1], "s-", color=INK)
 for level, name in ((floor, "always the base rate"), (best, "the truth itself")):
     right.axhline(level, color=GREY, lw=1, ls="--")
     place = {"xytext": (2, 2), "textcoords": "offset points", "xycoords": right.get_yaxis_transform()}
@@ -424,7 +424,7 @@ def at_rate(state):
     raw, mended, n = answers[state["rate"]]
     before.set_data(*curve(raw))
     after.set_data(*curve(mended))
-    here.set_data([state["rate"]], [losses[RATES.index(state["rate"]), 0]])
+    here.set_data([state["rate"]], [by_rate[RATES.index(state["rate"]), 0]])
     level = truth["test"].mean()
     return (
         f"{state['rate']:.0%} of the negatives, {n:,} rows: AUC {expected_auc(truth['test'], raw):.3f}. "
