@@ -940,7 +940,7 @@ Markdown(
 # @title Widget: who, against whom, on what?
 MEASURES = ["mean of the tasks", "click", "purchase | long_view", "next_category | like"]
 fig = plots.figure(4.6)
-ax = fig.subplots()
+board_ax = fig.subplots()
 
 
 def draw_contrasts(state):
@@ -951,14 +951,14 @@ def draw_contrasts(state):
     names_ = (*FIXED, *LOSS, *GRADIENT, *EXACT, *ALONE[:2])
     rows = {n: gap(which, n, base, measure, stop) for n in names_ if n != base}
     sure = {n: p for n, p in holm(rows).items() if p < 0.05}
-    ax.clear()
+    board_ax.clear()
     shown = {name: mean_interval(values) for name, values in rows.items()}
-    plots.interval_rows(ax, shown, styles=tint, holm=list(sure), digits=3)
-    ax.tick_params(axis="y", labelsize=8)
+    plots.interval_rows(board_ax, shown, styles=tint, holm=list(sure), digits=3)
+    board_ax.tick_params(axis="y", labelsize=8)
     unit = {"mean": "mean of the tasks", "next_category": "accuracy of next_category"}.get(
         measure, f"AUC of {measure}"
     )
-    ax.set(
+    board_ax.set(
         xlabel=f"{unit}, minus {base} ({state['stop']})", title=f"{which}: stars survive Holm's correction"
     )
     up = [n for n in sure if rows[n].mean() > 0]

@@ -307,7 +307,7 @@ for axis, ticks in ((right.xaxis, (2, 5, 10, 20, 50)), (right.yaxis, (0.01, 0.03
 right.minorticks_off()
 right.axhline(0.02 / 1.96, color=GREY, lw=1, ls="--")
 right.set_title(f"± 0.02 takes about {needed:,.0f} positives")
-(here,) = right.plot([], [], "o", color=plots.HERE, mec=INK, ms=11, animated=True)
+(here_thin,) = right.plot([], [], "o", color=plots.HERE, mec=INK, ms=11, animated=True)
 plots.legend_outside(fig, right)
 g_many.mark(right)
 
@@ -316,7 +316,7 @@ def thin(state):
     k = KEEP.index(state["keep"])
     count, found = drawn[state["keep"]]
     bars.set_data((bins[1:] + bins[:-1]) / 2, heights[state["keep"]])
-    here.set_data([positives[k]], [spread[k]])
+    here_thin.set_data([positives[k]], [spread[k]])
     low, high = np.nanquantile(found, (0.025, 0.975))
     rate = state["keep"] * truth["test"].mean()
     loss = expected_log_loss(state["keep"] * truth["test"], state["keep"] * said)
@@ -416,7 +416,7 @@ for axis, ticks in ((right.xaxis, RATES), (right.yaxis, (0.03, 0.05, 0.1, 0.2, 0
     axis.set_ticks(ticks, [f"{tick:g}" for tick in ticks])
 right.minorticks_off()
 right.set_title("Log-loss needs the correction")
-(here,) = right.plot([], [], "o", color=plots.HERE, mec=INK, ms=11, animated=True)
+(here_rate,) = right.plot([], [], "o", color=plots.HERE, mec=INK, ms=11, animated=True)
 plots.legend_outside(fig, left)
 
 
@@ -424,7 +424,7 @@ def at_rate(state):
     raw, mended, n = answers[state["rate"]]
     before.set_data(*curve(raw))
     after.set_data(*curve(mended))
-    here.set_data([state["rate"]], [by_rate[RATES.index(state["rate"]), 0]])
+    here_rate.set_data([state["rate"]], [by_rate[RATES.index(state["rate"]), 0]])
     level = truth["test"].mean()
     return (
         f"{state['rate']:.0%} of the negatives, {n:,} rows: AUC {expected_auc(truth['test'], raw):.3f}. "
@@ -765,12 +765,12 @@ for ax, what in zip(panels, level, strict=True):
 panels[0].set_title("One shop; grey: each start")
 panels[1].axhline(floor, color=GREY, ls="--", lw=1)
 panels[1].set_title("Dashed: always the base rate")
-marks = [ax.axvline(0, color=plots.HERE, lw=10, alpha=0.5, animated=True) for ax in panels]
+share_marks = [ax.axvline(0, color=plots.HERE, lw=10, alpha=0.5, animated=True) for ax in panels]
 
 
 def shares(state):
     share = state["share"]
-    for mark in marks:
+    for mark in share_marks:
         mark.set_xdata([share, share])
     auc_, loss_ = level.loc[share]
     against = f" ({number(auc_ - level.loc[0.0, 'AUC'])} against copies)" if share else ""
