@@ -162,9 +162,9 @@ def test_the_dashboard_ranks_another_list_for_every_hand(demo_book):
     demo = book.demos().nth(4)
     image = drawing(demo)
     demo.get_by_role("button", name="Reset").click()
-    assert wait_until(lambda: "+0.0% against today" not in reading(demo)), "it opens on another setting"
+    assert wait_until(lambda: "shown (+0.0%)" not in reading(demo)), "it opens on another setting"
     demo.get_by_role("button", name="Today").click()
-    assert wait_until(lambda: "+0.0% against today" in reading(demo))
+    assert wait_until(lambda: "shown (+0.0%)" in reading(demo))
 
     def listed() -> str:
         return image.get_attribute("alt").split("The list: ")[1]
@@ -174,7 +174,7 @@ def test_the_dashboard_ranks_another_list_for_every_hand(demo_book):
         before = listed()
         by_mouse(book.page, demo.get_by_role("slider").nth(index))
         assert wait_until(lambda b=before: listed() != b), f"slider {index}"
-    assert "+0.0% against today" not in reading(demo)
+    assert "shown (+0.0%)" not in reading(demo)
     before = listed()
     demo.get_by_role("combobox").select_option(label="user 42")
     assert wait_until(lambda: reading(demo).startswith("user 42: ") and listed() != before)
