@@ -178,7 +178,8 @@ def test_the_dashboard_ranks_another_list_for_every_hand(demo_book):
     before = listed()
     demo.get_by_role("combobox").select_option(label="user 42")
     assert wait_until(lambda: reading(demo).startswith("user 42: ") and listed() != before)
-    assert demo.bounding_box()["height"] <= 620, "it fits a laptop's screen"
+    height = demo.bounding_box()["height"]  # ten cards stand in three rows, notebook 05's eight in two
+    assert height <= 730, "it fits a laptop's screen"
     assert book.errors() == []
 
 
