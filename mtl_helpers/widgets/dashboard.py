@@ -267,7 +267,7 @@ def _ready_made(front: Shopfront, exponents: Mapping[str, float], today: int) ->
 
 
 def _cards(front: Shopfront, user: int, items: list[int], before: list[int], at: int) -> tuple[str, str, int]:
-    """A user's list as HTML cards, four in a row, and in words; how many were not in the list before."""
+    """A user's list as HTML cards, in two rows, and in words; how many were not in the list before."""
     cards, said = "", []
     for place, (item, row) in enumerate(zip(items, front.items.iloc[items].to_dict("records"), strict=True)):
         moved, color = "new", BETTER
@@ -288,13 +288,12 @@ def _cards(front: Shopfront, user: int, items: list[int], before: list[int], at:
             f'<div style="{LINE}"><span>{html.escape(row["brand"])}</span><b>{cost}</b></div>{bars}</div>'
         )
         said.append(f"{place + 1} {title}, {row['brand']}, {cost} ({', '.join(numbers)})")
-    return f'<div style="{GRID}">{cards}</div>', "; ".join(said), len(set(items) - set(before))
+    wide = 100 // max(4, (len(items) + 1) // 2) - 2
+    columns = f"grid-template-columns:repeat(auto-fill,minmax(clamp(100px,{wide}%,138px),1fr))"
+    return f'<div style="{GRID};{columns}">{cards}</div>', "; ".join(said), len(set(items) - set(before))
 
 
-GRID = (
-    "display:grid;grid-template-columns:repeat(auto-fill,minmax(138px,1fr));gap:5px;margin-bottom:4px;"
-    "width:0;min-width:100%"  # cards do not widen the page
-)
+GRID = "display:grid;gap:5px;margin-bottom:4px;width:0;min-width:100%"  # cards do not widen the page
 CARD = (
     "border:1px solid #ccc;border-radius:6px;padding:2px 6px;font-size:11px;line-height:1.3;overflow:hidden"
 )

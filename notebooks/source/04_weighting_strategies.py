@@ -963,7 +963,7 @@ def draw_contrasts(state):
     )
     up = [n for n in sure if rows[n].mean() > 0]
     down = [n for n in sure if rows[n].mean() < 0]
-    return f"Above {base}: {listed(up)}. Below: {listed(down)}."
+    return f"{which}, {unit}, {state['stop']}: above {base} {listed(up)}; below {listed(down)}."
 
 
 knobs = [

@@ -202,7 +202,8 @@ def show_nearest(state):
         name.set_text(wrapped(items["title"][item]))
         head.set_text("chosen" if item == five[0] else f"cosine {near[item]:.2f}")
     same = (items["sub_category"][five[1:]] == items["sub_category"][five[0]]).sum()
-    return f"{items['title'][five[0]]}: {same} of its five nearest are {items['sub_category'][five[0]]}."
+    kind = items["sub_category"][five[0]]
+    return f"{items['title'][five[0]]}, by {state['encoder']}: {same} of its five nearest are {kind}."
 
 
 Explorer(

@@ -49,10 +49,10 @@ def test_every_slider_moves_its_picture_by_keyboard_and_mouse(open_book, path):
                     assert wait_until(lambda i=image, a=alt: i.get_attribute("alt") != a), (
                         f"{where}: nothing moved"
                     )
-                    # what a menu changes need not show: some methods ignore some options, some readings are the same
+                    # what a menu changes need not show: some methods ignore some options
                     if role == "slider":
                         assert wait_for_change(demo, before), f"{where}: the picture stayed"
-                    if press is by_mouse:  # one step may be less than what a reading rounds to
+                    if press is not by_keyboard:  # one step may be less than what a reading rounds to
                         assert wait_until(lambda d=demo, s=said: reading(d) != s), (
                             f"{where}: the reading stayed"
                         )
@@ -178,8 +178,7 @@ def test_the_dashboard_ranks_another_list_for_every_hand(demo_book):
     before = listed()
     demo.get_by_role("combobox").select_option(label="user 42")
     assert wait_until(lambda: reading(demo).startswith("user 42: ") and listed() != before)
-    height = demo.bounding_box()["height"]  # ten cards stand in three rows, notebook 05's eight in two
-    assert height <= 730, "it fits a laptop's screen"
+    assert demo.bounding_box()["height"] <= 620, "it fits a laptop's screen"
     assert book.errors() == []
 
 
