@@ -157,7 +157,7 @@ def floors(shop: Shop) -> Iterator[dict]:
         yield {"contestant": "popularity", "task": task, "value": test[task].dropna().isin(best).mean()}
 
 
-def run(seed: int, names: tuple[str, ...], path: Path) -> None:
+def run(seed: int, names: tuple[str, ...], rates: tuple[float, ...], path: Path) -> None:
     """Write the rows of one shop that are not there yet: all settings where it tunes, else the chosen ones."""
     table = pd.read_csv(path, comment="#")
     sums = (
@@ -169,7 +169,7 @@ def run(seed: int, names: tuple[str, ...], path: Path) -> None:
     if "counts" in names and "truth" not in set(mine["contestant"]):
         write(floors(shop))
     for name in names:
-        settings = list(product(RATES, DECAYS))
+        settings = list(product(rates, DECAYS))
         if seed not in TUNING:
             settings = [sums[name if name in TUNED else "transformer"].idxmax()]
         if name in FURTHER and seed not in REPORTED[:5]:
@@ -185,8 +185,9 @@ if __name__ == "__main__":
     parser = command_line(__doc__)
     parser.add_argument("--shops", type=int, nargs="*", default=(*TUNING, *REPORTED))
     parser.add_argument("--only", nargs="*", default=tuple(CONTESTANTS), choices=tuple(CONTESTANTS))
+    parser.add_argument("--rates", type=float, nargs="*", default=RATES)
     chosen = parser.parse_args()
     path = chosen.out / "09_sequence.csv"
     begin(path, "nb09_sequence.py", COLUMNS)
     for seed in chosen.shops:
-        run(seed, tuple(chosen.only), path)
+        run(seed, tuple(chosen.only), tuple(chosen.rates), path)
