@@ -94,6 +94,7 @@ STATIONS = {
     "07": ("Real data", "what holds", "outside the shop"),
     "08": ("Rare labels", "rare, missing,", "unlabelled"),
     "09": ("Content", "words, pictures,", "sequences"),
+    "10": ("Production", "export, serve,", "renew, watch"),
 }
 WHOSE = {"*": slice(None), "1": slice(1), "2": slice(1, 2), "2+": slice(1, None), "3+": slice(2, None)}
 LOOKS = {"input": ("#F4F4F4", "#9A9A9A"), "shared": ("#E6EBF1", "#7C8DA1"), "gate": ("#F6F0E2", "#A8905C")}

@@ -1,0 +1,5 @@
+"""From a notebook to production, taught in notebook 10: serving, replaying, streaming, several machines, privacy.
+
+Engines that others keep (onnxruntime, FastAPI, pyarrow, Ray, Opacus, captum) are imported where they are used: the rest
+of the course runs without them. ``pip install "mtl-helpers[production]"`` brings all of them.
+"""
