@@ -99,16 +99,16 @@ def score(task: data.Task, said: torch.Tensor, labels: torch.Tensor, known: torc
 
 
 def trained(
-    model: torch.nn.Module, parts: list, seed: int, lr: float, weight_decay: float, **how: int
+    model: torch.nn.Module, parts: list, seed: int, lr: float, weight_decay: float, **how: int | dict
 ) -> Iterator:
     """Fit a model; yields a task, its best epoch, and what the model of that epoch says of the test part."""
     train, valid, test = parts
     model.to(train.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
-    how = {"batch_size": BATCH, "epochs": 8} | how
     weights = {task: 1 / loss for task, loss in constant_losses(train).items()}
+    how = {"batch_size": BATCH, "epochs": 8, "weights": weights} | how
     order, best = torch.Generator().manual_seed(seed), {}
-    for step in training_steps(model, train, optimizer, weights=weights, generator=order, **how):
+    for step in training_steps(model, train, optimizer, generator=order, **how):
         if step.number < -(-len(train) // how["batch_size"]):
             continue
         said = predict(model, valid)
