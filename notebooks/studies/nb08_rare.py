@@ -1,29 +1,29 @@
 """A rare label, labels that selection hides, rows without a label: what helps the purchase?
 
-    python notebooks/studies/nb08_rare.py --out notebooks/results       # all, on one core about 18 minutes
-    python notebooks/studies/nb08_rare.py --part labels --shop 101      # one part of it on one shop
+    python notebooks/studies/nb08_rare.py --out notebooks/results       # all, on one core about 50 minutes
+    python notebooks/studies/nb08_rare.py --part "labels 500" --shop 101   # one part on one shop
 
 Appends to ``08_rare.csv`` a row for each run; what is there is not run again. **Primary contrast**, stated before the
 study was run: with 500 training rows whose purchase label is known (at least one of them a purchase; the clicks of no
 row are used), an auxiliary task on all 24,000 rows, the mean of *reconstruction* and *contrast*, trained jointly, minus
 *alone*: AUC of purchase, eight shops; expected: plus. All else is exploratory.
 
-- Small shops as in ``nb02_sharing.py``: all is new in each. Two tune, eight others are reported. Test figures are
+- Small shops as in ``nb02_sharing.py``: all is new in each. Three tune, eight others are reported. Test figures are
   weighted by the truth; which step is kept is decided by the AUC of the validation labels.
-- Within a part every contestant tries the same number of settings (learning rate, decay, a knob of its own) and keeps
-  that of the highest validation figure on the tuning shops, by the truth. Biases have no decay; towers start at the
-  base rate, but for *treatments*, where that start is what one of them, logit adjustment, is about.
-- Before anything was reported, the study was cut to what two cores can do in an evening: 8 shops instead of 10, and
-  fewer settings.
-- ``labels``: 500, 1,500 or 5,000 known purchase labels, 8 settings. One step reads a batch of labelled rows and, for
+- Every contestant tries thirteen settings, spread evenly over the logarithms of learning rate, decay and a knob of its
+  own, and keeps that of the highest mean validation figure on the tuning shops, by the truth. Biases have no decay;
+  towers start at the base rate, but for *treatments*, where that start is what logit adjustment is about.
+- A first tuning, on grids of 4 to 8 settings, chose many of their ends; ranges were widened and the study begun anew. Two
+  reported shops had run by then, for 500 labels; nobody had looked at them.
+- ``labels``: 500, 1,500 or 5,000 known purchase labels. One step reads a batch of labelled rows and, for
   the auxiliary task, one of all rows; so all contestants take the same steps on labelled rows. *Click* shares with the
   clicks of all rows. *Self-training* adds the surest thousandth of *alone* as yes, its lower half as no, at
   the setting of *alone*.
-- ``treatments``: all labels, 6 settings. Figures of probabilities come before and after the correction that belongs
+- ``treatments``: all labels. Figures of probabilities come before and after the correction that belongs
   to the treatment. *Over-sampling*, *SMOTE* and *GAN* make the rare class r times as frequent: by copies, by points
   between a row and one of its five nearest, by made rows. "share": that of the made, at over-sampling's setting.
-- ``attention``: click and purchase, 4 settings: a gate a task, the mean of the last ten clicks, attention to them.
-- ``selection``: purchase given click, for all rows, of which only clicked ones tell; 4 settings. *hidden*: the shop's
+- ``attention``: click and purchase: a gate a task, the mean of the last ten clicks, attention to them.
+- ``selection``: purchase given click, for all rows, of which only clicked ones tell. *hidden*: the shop's
   own clicks, which follow tastes that no feature holds. *observed*: clicks drawn anew from what a model makes of the
   features, so that nothing unseen decides. ``estimate``: no model, only the mean of that probability.
 """
@@ -54,40 +54,33 @@ from mtl_helpers.models import gan, rare
 from mtl_helpers.models.sharing import SharedBottom
 from mtl_helpers.training import predict
 
-TUNING, REPORTED = (0, 1), tuple(range(101, 109))
+TUNING, REPORTED = (0, 1, 2), tuple(range(101, 109))
 CLICK, PURCHASE = data.SHOP_TASKS[:2]
-BUDGETS, SHARES, CLIPS = (500, 1500, 5000), (0.25, 0.5, 0.75, 1.0), (0.01, 0.02, 0.05, 0.1, 0.2)
-USUAL = [*product((3e-3, 1e-2, 3e-2), (1.0, 10.0), (0.0,))]
-ALONE = [*product((1e-3, 3e-3, 1e-2, 3e-2), (1.0, 10.0), (0.0,))]
-LINEAR = [*product((3e-3, 1e-2, 3e-2, 1e-1), (1.0, 10.0), (0.0,))]
-AIDED = [*product((3e-3, 1e-2), (1.0, 10.0), (0.1, 1.0))]
-FEW = [*product((3e-3, 1e-2), (1.0, 10.0), (0.0,))]
-FEW_ESCM = [*product((3e-3, 1e-2), (10.0,), (0.1, 1.0))]
-
-
-def knob(*values: float) -> list[tuple[float, ...]]:
-    return [*product((3e-3, 1e-2), (1.0,), values)]
-
-
-CONTESTANTS: dict[str, dict[str, list]] = {
-    "labels": {
-        **dict.fromkeys(("alone", "contrast first"), ALONE),
-        "logistic regression": LINEAR,
-        **dict.fromkeys(("reconstruction", "contrast", "click"), AIDED),
-    },
-    "treatments": {
-        "as it is": USUAL,
-        "class weight": knob(3, 10, 100),
-        "focal loss": knob(0.5, 1, 2),
-        "logit adjustment": knob(0.5, 1, 1.5),
-        "down-sampling": knob(0.01, 0.1, 0.3),
-        **dict.fromkeys(("over-sampling", "SMOTE", "GAN"), knob(3, 10, 100)),
-    },
-    "attention": dict.fromkeys(("shared bottom", "gates", "mean of history", "attention"), FEW),
-    "selection": {
-        **dict.fromkeys(("naive", "ESMM", "IPS", "DR"), FEW),
-        **dict.fromkeys(("ESCM²-IPS", "ESCM²-DR"), FEW_ESCM),
-    },
+BUDGETS, SHARES, CLIPS = ("500", "1500", "5000"), (0.25, 0.5, 0.75, 1.0), (0.01, 0.02, 0.05, 0.1, 0.2)
+RATE, DECAY, NONE, WEIGHT = (1e-3, 0.05), (0.5, 50.0), (0.0, 0.0), (0.02, 10.0)
+PLAIN, AIDED, OFTEN = (RATE, DECAY, NONE), (RATE, DECAY, WEIGHT), (RATE, DECAY, (2.0, 300.0))
+LABELS = {
+    **dict.fromkeys(("alone", "contrast first"), PLAIN),
+    "logistic regression": ((2e-3, 0.2), (0.5, 15.0), NONE),
+    **dict.fromkeys(("reconstruction", "contrast", "click"), AIDED),
+}
+TREATMENTS = {
+    "as it is": PLAIN,
+    "focal loss": (RATE, DECAY, (0.25, 4.0)),
+    "logit adjustment": (RATE, DECAY, (0.25, 2.0)),
+    "down-sampling": (RATE, DECAY, (0.01, 0.9)),
+    **dict.fromkeys(("class weight", "over-sampling", "SMOTE", "GAN"), OFTEN),
+}
+ATTENTION = dict.fromkeys(("shared bottom", "gates", "mean of history", "attention"), PLAIN)
+SELECTION = {
+    **dict.fromkeys(("naive", "ESMM", "IPS", "DR"), PLAIN),
+    **dict.fromkeys(("ESCM²-IPS", "ESCM²-DR"), AIDED),
+}
+PARTS = {  # part, world, budget, and of each contestant the ranges of learning rate, decay and its own knob
+    **{f"labels {budget}": ("labels", "hidden", budget, LABELS) for budget in BUDGETS},
+    "treatments": ("treatments", "hidden", "all", TREATMENTS),
+    "attention": ("attention", "hidden", "all", ATTENTION),
+    **{f"selection {world}": ("selection", world, "all", SELECTION) for world in ("hidden", "observed")},
 }
 KEY, SETTING = ["part", "world", "contestant", "budget"], ["lr", "weight_decay", "own"]
 FIGURES = [
@@ -559,59 +552,62 @@ def run_one(part: str, world: str, name: str, budget: str, setting: tuple, seed:
     return measured(answer, shop, *raw) | {"step": step}
 
 
-def settings(part: str, world: str, name: str, budget: str, seed: int, table: pd.DataFrame) -> list[tuple]:
-    """All where a shop tunes; else the one that the tuning shops chose."""
-    if seed in TUNING:
-        return CONTESTANTS[part][name]
-    rows = table[table["shop"].isin(TUNING)]
+def grid(ranges: tuple) -> Iterator[tuple]:
+    """Thirteen points spread evenly over the logarithms of the ranges, for all contestants the same."""
+    for k in range(13):
+        places = [(k * step % 13 + 0.5) / 13 for step in (1, 5, 3)]
+        pairs = zip(ranges, places, strict=True)
+        yield tuple(float(f"{low * (high / low) ** at:.3g}") if high else 0.0 for (low, high), at in pairs)
+
+
+def chosen(part: str, world: str, name: str, budget: str, table: pd.DataFrame) -> tuple:
+    """The setting that the tuning shops chose."""
     asked = {"part": part, "world": world, "contestant": name, "budget": budget}
-    rows = rows.merge(pd.DataFrame([asked]))
-    return [rows.groupby(SETTING)["valid"].mean().idxmax()]
+    rows = table[table["shop"].isin(TUNING)].merge(pd.DataFrame([asked]))
+    return rows.groupby(SETTING)["valid"].mean().idxmax()
 
 
 def jobs(part: str, seed: int, table: pd.DataFrame) -> Iterator[tuple]:
-    """(world, contestant, budget, setting) of each run of a part on one shop."""
-    budgets = [str(budget) for budget in BUDGETS] if part == "labels" else ["all"]
-    for world in ("hidden", "observed") if part == "selection" else ("hidden",):
-        for name, budget in product(CONTESTANTS[part], budgets):
-            for setting in settings(part, world, name, budget, seed, table):
-                yield world, name, budget, setting
-    if part == "labels" and seed not in TUNING:
-        for budget in budgets:
-            ((*usual, _),) = settings(part, "hidden", "alone", budget, seed, table)
-            yield "hidden", "self-training", budget, (*usual, 0.3)
-    if part == "treatments" and seed not in TUNING:
-        (setting,) = settings(part, "hidden", "over-sampling", "all", seed, table)
-        for share in SHARES:
-            yield "hidden", "GAN", f"share {share}", setting
+    """(contestant, budget, setting) of each run of a part on one shop."""
+    kind, world, budget, contestants = PARTS[part]
+    if seed in TUNING:
+        yield from ((name, budget, at) for name, ranges in contestants.items() for at in grid(ranges))
+        return
+    found = {name: chosen(kind, world, name, budget, table) for name in contestants}
+    yield from ((name, budget, at) for name, at in found.items())
+    if kind == "labels":
+        yield "self-training", budget, (*found["alone"][:2], 0.3)
+    if kind == "treatments":
+        yield from (("GAN", f"share {share}", found["over-sampling"]) for share in SHARES)
 
 
 def run(part: str, seed: int, path: Path) -> None:
     table = pd.read_csv(path, comment="#", dtype={"budget": str})
     done = set(table[table["shop"] == seed][[*KEY, *SETTING]].itertuples(index=False, name=None))
-    for world, name, budget, setting in jobs(part, seed, table):
-        key = dict(zip([*KEY, *SETTING], (part, world, name, budget, *setting), strict=True))
+    kind, world, *_ = PARTS[part]
+    for name, budget, setting in jobs(part, seed, table):
+        key = dict(zip([*KEY, *SETTING], (kind, world, name, budget, *setting), strict=True))
         if tuple(key.values()) not in done:
             begun = perf_counter()
-            figures = run_one(part, world, name, budget, setting, seed)
+            figures = run_one(kind, world, name, budget, setting, seed)
             append(path, [key | figures | {"seconds": perf_counter() - begun}], shop=seed)
-    other = {"selection": "estimate", "labels": "floor"}.get(part)
+    other = {"selection observed": "estimate", "treatments": "floor"}.get(part)
     if other and seed not in TUNING and other not in set(table["part"][table["shop"] == seed]):
         same = {"part": other, "world": "hidden", "budget": "all"} | dict.fromkeys(SETTING, 0.0)
-        found = estimates(seed) if part == "selection" else floors(seed)
+        found = estimates(seed) if other == "estimate" else floors(seed)
         append(path, (same | row for row in found), shop=seed)
     print(f"{part}, shop {seed}", flush=True)
 
 
 def main() -> None:
     asked = command_line(__doc__, shop=-1)
-    asked.add_argument("--part", choices=CONTESTANTS)
+    asked.add_argument("--part", choices=PARTS)
     asked = asked.parse_args()
     torch.set_num_threads(1)
     path = asked.out / "08_rare.csv"
     begin_table(path, "nb08_rare.py", COLUMNS)
     shops = (*TUNING, *REPORTED) if asked.shop < 0 else (asked.shop,)
-    for seed, part in product(shops, [asked.part] if asked.part else CONTESTANTS):
+    for seed, part in product(shops, [asked.part] if asked.part else PARTS):
         run(part, seed, path)
 
 
