@@ -13,8 +13,8 @@ row are used), an auxiliary task on all 24,000 rows, the mean of *reconstruction
 - Every contestant tries thirteen settings, spread evenly over the logarithms of learning rate, decay and a knob of its
   own, and keeps that of the highest mean validation figure on the tuning shops, by the truth. Biases have no decay;
   towers start at the base rate, but for *treatments*, where that start is what logit adjustment is about.
-- A first tuning, on grids of 4 to 8 settings, chose many of their ends; ranges were widened and the study begun anew. Two
-  reported shops had run by then, for 500 labels; nobody had looked at them.
+- A first tuning, on grids of 4 to 8 settings, chose many of their ends; ranges were widened and the study begun anew.
+  Two reported shops had run by then, for 500 labels; nobody had looked at them.
 - ``labels``: 500, 1,500 or 5,000 known purchase labels. One step reads a batch of labelled rows and, for
   the auxiliary task, one of all rows; so all contestants take the same steps on labelled rows. *Click* shares with the
   clicks of all rows. *Self-training* adds the surest thousandth of *alone* as yes, its lower half as no, at
