@@ -57,11 +57,11 @@ from mtl_helpers.training import predict
 TUNING, REPORTED = (0, 1, 2), tuple(range(101, 109))
 CLICK, PURCHASE = data.SHOP_TASKS[:2]
 BUDGETS, SHARES, CLIPS = ("500", "1500", "5000"), (0.25, 0.5, 0.75, 1.0), (0.01, 0.02, 0.05, 0.1, 0.2)
-RATE, DECAY, NONE, WEIGHT = (1e-3, 0.05), (0.5, 50.0), (0.0, 0.0), (0.02, 10.0)
+RATE, DECAY, NONE, WEIGHT = (1e-3, 0.05), (0.5, 50.0), (0.0, 0.0), (0.02, 50.0)
 PLAIN, AIDED, OFTEN = (RATE, DECAY, NONE), (RATE, DECAY, WEIGHT), (RATE, DECAY, (2.0, 300.0))
 LABELS = {
     **dict.fromkeys(("alone", "contrast first"), PLAIN),
-    "logistic regression": ((2e-3, 0.2), (0.5, 15.0), NONE),
+    "logistic regression": ((3e-4, 0.2), (0.5, 15.0), NONE),
     **dict.fromkeys(("reconstruction", "contrast", "click"), AIDED),
 }
 TREATMENTS = {
