@@ -57,24 +57,25 @@ from mtl_helpers.training import predict
 TUNING, REPORTED = (0, 1, 2), tuple(range(101, 109))
 CLICK, PURCHASE = data.SHOP_TASKS[:2]
 BUDGETS, SHARES, CLIPS = ("500", "1500", "5000"), (0.25, 0.5, 0.75, 1.0), (0.01, 0.02, 0.05, 0.1, 0.2)
-RATE, DECAY, NONE, WEIGHT = (1e-3, 0.05), (0.5, 50.0), (0.0, 0.0), (0.02, 50.0)
-PLAIN, AIDED, OFTEN = (RATE, DECAY, NONE), (RATE, DECAY, WEIGHT), (RATE, DECAY, (2.0, 300.0))
+RATE, NONE, WEIGHT, OFTEN = (1e-3, 0.05), (0.0, 0.0), (0.02, 50.0), (2.0, 300.0)
+STRONG, DECAY = (0.5, 50.0), (0.1, 30.0)  # for few labels, for all
 LABELS = {
-    **dict.fromkeys(("alone", "contrast first"), PLAIN),
+    **dict.fromkeys(("alone", "contrast first"), (RATE, STRONG, NONE)),
     "logistic regression": ((3e-4, 0.2), (0.5, 15.0), NONE),
-    **dict.fromkeys(("reconstruction", "contrast", "click"), AIDED),
+    **dict.fromkeys(("reconstruction", "contrast", "click"), (RATE, STRONG, WEIGHT)),
 }
-TREATMENTS = {
-    "as it is": PLAIN,
-    "focal loss": (RATE, DECAY, (0.25, 4.0)),
-    "logit adjustment": (RATE, DECAY, (0.25, 2.0)),
-    "down-sampling": (RATE, DECAY, (0.01, 0.9)),
-    **dict.fromkeys(("class weight", "over-sampling", "SMOTE", "GAN"), OFTEN),
+OWN = {
+    "as it is": NONE,
+    "focal loss": (0.25, 4.0),
+    "logit adjustment": (0.25, 2.0),
+    "down-sampling": (0.01, 0.9),
 }
-ATTENTION = dict.fromkeys(("shared bottom", "gates", "mean of history", "attention"), PLAIN)
+OWN |= dict.fromkeys(("class weight", "over-sampling", "SMOTE", "GAN"), OFTEN)
+TREATMENTS = {name: (RATE, DECAY, own) for name, own in OWN.items()}
+ATTENTION = dict.fromkeys(("shared bottom", "gates", "mean of history", "attention"), (RATE, DECAY, NONE))
 SELECTION = {
-    **dict.fromkeys(("naive", "ESMM", "IPS", "DR"), PLAIN),
-    **dict.fromkeys(("ESCM²-IPS", "ESCM²-DR"), AIDED),
+    **dict.fromkeys(("naive", "ESMM", "IPS", "DR"), (RATE, DECAY, NONE)),
+    **dict.fromkeys(("ESCM²-IPS", "ESCM²-DR"), (RATE, DECAY, WEIGHT)),
 }
 PARTS = {  # part, world, budget, and of each contestant the ranges of learning rate, decay and its own knob
     **{f"labels {budget}": ("labels", "hidden", budget, LABELS) for budget in BUDGETS},
