@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mtl_helpers.data.tables import Batch, MultiTaskDataset, Task, need_dataset
+from mtl_helpers.files import Checkpoint
 from mtl_helpers.losses import check_weights, label_counts, task_loss, to_prediction
 from mtl_helpers.metrics import LOWER_IS_BETTER, accuracy, auc
 from mtl_helpers.weighting import Fixed, Weighting
@@ -96,10 +98,12 @@ def training_steps(
     batch_size: int = 1024,
     epochs: int = 1,
     generator: torch.Generator | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Iterator[Step]:
     """Train, yielding a :class:`Step` after each optimiser step.
 
     ``weights`` is read at every step, so changing the dictionary changes the training from the next step on.
+    ``checkpoint`` is written after each epoch; a run that finds one goes on behind it.
     Raises :class:`TrainingDiverged` before a loss that is not finite can spoil the model.
     """
     strategy = weights if isinstance(weights, Weighting) else Fixed(model.tasks, weights)
@@ -107,7 +111,8 @@ def training_steps(
     if own != names:
         raise ValueError(f"The weighting is for {own}, the model for {names}.")
     strategy.to(train.device).begin(model, optimizer)
-    for epoch in range(1, epochs + 1):
+    done = checkpoint.load() if checkpoint else 0
+    for epoch in range(done + 1, epochs + 1):
         for number, batch in enumerate(train.batches(batch_size, generator=generator), start=1):
             if not model.training:  # somebody may have evaluated between two steps
                 model.train()
@@ -122,6 +127,8 @@ def training_steps(
             strategy.step(optimizer)
             strategy.after_step(partial(strategy.losses, model, batch))
             yield Step(epoch, number, dict(zip(names, losses.detach(), strict=True)), batch)
+        if checkpoint:
+            strategy.once(partial(checkpoint.save, epoch))
 
 
 def fit(
@@ -139,6 +146,7 @@ def fit(
     stop: str = "together",
     seed: int = 0,
     progress: bool = True,
+    checkpoint: str | Path | None = None,
 ) -> History:
     """Train a model with AdamW; stop early on validation and keep the weights of the best epoch.
 
@@ -156,6 +164,7 @@ def fit(
     stop : ``"together"``: one best epoch for all tasks, by the monitor. ``"each"``: the best epoch of each task, by its
         own validation loss, is kept too (``History.best_states``); ``patience`` then counts from the last of them.
     seed : of the order of the batches; initial weights and dropout follow the global one.
+    checkpoint : a file, written after each epoch. If it is there at the start, the run goes on from it.
 
     Returns a History, after KeyboardInterrupt too: the run ends there, and the model keeps its best weights. Raises
     TrainingDiverged when a loss becomes NaN or infinite; TypeError or ValueError when data, weights or monitor do not
@@ -169,9 +178,12 @@ def fit(
     optimizer = torch.optim.AdamW(model.to(train.device).parameters(), lr=lr, weight_decay=weight_decay)
     generator = torch.Generator().manual_seed(seed)
     how = {"weights": strategy, "batch_size": batch_size, "epochs": epochs, "generator": generator}
+    history = History()
+    if checkpoint:
+        parts = {"model": model, "optimizer": optimizer, "weights": strategy, "order": generator}
+        how["checkpoint"] = Checkpoint(checkpoint, **parts, best=best.found, history=vars(history))
     steps, per_epoch = training_steps(model, train, optimizer, **how), -(-len(train) // batch_size)
     bar = tqdm(total=epochs * per_epoch, unit="step", disable=not progress, leave=False)
-    history = History()
     sums, counts = torch.zeros(2, len(names), device=train.device)
     try:
         for step in steps:
@@ -188,7 +200,7 @@ def fit(
                 history.best_epoch = epoch
                 strategy.after_epoch(means, None)
                 continue
-            values = evaluate(model, valid)
+            values = strategy.once(partial(evaluate, model, valid))
             for name, found in values.items():
                 if has_label(valid, name) and not math.isfinite(found["loss"]):
                     raise TrainingDiverged(name, epoch, step.number, found["loss"])

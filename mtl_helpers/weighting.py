@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -84,6 +85,10 @@ class Weighting(nn.Module):
 
     def after_epoch(self, train: Tensor, valid: Tensor | None) -> None:
         """After an epoch, with its mean training losses and validation losses, if any: (T,), NaN without a label."""
+
+    def once(self, work: Callable[[], Any]) -> Any:
+        """What ``work()`` gives; of several processes that train together, one does it and tells the others."""
+        return work()
 
     def current(self) -> dict[str, float]:
         """The weights of the last step, by task."""
