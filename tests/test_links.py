@@ -12,10 +12,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LINK = re.compile(r"\[[^\]]*\]\((?!https?:|mailto:|#)([^)\s#]+)(#[^)\s]*)?\)")
+HTML = re.compile(r'(?:src|href)="(?!https?:|#)([^"#]+)()"')
 NAMED = re.compile(r"`((?:tests|notebooks|mtl_helpers|datasets|\.ci|\.github)/[\w./-]+)`")
 COMMAND = re.compile(r"python ((?:tests|notebooks)/[\w./-]+\.py)")
 PAGES = [
     ROOT / "README.md",
+    ROOT / "README.zh.md",
+    ROOT / "tests" / "benchmarks" / "README.md",
     *sorted((ROOT / ".github").glob("*.md")),
     *sorted((ROOT / "datasets").rglob("*.md")),
 ]
@@ -31,7 +34,7 @@ def anchors(page: Path) -> set[str]:
 
 def broken(text: str, folder: Path) -> list[str]:
     found = []
-    for target, anchor in LINK.findall(text):
+    for target, anchor in LINK.findall(text) + HTML.findall(text):
         path = folder / target
         if not path.exists():
             found.append(target)
@@ -58,9 +61,11 @@ def test_notebooks(text):
 
 def test_planted_faults_are_found():
     text = "[a](nowhere.md) [b](README.md#no-such-heading) `tests/nothing.py` and python tests/gone.py [c](https://x.y)"
+    text += '<img src="gone.png">'
     assert broken(text, ROOT) == [
         "nowhere.md",
         "README.md#no-such-heading",
+        "gone.png",
         "tests/nothing.py",
         "tests/gone.py",
     ]
