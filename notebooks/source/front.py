@@ -18,13 +18,15 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
-NOTEBOOKS = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(NOTEBOOKS.parent))  # this copy's package, wherever another is installed
+sys.path.insert(
+    0, str(Path(__file__).resolve().parents[2])
+)  # this copy's package, wherever another is installed
 
 from mtl_helpers.widgets import Explorer, StoredSweep, use_course_style, weight_explorer
 from mtl_helpers.widgets.explorer import Stage
 from mtl_helpers.widgets.figures import minus
 
+NOTEBOOKS = Path(__file__).resolve().parents[1]
 PICTURES = NOTEBOOKS / "pictures"
 SIZE = 400, 240  # pixels of a thumbnail, two to one of the page
 DPI, STEP, REST = 200, 700, 1800  # pixels to an inch; milliseconds of a frame, and of the two ends
