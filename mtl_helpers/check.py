@@ -34,7 +34,7 @@ import sys
 import textwrap
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -97,11 +97,14 @@ def check(id: str, fn: Callable[..., Any], *, strict: bool = False) -> Answer:
     passed, _ = _passed()
     if answer.state == "correct" and id not in passed:
         passed[id] = datetime.date.today().isoformat()
-        with contextlib.suppress(OSError):  # nothing depends on it
-            path = progress_file()
+        path = progress_file()
+        try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with write_atomically(path) as file:
                 file.write(json.dumps({"passed": passed}, indent=1).encode())
+        except OSError as error:  # nothing depends on it
+            said = f"{path}: {error.strerror}, so progress() will not know of it"
+            answer = replace(answer, lines=(*answer.lines, ("not kept", said)))
     return _settle(answer, strict)
 
 

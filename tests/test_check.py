@@ -488,7 +488,9 @@ def test_the_file_lies_in_the_readers_state_folder_and_need_not_be_written(tmp_p
     blocked = tmp_path / "a file"
     blocked.write_text("")
     monkeypatch.setenv("MTL_PROGRESS", str(blocked / "progress.json"))
-    assert check(RATE, right).state == "correct"
+    answer = check(RATE, right)
+    assert answer.state == "correct"
+    assert answer.lines[-1][0] == "not kept" and "progress() will not know" in answer.lines[-1][1]
     assert progress().headline.startswith("0 of")
     monkeypatch.delenv("MTL_PROGRESS")
     assert progress_file() == platformdirs.user_state_path("mtl-for-recommenders", False) / "progress.json"
@@ -503,29 +505,3 @@ def test_the_listing_says_which_mistake_does_not_come(monkeypatch):
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
         assert process.stdout.readline().startswith(b"%d exercises" % len(EXERCISES))
         process.kill()
-
-
-GLOSSARY = (ROOT / "notebooks" / "glossary.md").read_text(encoding="utf-8")
-ENTRY = re.compile(r"\| (.+?) \| (.+?) \| (.+?) \| \[(\d\d)\]\((\w+)\.ipynb\): (.+?) \|")
-
-
-def test_the_glossary_is_a_table_of_entries():
-    rows = [line for line in GLOSSARY.splitlines() if line.startswith("|")][2:]
-    assert len(rows) > 30
-    assert all(ENTRY.fullmatch(row) for row in rows), [row for row in rows if not ENTRY.fullmatch(row)]
-    terms = [ENTRY.fullmatch(row)[1] for row in rows]
-    assert len(set(terms)) == len(terms)
-    assert all(re.search(r"[\u4e00-\u9fff]", ENTRY.fullmatch(row)[2]) for row in rows)
-
-
-@pytest.mark.parametrize("entry", ENTRY.findall(GLOSSARY), ids=lambda entry: entry[0])
-def test_a_term_is_taught_where_the_glossary_says(entry):
-    term, _, _, number, name, heading = entry
-    assert name.startswith(number) and (ROOT / "notebooks" / f"{name}.ipynb").is_file()
-    text = SOURCES[name].read_text(encoding="utf-8")
-    found = re.search(rf"^# (##+) {re.escape(heading)}$", text, re.MULTILINE)
-    assert found, f"{name} has no heading {heading!r}"
-    end = re.compile(r"^# ## " if found[1] == "##" else r"^# ##", re.MULTILINE).search(text, found.end())
-    section = text[found.start() : end.start() if end else None]  # down to the next heading of its level
-    said = " ".join(re.sub(r"^#", " ", section, flags=re.MULTILINE).lower().split())
-    assert term.partition(" (")[0].lower() in said
