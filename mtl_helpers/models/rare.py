@@ -89,14 +89,16 @@ class GatedBottom(SharedBottom):
         super().__init__(*args, **layers)
         dims = [self.settings["embedding_dim"]] * len(self.schema.categorical)
         dims += [1] * len(self.schema.numeric)
-        self.register_buffer("column", torch.arange(len(dims)).repeat_interleave(torch.tensor(dims)))
+        sizes, self.n_columns = torch.tensor(dims), len(dims)
+        self.register_buffer("column", torch.arange(len(dims)).repeat_interleave(sizes))
+        self.register_buffer("sizes", sizes, persistent=False)
         block = lambda: nn.Sequential(*mlp(len(dims), (8,)), nn.Linear(8, len(dims)))  # noqa: E731
         self.gates = nn.ModuleDict({name: block() for name in self.names})
 
     def gate(self, features: Tensor) -> dict[str, Tensor]:
         """``{task: (n, columns)}``: how much each column counts, from 0 to 2."""
-        sums = features.new_zeros(len(features), int(self.column[-1]) + 1).index_add(1, self.column, features)
-        squeezed = sums / torch.bincount(self.column)
+        sums = features.new_zeros(features.shape[0], self.n_columns).index_add(1, self.column, features)
+        squeezed = sums / self.sizes
         return {name: 2 * gate(squeezed).sigmoid() for name, gate in self.gates.items()}
 
     def represent(self, numeric: Tensor, categorical: Tensor) -> tuple[Tensor, ...]:
