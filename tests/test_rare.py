@@ -232,6 +232,14 @@ def test_a_generator_that_diverges_is_stopped_and_named_and_the_best_kept():
     assert gan.sample(3)[0].isfinite().all()
 
 
+@pytest.mark.parametrize("label", [0, 1])
+def test_a_generator_refuses_rows_of_one_class(label):
+    schema, train = rare_rows()
+    one = train.take((train.labels["click"] == label).nonzero().squeeze(1))
+    with pytest.raises(ValueError, match="both classes"):
+        RowGAN(schema).train_on(one, "click", steps=1)
+
+
 def test_networks_train_like_any_other():
     part = toy_splits(tasks=(Task("click"),))
     history = fit(GatedBottom(part.schema, part.tasks, 4), part.train, part.valid, epochs=2, progress=False)

@@ -68,6 +68,10 @@ class RowGAN(nn.Module):
         """
         rows, rare = self.rows(data.numeric, data.categorical), data.labels[task] == 1
         kinds = [kind.nonzero().squeeze(1) for kind in (rare, ~rare)]
+        if not all(map(len, kinds)):
+            raise ValueError(
+                f"{task} is 1 in {len(kinds[0])} of {len(rows)} rows: a generator needs both classes."
+            )
         labels = torch.arange(128, device=rows.device).remainder(2).float()
         nets = self.critic, self.generator
         adams = [torch.optim.Adam(net.parameters(), lr, betas=(0.0, 0.9)) for net in nets]
