@@ -1,0 +1,117 @@
+"""A log replayed as it came: score, then learn; labels that arrive late; and what watches over a model that serves.
+
+Taught in notebook 10.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
+
+from mtl_helpers.data.tables import MultiTaskDataset
+from mtl_helpers.training import predict
+
+__all__ = ["arrivals", "calibration_z", "day_report", "fake_negative_weights", "psi", "replay"]
+
+
+def replay(
+    model: nn.Module, log: MultiTaskDataset, cuts: Sequence[int], learn: Callable[[int, int], None] | None
+) -> dict[str, Tensor]:
+    """Test, then train: the rows from one cut to the next are scored by the model as it stands, and only then may it
+    learn from them.
+
+    log : rows in the order of time. cuts : ascending positions in it, at which the model is refreshed. learn : called
+    with the first and the last position (excluded) of the rows just scored; None never refreshes. Returns
+    ``{task: probabilities}`` of the rows from the first cut to the last.
+    """
+    said = []
+    for start, stop in pairwise(cuts):
+        said.append(predict(model, log.take(slice(start, stop))))
+        if learn is not None:
+            learn(start, stop)
+    return {name: torch.cat([part[name] for part in said]) for name in said[0]}
+
+
+def arrivals(
+    shown: np.ndarray, paid: np.ndarray, begin: float, end: float, late: str, wait: float = 4.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which rows a refresh at the moment ``end`` learns a label of purchase from, and the labels: both (k,).
+
+    shown, paid : (n,) moments in days; ``paid`` is infinite without a purchase. begin : the refresh before. late :
+
+    - "naive": rows shown since then; not paid by now is a no.
+    - "wait": rows whose ``wait`` days ended since then; not paid by now is a no.
+    - "fake negatives": rows shown since then are all a no, and rows *paid* since then come again as a yes.
+    - "oracle": rows shown since then, with what only the future knows.
+    """
+    lag = wait if late == "wait" else 0.0
+    rows = np.flatnonzero((shown >= begin - lag) & (shown < end - lag))
+    if late == "fake negatives":
+        yes = np.flatnonzero((paid >= begin) & (paid < end))
+        return np.r_[rows, yes], np.r_[np.zeros(len(rows)), np.ones(len(yes))]
+    return rows, (paid[rows] < (np.inf if late == "oracle" else end)).astype(float)
+
+
+def fake_negative_weights(p: Tensor, labels: Tensor) -> Tensor:
+    """Importance weights of rows that first come as a no and, if bought, once more as a yes: 1 + p of a yes,
+    (1 − p)(1 + p) of a no, for then the yes are p / (1 + p) of what arrives (Ktena et al., RecSys 2019)."""
+    return torch.where(labels > 0, 1 + p, (1 - p) * (1 + p))
+
+
+def psi(reference: ArrayLike, today: ArrayLike) -> float:
+    """Population-stability index Σ (q − p) log(q / p) of today's shares q against the reference's p.
+
+    Numbers fall into ten bins of equal count of the reference, other values are bins of their own. Half a row is added
+    to every bin, so that an empty one does not make it infinite. Below .1 is called stable, above .25 a shift.
+    """
+    old, new = np.asarray(reference), np.asarray(today)
+    if old.dtype.kind in "iuf":
+        edges = np.unique(np.quantile(old, np.linspace(0.1, 0.9, 9)))
+        old, new = np.searchsorted(edges, old, "right"), np.searchsorted(edges, new, "right")
+    _, codes = np.unique(np.concatenate([old, new]), return_inverse=True)
+    counts = [
+        np.bincount(part, minlength=codes.max() + 1) + 0.5 for part in (codes[: len(old)], codes[len(old) :])
+    ]
+    p, q = (count / count.sum() for count in counts)
+    return float(((q - p) * np.log(q / p)).sum())
+
+
+def calibration_z(labels: ArrayLike, probabilities: ArrayLike) -> float:
+    """How many standard deviations the number of yes lies from what was promised: (Σy − Σp) / √Σp(1 − p)."""
+    y, p = np.asarray(labels, dtype=float), np.asarray(probabilities, dtype=float)
+    return float((y.sum() - p.sum()) / np.sqrt((p * (1 - p)).sum()))
+
+
+def day_report(past: pd.DataFrame, today: pd.DataFrame, features: Sequence[str]) -> dict[str, float | str]:
+    """What a watch looks at each morning, today against the days before. Both frames have the features, ``click``,
+    ``said_click``, ``day``, ``session_id``, ``item_id``, and ``top``: is it among the model's first three of its page?
+
+    inputs : the largest :func:`psi` of a feature, in multiples of what chance gives, (bins − 1)(1/n + 1/m) with n and m
+    sessions, whose rows are alike; and which (``worst``). scores : that of the predictions. click :
+    :func:`calibration_z`, after what the past says of the model's own bias. loss : by how many standard errors the
+    log-loss rose. coverage : change of the share of the shown products that stand in a first three.
+    """
+    both, moved = (past, today), {}
+    chance = sum(1 / part["session_id"].nunique() for part in both)
+    for name in (*features, "said_click"):
+        bins = min(past[name].nunique(), 10 if past[name].dtype.kind in "iuf" else np.inf)
+        moved[name] = psi(past[name], today[name]) / (max(bins - 1, 1) * chance)
+    scores, worst = moved.pop("said_click"), max(moved, key=moved.get)
+    bias = past["click"].sum() / past["said_click"].sum()
+    old, new = (-np.log(np.where(x["click"] > 0, x["said_click"], 1 - x["said_click"])) for x in both)
+    items = [[x.groupby("day")["item_id"].nunique() for x in (part[part["top"]], part)] for part in both]
+    before, now = ((top / shown).mean() for top, shown in items)
+    return {
+        "inputs": moved[worst],
+        "worst": worst,
+        "scores": scores,
+        "click": calibration_z(today["click"], np.minimum(today["said_click"] * bias, 1)),
+        "loss": float((new.mean() - old.mean()) / (new.std() / np.sqrt(len(new)))),
+        "coverage": now - before,
+    }
