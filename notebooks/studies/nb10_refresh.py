@@ -17,7 +17,7 @@ expected: plus, and small, for little of the shop drifts. All else is explorator
   future knows. "55+: alone": five passes over two weeks of users of 55 and more, then judged in the last week on
   all others and on them; "with memory" each step draws as many rows of the warm-up. "season": in the same shops the
   log-odds of a click move by N(0, 1) for each sub-category on day 28; what is clicked and bought then is drawn anew.
-- Warm-up: three learning rates, three decays, five numbers of epochs. Every contestant then tries four learning rates
+- Warm-up: three learning rates, four decays, five numbers of epochs. Every contestant then tries four learning rates
   ("55+" takes the daily one's, "late, hourly" the hourly one's). Both on two tuning shops, by mean AUC of the tasks
   (warm-up: trained on 18 days, judged on three).
 - ``money``: EUR for 1,000 impressions if each page is sorted by purchase probability times price.
@@ -49,7 +49,7 @@ from mtl_helpers.weighting import constant_losses
 
 TUNING, REPORTED = (0, 1), tuple(range(100, 108))
 WARM, SEASON, DAYS, PAGE, GROUP = 21, 28, 42, 8, "55+"
-RATES, DECAYS, EPOCHS = (3e-4, 1e-3, 3e-3), (0.3, 1.0, 3.0), (2, 4, 8, 16, 24)
+RATES, DECAYS, EPOCHS = (3e-4, 1e-3, 3e-3), (0.3, 1.0, 3.0, 10.0), (2, 4, 8, 16, 24)
 REFRESH, BATCH = (1e-4, 3e-4, 1e-3, 3e-3), 512
 TASKS = data.SHOP_TASKS[:2]
 CONTESTANTS = {  # days between two refreshes, and how late purchases are learned
@@ -254,12 +254,18 @@ def score(table: pd.DataFrame) -> pd.Series:
     return (table["auc_click"] + table["auc_purchase"]) / 2
 
 
-def best_setting(table: pd.DataFrame, contestant: str) -> tuple[float, float, int]:
-    """Learning rate, decay and epochs with the best mean AUC over the tuning shops."""
-    mine = table[table["shop"].isin(TUNING) & (table["contestant"] == contestant)]
-    by = score(mine).groupby([mine["lr"], mine["weight_decay"], mine["epochs"]]).mean()
-    lr, decay, epochs = by.idxmax()
+def best_setting(table: pd.DataFrame) -> tuple[float, float, int]:
+    """Learning rate, decay and epochs of the warm-up with the best mean AUC over the tuning shops."""
+    mine = table[table["shop"].isin(TUNING) & (table["contestant"] == "warm-up")]
+    lr, decay, epochs = (
+        score(mine).groupby([mine["lr"], mine["weight_decay"], mine["epochs"]]).mean().idxmax()
+    )
     return lr, decay, int(epochs)
+
+
+def best_rate(table: pd.DataFrame, contestant: str) -> float:
+    mine = table[table["shop"].isin(TUNING) & (table["contestant"] == contestant)]
+    return score(mine).groupby(mine["lr"]).mean().idxmax()
 
 
 def tune(path: Path, seed: int) -> None:
@@ -267,10 +273,12 @@ def tune(path: Path, seed: int) -> None:
     table = pd.read_csv(path, comment="#")
     done = set(table.loc[table["shop"] == seed, "contestant"])
     write, setting = partial(append, path, shop=seed, season=0), ["lr", "weight_decay", "epochs"]
-    if "warm-up" not in done:
+    tried = table[(table["shop"] == seed) & (table["contestant"] == "warm-up")]
+    tried = set(zip(tried["lr"], tried["weight_decay"], strict=True))
+    if rest := [pair for pair in product(RATES, DECAYS) if pair not in tried]:
         early, found = Log(seed, False, WARM - 3), []
         rows = np.flatnonzero((early.day >= WARM - 3) & (early.day < WARM))
-        for lr, decay in product(RATES, DECAYS):
+        for lr, decay in rest:
             for epoch, model in warmed(early, early.known, lr, decay, max(EPOCHS)):
                 if epoch in EPOCHS:
                     said = {t: p.numpy() for t, p in predict(model, early.on_top.take(rows)).items()}
@@ -280,7 +288,7 @@ def tune(path: Path, seed: int) -> None:
     asked = [name for name in CONTESTANTS if "late, hourly" not in name and name not in done]
     if not asked:
         return
-    warm, log = best_setting(pd.read_csv(path, comment="#"), "warm-up"), Log(seed, False)
+    warm, log = best_setting(pd.read_csv(path, comment="#")), Log(seed, False)
     model, after = last(warmed(log, log.known, *warm)), np.arange(log.first, len(log.shown))
     for name in asked:
         found = []
@@ -293,7 +301,7 @@ def tune(path: Path, seed: int) -> None:
 def run(path: Path, seed: int) -> None:
     """Write the rows of one reported shop that are not there yet, without and with a season."""
     table, model = pd.read_csv(path, comment="#"), None
-    warm, mine = best_setting(table, "warm-up"), table[table["shop"] == seed]
+    warm, mine = best_setting(table), table[table["shop"] == seed]
     for season in (0, 1):
         log, done = Log(seed, bool(season)), set(mine.loc[mine["season"] == season, "contestant"])
         model = model or last(warmed(log, log.known, *warm))  # the season begins after the warm-up
@@ -306,11 +314,11 @@ def run(path: Path, seed: int) -> None:
             if name in done or (season and name not in INTERVALS):
                 continue
             tuned = "hourly" if "hourly" in name else name
-            lr = warm[0] if name == "never" else best_setting(table, tuned)[0]
+            lr = warm[0] if name == "never" else best_rate(table, tuned)
             said = scored(model, log, name, lr, warm[1])
             write(list(log.judged(said, after)), contestant=name, lr=lr)
         if not season and f"{GROUP}: before, on others" not in done:
-            lr = best_setting(table, "daily")[0]
+            lr = best_rate(table, "daily")
             for how in ("before", "alone", "with memory"):
                 for name, days in narrow(model, log, lr, warm[1], how):
                     write(days, contestant=name, lr=lr)

@@ -17,7 +17,7 @@ from copy import deepcopy
 import numpy as np
 import pandas as pd
 import torch
-from nb10_refresh import DAYS, PAGE, REPORTED, Log, best_setting, last, warmed
+from nb10_refresh import DAYS, PAGE, REPORTED, Log, best_rate, best_setting, last, warmed
 from study import append, begin, command_line
 
 from mtl_helpers import data
@@ -128,7 +128,7 @@ if __name__ == "__main__":
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     tuned = pd.read_csv(chosen.out / "10_refresh.csv", comment="#")
-    setting = (best_setting(tuned, "daily")[0], *best_setting(tuned, "warm-up"))
+    setting = (best_rate(tuned, "daily"), *best_setting(tuned))
     path = chosen.out / "10_watch.csv"
     begin(path, "nb10_watch.py", COLUMNS)
     for seed in chosen.shops:
