@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -83,6 +85,33 @@ def test_weights_of_ips_and_dr_are_right_on_average_over_what_is_seen():
     assert expected(wrong, error) == pytest.approx(error.mean())  # the right guess, a wrong propensity
     assert expected(wrong, np.zeros(6)) != pytest.approx(error.mean(), rel=0.05)
     assert expected(wrong, guess) != pytest.approx(error.mean(), rel=0.01)
+
+
+def test_losses_of_six_models_of_selected_labels_are_their_equations(monkeypatch):
+    """As the study of notebook 08 trains them; in units of the losses of constants."""
+    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[1] / "notebooks" / "studies")
+    loss = importlib.import_module("nb08_rare").selection_loss
+    rng = np.random.default_rng(0)
+    logits = {name: rng.normal(-1, 1, 50) for name in ("click", "purchase", "imputed")}
+    click = rng.random(50) < 0.4
+    bought = click & (rng.random(50) < 0.5)
+    units = {"click": 0.5, "given": 0.25, "purchase": 0.125}
+    p, q, r = (1 / (1 + np.exp(-logits[name])) for name in logits)
+
+    def entropy(label, said):
+        return -(label * np.log(said) + (1 - label) * np.log(1 - said))
+
+    weight, error = click / np.maximum(p, 0.05), entropy(bought, q) / 0.25
+    guess = entropy(r, q) / 0.25
+    ips = np.mean(weight * error)
+    dr = np.mean(guess + weight * (error - guess)) + np.mean(weight * (error - guess) ** 2)
+    seen, both = entropy(click, p).mean() / 0.5, entropy(bought, p * q).mean() / 0.125
+    expected = {"naive": seen + error[click].mean(), "ESMM": seen + both, "IPS": seen + ips, "DR": seen + dr}
+    expected |= {"ESCM²-IPS": seen + both + 3 * ips, "ESCM²-DR": seen + both + 3 * dr}
+    given = {name: torch.tensor(value) for name, value in logits.items()}
+    labels = {"click": torch.tensor(click).double(), "purchase": torch.tensor(bought).double()}
+    for name, value in expected.items():
+        assert loss(name, given, labels, units, 3.0).item() == pytest.approx(value), name
 
 
 def test_propensities_of_zero_are_clipped_and_a_clip_of_zero_is_refused():
