@@ -173,7 +173,7 @@ def day_frames(rng, days, n=2400):
         part = pd.DataFrame({"price": rng.normal(size=n), "kind": rng.choice(list("abcd"), n), "day": day})
         part["said_click"] = 1 / (1 + np.exp(2.5 - part["price"]))
         part["click"] = (rng.random(n) < part["said_click"]).astype(int)
-        part["session_id"], part["item_id"] = day * n + np.arange(n) // 8, rng.integers(0, 900, n)
+        part["item_id"] = rng.integers(0, 900, n)
         part["top"] = np.arange(n) % 8 < 3
         parts.append(part)
     return parts
@@ -210,12 +210,9 @@ def test_the_watch_is_silent_on_twenty_quiet_days_and_sees_each_fault():
 def test_a_wrong_alarm_would_be_noticed():
     """The rule of the textbook, PSI above .25, cries on a quiet day when a column has many values and few rows."""
     rng = np.random.default_rng(0)
-    words = [rng.choice(300, 600).astype(str) for _ in range(2)]
-    assert psi(*words) > 0.25
-    frame = pd.DataFrame(
-        {"word": words[0], "said_click": 0.1, "click": 0, "day": 0, "item_id": 1, "top": True}
-    )
-    frame["session_id"] = np.arange(600)
-    with np.errstate(all="ignore"):
-        report = day_report(frame, frame.assign(word=words[1]), ["word"])
-    assert report["inputs"] < 2
+    frames = day_frames(rng, 8, 600)
+    frames = [frame.assign(word=rng.choice(300, 600).astype(str)) for frame in frames]
+    past, today = pd.concat(frames[:7]), frames[7]
+    assert psi(past["word"], today["word"]) > 0.25
+    assert day_report(past, today, ["word"])["inputs"] < 1.5
+    assert day_report(past, today.assign(word="7"), ["word"])["inputs"] > 5

@@ -70,15 +70,22 @@ def psi(reference: ArrayLike, today: ArrayLike) -> float:
     Numbers fall into ten bins of equal count of the reference, other values are bins of their own. Half a row is added
     to every bin, so that an empty one does not make it infinite. Below .1 is called stable, above .25 a shift.
     """
-    old, new = np.asarray(reference), np.asarray(today)
-    if old.dtype.kind in "iuf":
-        edges = np.unique(np.quantile(old, np.linspace(0.1, 0.9, 9)))
-        old, new = np.searchsorted(edges, old, "right"), np.searchsorted(edges, new, "right")
-    _, codes = np.unique(np.concatenate([old, new]), return_inverse=True)
-    counts = [
-        np.bincount(part, minlength=codes.max() + 1) + 0.5 for part in (codes[: len(old)], codes[len(old) :])
-    ]
-    p, q = (count / count.sum() for count in counts)
+    return _index(*_counts(reference, [today]))
+
+
+def _counts(reference: ArrayLike, parts: Sequence[ArrayLike]) -> np.ndarray:
+    """Rows in each bin of the reference (first row) and of each part, (1 + parts, bins)."""
+    parts = [np.asarray(part) for part in (reference, *parts)]
+    codes = np.concatenate(parts)
+    if parts[0].dtype.kind in "iuf":
+        codes = np.searchsorted(np.quantile(parts[0], np.linspace(0.1, 0.9, 9)), codes, "right")
+    codes = np.split(pd.factorize(codes)[0], np.cumsum([len(part) for part in parts])[:-1])
+    bins = max(code.max() for code in codes) + 1
+    return np.stack([np.bincount(code, minlength=bins) for code in codes])
+
+
+def _index(old: np.ndarray, new: np.ndarray) -> float:
+    p, q = ((count + 0.5) / (count + 0.5).sum() for count in (old, new))
     return float(((q - p) * np.log(q / p)).sum())
 
 
@@ -90,18 +97,19 @@ def calibration_z(labels: ArrayLike, probabilities: ArrayLike) -> float:
 
 def day_report(past: pd.DataFrame, today: pd.DataFrame, features: Sequence[str]) -> dict[str, float | str]:
     """What a watch looks at each morning, today against the days before. Both frames have the features, ``click``,
-    ``said_click``, ``day``, ``session_id``, ``item_id``, and ``top``: is it among the model's first three of its page?
+    ``said_click``, ``day``, ``item_id``, and ``top``: is it among the first three of its page, as the model orders it?
 
-    inputs : the largest :func:`psi` of a feature, in multiples of what chance gives, (bins − 1)(1/n + 1/m) with n and m
-    sessions, whose rows are alike; and which (``worst``). scores : that of the predictions. click :
-    :func:`calibration_z`, after what the past says of the model's own bias. loss : by how many standard errors the
-    log-loss rose. coverage : change of the share of the shown products that stand in a first three.
+    inputs : :func:`psi` of the feature that moved most (``worst``), in multiples of the largest that a day of the past
+    shows against the others: a column's own noise. scores : the same of the predictions. click : :func:`calibration_z`,
+    after what the past says of the model's own bias. loss : by how many standard errors the log-loss rose. coverage :
+    change of the share of the shown products that stand in a first three.
     """
-    both, moved = (past, today), {}
-    chance = sum(1 / part["session_id"].nunique() for part in both)
+    moved, both, day = {}, (past, today), past["day"].to_numpy()
     for name in (*features, "said_click"):
-        bins = min(past[name].nunique(), 10 if past[name].dtype.kind in "iuf" else np.inf)
-        moved[name] = psi(past[name], today[name]) / (max(bins - 1, 1) * chance)
+        old = past[name].to_numpy()
+        week, *days, now = _counts(old, [*(old[day == d] for d in np.unique(day)), today[name]])
+        noise = max(_index(week - one, one) for one in days)
+        moved[name] = _index(week, now) / max(noise, 0.01)
     scores, worst = moved.pop("said_click"), max(moved, key=moved.get)
     bias = past["click"].sum() / past["said_click"].sum()
     old, new = (-np.log(np.where(x["click"] > 0, x["said_click"], 1 - x["said_click"])) for x in both)

@@ -145,8 +145,8 @@ class Refresher:
 class Log:
     """A shop's log as tensors in the order of time, and what judges it."""
 
-    def __init__(self, seed: int, season: bool, warm: int = WARM) -> None:
-        shop = data.simulate(data.ShopConfig(450, n_impressions=48_000, seed=seed))
+    def __init__(self, seed: int, season: bool, warm: int = WARM, users: int = 450) -> None:
+        shop = data.simulate(data.ShopConfig(users, n_impressions=users * 320 // 3, seed=seed))
         shop = with_season(shop) if season else shop
         frame = data.shop_frame(shop).merge(shop.truth, on="impression_id")
         self.frame, self.seed, self.warm = frame, seed, warm

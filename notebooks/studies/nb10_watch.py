@@ -1,18 +1,18 @@
 """A watch over a model that is refreshed daily: is it silent on quiet days, and which alarm sees which fault?
 
-    python notebooks/studies/nb10_watch.py             # on one core about 2 minutes, after nb10_refresh.py
+    python notebooks/studies/nb10_watch.py             # on one core about 5 minutes, after nb10_refresh.py
 
-Writes ``10_watch.csv``, a row for each shop, fault and day, as it comes. The shops and models of ``nb10_refresh.py``,
-warmed up on 14 days; each day is compared with the seven before. Days 21 to 41 are quiet; a fault begins on day 28
-and lasts a week, and the model goes on learning from what it gets. Limits are 1.5 times the largest value on 84 quiet
-days of four shops. Reported: the share of quiet days with an alarm in eight other shops, by alarm, and in how many of
-the eight a fault was seen within its week.
+Writes ``10_watch.csv``, a row for each shop, fault and day, as it comes. Shops and models as in ``nb10_refresh.py``,
+with twice the users and rows, warmed up on 14 days; each day is compared with the seven before. Days 21 to 41 are
+quiet; a fault begins on day 28 and lasts ten days, and the model goes on learning from what it gets. Limits are 1.5
+times the largest value on 84 quiet days of four shops. Reported: the share of quiet days with an alarm in eight other
+shops, by alarm, and in how many of the eight a fault was seen while it lasted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from copy import deepcopy
+from copy import copy, deepcopy
 
 import numpy as np
 import pandas as pd
@@ -25,7 +25,7 @@ from mtl_helpers.data import SHOP_CATEGORICAL, SHOP_NUMERIC
 from mtl_helpers.production.replay import calibration_z, day_report, replay
 
 TUNING = (0, 1, 2, 3)
-WARM, FAULT, WEEK, MATURE = 14, 28, 7, 4
+WARM, FAULT, WEEK, MATURE, LASTS, USERS = 14, 28, 7, 4, 10, 900
 FEATURES = [name for name in (*SHOP_NUMERIC, *SHOP_CATEGORICAL) if name != "weekday"]  # it moves every day
 ALARMS = ["inputs", "scores", "click", "purchase", "loss", "coverage"]
 COLUMNS = ["shop", "fault", "day", *ALARMS, "worst"]
@@ -58,7 +58,7 @@ FAULTS = {
 def faulty(log: Log, fault: str) -> Log:
     """The log as the shop would get it with a fault from day 28 on."""
     frame = FAULTS[fault](log.frame, log.day >= FAULT)
-    made = deepcopy(log)
+    made = copy(log)
     made.frame, made.paid = frame, np.where((frame["purchase"] > 0) | (log.day < FAULT), log.paid, np.inf)
     tasks = data.SHOP_TASKS[:2]
     made.rows = data.MultiTaskDataset.from_frame(frame, log.encoder, tasks)
@@ -85,7 +85,7 @@ def watched(log: Log, said: dict[str, np.ndarray], days: range) -> Iterator[dict
 
 def run(path, seed: int, setting: tuple) -> None:
     table = pd.read_csv(path, comment="#")
-    done, log = set(table.loc[table["shop"] == seed, "fault"]), Log(seed, False, WARM)
+    done, log = set(table.loc[table["shop"] == seed, "fault"]), Log(seed, False, WARM, USERS)
     model = last(warmed(log, log.known, *setting[1:]))
     start = int(np.searchsorted(log.shown, FAULT - 1e-6))
     cuts = log.cuts(1.0)
@@ -97,21 +97,23 @@ def run(path, seed: int, setting: tuple) -> None:
         other = (
             log
             if fault == "none"
-            else Log(seed, True, WARM)
+            else Log(seed, True, WARM, USERS)
             if fault == "tastes move"
             else faulty(log, fault)
         )
         net = deepcopy(model)
         learn_on = other.refresher(net, setting[0], setting[2], "wait")
         learn_on.optimizer.load_state_dict(learn.optimizer.state_dict())
-        stop = len(other.shown) if fault == "none" else int(np.searchsorted(other.shown, FAULT + WEEK - 1e-6))
+        stop = (
+            len(other.shown) if fault == "none" else int(np.searchsorted(other.shown, FAULT + LASTS - 1e-6))
+        )
         later = replay(net, other.rows, sorted({c for c in [*cuts, stop] if start <= c <= stop}), learn_on)
         said = {task: torch.cat([early[task], later[task]]).numpy() for task in early}
-        whole = deepcopy(other)
+        whole = copy(other)
         for name in ("shown", "paid", "day"):
             setattr(whole, name, getattr(other, name)[:stop])
         whole.frame = other.frame[:stop]
-        days = range(WARM + WEEK, DAYS) if fault == "none" else range(FAULT, FAULT + WEEK)
+        days = range(WARM + WEEK, DAYS) if fault == "none" else range(FAULT, FAULT + LASTS)
         append(path, list(watched(whole, said, days)), shop=seed, fault=fault)
     print(f"shop {seed}: watched", flush=True)
 
