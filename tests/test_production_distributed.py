@@ -66,8 +66,9 @@ def worker(mode: str, folder: Path) -> None:
         torch.save((model.state_dict(), history.records), folder / f"end-{rank}")
 
 
-def start(mode: str, folder: Path) -> subprocess.Popen:
+def start(mode: str, folder: Path, restarts: int = 0) -> subprocess.Popen:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command.append(f"--max-restarts={restarts}")
     loopback = "lo0" if sys.platform == "darwin" else "lo"
     path = os.pathsep.join([str(HERE.parents[1]), str(HERE.parent)])
     env = os.environ | {"GLOO_SOCKET_IFNAME": loopback, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
@@ -85,6 +86,13 @@ def ended(job: subprocess.Popen, folder: Path) -> str:
         for file in folder.glob("pid-*"):
             with pytest.raises(ProcessLookupError):
                 os.kill(int(file.read_text()), signal.SIGKILL)
+
+
+def kill_one(folder: Path) -> None:
+    begun = time.monotonic()
+    while not (folder / "last.pt").exists() and time.monotonic() < begun + 60:
+        time.sleep(0.05)
+    os.kill(int((folder / "pid-1").read_text()), signal.SIGKILL)
 
 
 def close(folder: Path, name: str, model, history) -> None:
@@ -109,10 +117,8 @@ def test_two_processes_end_where_one_ends(tmp_path):
 @needs_gloo
 @pytest.mark.slow
 def test_a_killed_process_is_told_of_and_the_checkpoint_resumes(tmp_path):
-    job, begun = start("resume", tmp_path), time.monotonic()
-    while not (tmp_path / "last.pt").exists() and time.monotonic() < begun + 60:
-        time.sleep(0.05)
-    os.kill(int((tmp_path / "pid-1").read_text()), signal.SIGKILL)
+    job = start("resume", tmp_path)
+    kill_one(tmp_path)
     log = ended(job, tmp_path)
     assert job.returncode != 0
     assert "SIGKILL" in log
@@ -120,6 +126,16 @@ def test_a_killed_process_is_told_of_and_the_checkpoint_resumes(tmp_path):
     done = Checkpoint(tmp_path / "last.pt").load()
     assert 1 <= done < 12
     job = start("resume", tmp_path)
+    log = ended(job, tmp_path)
+    assert job.returncode == 0, log
+    close(tmp_path, "end", *trained("fixed", epochs=12, patience=12))
+
+
+@needs_gloo
+@pytest.mark.slow
+def test_torchrun_may_start_them_again(tmp_path):
+    job = start("resume", tmp_path, restarts=1)
+    kill_one(tmp_path)
     log = ended(job, tmp_path)
     assert job.returncode == 0, log
     close(tmp_path, "end", *trained("fixed", epochs=12, patience=12))

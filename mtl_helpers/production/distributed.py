@@ -77,7 +77,11 @@ def processes(seconds: int = 60) -> Iterator[torch.device]:
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    dist.init_process_group("gloo" if device.type == "cpu" else "nccl", timeout=timedelta(seconds=seconds))
+    # a restart must not find the addresses of those that died
+    store, rank, world = next(dist.rendezvous("env://"))
+    store = dist.PrefixStore(f"start {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    backend, how = "gloo" if device.type == "cpu" else "nccl", {"rank": rank, "world_size": world}
+    dist.init_process_group(backend, store=store, timeout=timedelta(seconds=seconds), **how)
     try:
         yield device
         dist.barrier()  # who left first would take the connection from those who still write
@@ -87,6 +91,6 @@ def processes(seconds: int = 60) -> Iterator[torch.device]:
         cure = (
             "another one died or is stuck. Start the same command again: it goes on from the last checkpoint"
         )
-        raise RuntimeError(f"Process {dist.get_rank()} stops: {cure}. ({error})") from error
+        raise RuntimeError(f"Process {rank} stops: {cure}. ({error})") from error
     finally:
         dist.destroy_process_group()
