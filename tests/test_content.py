@@ -285,12 +285,13 @@ def test_the_order_matters_to_the_transformer_alone(sequence, reader, matters):
 
 def test_target_attention_by_hand():
     torch.manual_seed(0)
-    model, events, candidate = TargetAttention(4), torch.randn(1, 3, 4), torch.randn(1, 4)
-    there, expected = torch.tensor([[True, True, False]]), 0
-    for event in events[0, :2]:
-        c = candidate[0]
-        expected = expected + model.weigh(torch.cat([event, c, event * c, event - c])) * event
-    torch.testing.assert_close(model(events, there, candidate)[0], expected)
+    model, events, candidate = TargetAttention(4, 4), torch.randn(1, 3, 4), torch.randn(1, 4)
+    there, c = torch.tensor([[True, True, False]]), candidate[0]
+    beside = candidate[:, None].expand_as(events)
+    weights = model(events, there, beside, events - beside)[0]
+    for weight, event in zip(weights[:2], events[0], strict=False):
+        torch.testing.assert_close(weight, model.weigh(torch.cat([event, c, event * c, event - c]))[0])
+    assert weights[2] == 0
 
 
 @pytest.mark.parametrize("reader", ["mean", "target", "transformer"])

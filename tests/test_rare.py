@@ -208,7 +208,7 @@ def test_history_sums_weighted_events_and_skips_gaps():
         hours, bought = numeric[i, 2 + k], numeric[i, 6 + k]
         event, wanted = model.event.weight[categorical[i, 2 + k]], model.event.weight[categorical[i, 0]]
         torch.testing.assert_close(events[i, k], torch.cat([event, hours[None], bought[None]]))
-        said = model.weigh(torch.cat([event, wanted, event * wanted, hours[None], bought[None]])).item()
+        said = model.weigh.weigh(torch.cat([event, wanted, event * wanted, hours[None], bought[None]])).item()
         assert weights[i, k].item() == pytest.approx(said * there[i, k].item(), abs=1e-6)
     order = torch.tensor([3, 1, 0, 2])  # the order of events says nothing but their time
     turned = torch.cat([categorical[:, :2], categorical[:, 2:][:, order]], 1)

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy, logsigmoid, normalize
 from mtl_helpers.models.layers import mlp
 from mtl_helpers.models.sharing import SharedBottom
 
-__all__ = ["Contrast", "GatedBottom", "HistoryBottom", "adjusted_logits", "corrupt"]
+__all__ = ["Contrast", "GatedBottom", "HistoryBottom", "TargetAttention", "adjusted_logits", "corrupt"]
 __all__ += ["doubly_robust", "focal_loss", "focal_probability", "info_nce"]
 
 
@@ -109,18 +109,30 @@ class GatedBottom(SharedBottom):
         return {name: self.towers[name](z) for name, z in zip(self.names, shared, strict=True)}
 
 
+class TargetAttention(nn.Module):
+    """How much each of a user's events (n, L, width) counts for the candidate, which stands beside each (n, L, width):
+    weights (n, L), 0 where no event is ``there``, else by a network that sees both and ``more`` (n, L, M); they need
+    not sum to 1 (Zhou et al., *Deep Interest Network*, KDD 2018, eq. 3)."""
+
+    def __init__(self, width: int, more: int) -> None:
+        super().__init__()
+        self.weigh = nn.Sequential(*mlp(3 * width + more, (16,)), nn.Linear(16, 1))
+
+    def forward(self, events: Tensor, there: Tensor, candidate: Tensor, more: Tensor) -> Tensor:
+        return self.weigh(torch.cat([events, candidate, events * candidate, more], -1)).squeeze(-1) * there
+
+
 class HistoryBottom(SharedBottom):
-    """A shared bottom that also reads a user's last ``length`` events, each weighed by a network that sees the item;
-    weights need not sum to 1 (DIN, Zhou et al., KDD 2018, eq. 3). Events stand behind a row's columns: ``categorical``
-    (n, C + L), their sub-category, numbered as the candidate's, 0 where there is none; ``numeric`` (n, D + 2L), log
-    hours since, and if it was bought."""
+    """A shared bottom that also reads a user's last ``length`` events by :class:`TargetAttention`. Events stand behind
+    a row's columns: ``categorical`` (n, C + L), their sub-category, numbered as the candidate's, 0 where there is none;
+    ``numeric`` (n, D + 2L), log hours since, and if it was bought."""
 
     def __init__(self, *args, length: int = 10, **layers) -> None:
         super().__init__(*args, **layers)
         self.candidate, dim = list(self.schema.categorical).index("sub_category"), 8
         self.length = self.settings["length"] = length
         self.event = nn.Embedding(self.schema.categorical["sub_category"], dim, padding_idx=0)
-        self.weigh = nn.Sequential(*mlp(3 * dim + 2, (16,)), nn.Linear(16, 1))
+        self.weigh = TargetAttention(dim, 2)
         self.bottom = self.network(self.features.n_out + dim + 2)
         self.last_shared = [self.bottom]
 
@@ -129,8 +141,7 @@ class HistoryBottom(SharedBottom):
         subs = categorical[:, -self.length :]
         events, times = self.event(subs), numeric[:, -2 * self.length :].unflatten(1, (2, self.length)).mT
         wanted = self.event(categorical[:, self.candidate]).unsqueeze(1).expand_as(events)
-        weights = self.weigh(torch.cat([events, wanted, events * wanted, times], -1)).squeeze(-1)
-        return weights * (subs > 0), torch.cat([events, times], -1)
+        return self.weigh(events, subs > 0, wanted, times), torch.cat([events, times], -1)
 
     def represent(self, numeric: Tensor, categorical: Tensor) -> Tensor:
         weights, events = self.attention(numeric, categorical)

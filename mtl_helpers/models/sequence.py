@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from mtl_helpers.data.content import AGES
 from mtl_helpers.data.tables import Schema, Task
-from mtl_helpers.models.layers import FeatureLayer, Tower, mlp
+from mtl_helpers.models.layers import FeatureLayer, Tower
+from mtl_helpers.models.rare import TargetAttention
 from mtl_helpers.models.sharing import SharingModel
 
-__all__ = ["CausalTransformer", "SequenceBottom", "TargetAttention"]
+__all__ = ["CausalTransformer", "SequenceBottom"]
 
 
 class Block(nn.Module):
@@ -68,20 +69,6 @@ class CausalTransformer(nn.Module):
         return self.norm(x)[:, 1:]
 
 
-class TargetAttention(nn.Module):
-    """Σₗ a(eₗ, c) eₗ: each event counts as much as it has to do with the candidate c; the weights need not sum to one
-    (Zhou et al., *Deep Interest Network*, KDD 2018, eq. 3). Events (n, L, width), (n, L), candidate (n, width)."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.weigh = nn.Sequential(mlp(4 * width, (16,)), nn.Linear(16, 1))
-
-    def forward(self, events: Tensor, there: Tensor, candidate: Tensor) -> Tensor:
-        both = candidate[:, None].expand_as(events)
-        weight = self.weigh(torch.cat([events, both, events * both, events - both], -1)).squeeze(-1)
-        return ((weight * there)[..., None] * events).sum(1)
-
-
 class SequenceBottom(SharingModel):
     """A history read once, its state s shared by all tasks.
 
@@ -113,7 +100,7 @@ class SequenceBottom(SharingModel):
         self.event = nn.Sequential(nn.Linear(self.parts.n_out, width), nn.LayerNorm(width))
         makers = {
             "mean": nn.Identity,
-            "target": lambda: TargetAttention(width),
+            "target": lambda: TargetAttention(width, width),
             "transformer": lambda: CausalTransformer(width, events.shape[1], depth, heads),
         }
         self.kind, self.reader = reader, makers[reader]()
@@ -135,7 +122,10 @@ class SequenceBottom(SharingModel):
         distinct, rows = session.unique(return_inverse=True)  # a history is read once for all its rows
         events, there = self.read_events(self.events[distinct]), self.events[distinct, :, 0] > 0
         if self.kind == "target":
-            return self.state(self.reader(events[rows], there[rows], candidate))
+            events, there = events[rows], there[rows]
+            candidate = candidate[:, None].expand_as(events)
+            weights = self.reader(events, there, candidate, events - candidate)
+            return self.state((weights[..., None] * events).sum(1))
         if self.kind == "mean":
             n = there.sum(1, keepdim=True).clamp(min=1)
             return self.state((events * there[..., None]).sum(1) / n)[rows]

@@ -25,7 +25,6 @@ minus ids alone, AUC of click on cold products, eight shops; expected: plus. All
 from __future__ import annotations
 
 from collections.abc import Iterator
-from copy import deepcopy
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -33,13 +32,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from study import append, begin, command_line
+from study import append, begin, command_line, trained
 
 from mtl_helpers import data
-from mtl_helpers.metrics import auc, expected_auc
+from mtl_helpers.metrics import expected_auc
 from mtl_helpers.models import ContentBottom, SharedBottom, count_parameters
-from mtl_helpers.training import predict, training_steps
-from mtl_helpers.weighting import constant_losses
 
 TUNING, REPORTED = (0, 1), tuple(range(100, 108))
 RATES, DECAYS = (3e-4, 1e-3, 3e-3, 1e-2), (0.01, 0.1, 1.0, 10.0)
@@ -96,41 +93,24 @@ def codes_of(vectors: np.ndarray, books: list[np.ndarray]) -> np.ndarray:
     return np.stack(codes, 1)
 
 
-def trained(name: str, shop: Shop, splits: data.Splits, lr: float, weight_decay: float) -> Iterator[dict]:
+def rows_of(name: str, shop: Shop, splits: data.Splits, lr: float, weight_decay: float) -> Iterator[dict]:
     """Fit one model: a row for each task and population, each task at its own best epoch."""
     contents = {what: shop.contents[what] for what in CONTESTANTS[name][1]}
     torch.manual_seed(shop.seed)
-    layers = {"embedding_dim": 4}
+    layers, parts = {"embedding_dim": 4}, {part: getattr(splits, part) for part in PARTS}
     if contents:
         model = ContentBottom(splits.schema, shop.tasks, contents, width=16, content_dropout=0.2, **layers)
-    else:
-        model = SharedBottom(splits.schema, shop.tasks, **layers)
-    parts = {part: getattr(splits, part) for part in PARTS}
-    if contents:
         parts = {
             part: data.attach(rows, shop.frames[part]["item_id"].to_numpy()) for part, rows in parts.items()
         }
-    train, valid, test = parts.values()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
-    weights = {task: 1 / loss for task, loss in constant_losses(train).items()}
-    how = {"batch_size": 1024, "epochs": 8, "generator": torch.Generator().manual_seed(shop.seed)}
-    best: dict[str, tuple] = {}
-    for step in training_steps(model, train, optimizer, weights=weights, **how):
-        if step.number < -(-len(train) // 1024):
-            continue
-        said = predict(model, valid)
-        for task in TASKS:
-            score = auc(valid.labels[task], said[task])
-            if score > best.get(task, (0,))[0]:
-                best[task] = score, step.epoch, deepcopy(model.state_dict())
-        if step.epoch >= max(epoch for _, epoch, _ in best.values()) + 2:
-            break
-    said = predict(model, test, {task: state for task, (_, _, state) in best.items()})
-    frame = shop.frames["test"]
-    for task, (population, rows) in product(TASKS, shop.rows.items()):
-        row = dict(zip([*KEY, *SETTING], (name, population, task, lr, weight_decay), strict=True))
-        row |= {"epoch": best[task][1], "parameters": count_parameters(model)}
-        yield row | judged(frame[rows], task, said[task].numpy()[rows])
+    else:
+        model = SharedBottom(splits.schema, shop.tasks, **layers)
+    frame, row = shop.frames["test"], {"contestant": name, "lr": lr, "weight_decay": weight_decay}
+    row |= {"parameters": count_parameters(model)}
+    for task, epoch, said in trained(model, parts.values(), shop.seed, lr, weight_decay):
+        for population, rows in shop.rows.items():
+            found = judged(frame[rows], task.name, said.numpy()[rows])
+            yield row | {"population": population, "task": task.name, "epoch": epoch} | found
 
 
 def judged(frame: pd.DataFrame, task: str, said: np.ndarray) -> dict:
@@ -166,7 +146,7 @@ def run(seed: int, names: tuple[str, ...], rates: tuple[float, ...], path: Path)
         done = set(mine.loc[mine["contestant"] == name, SETTING].itertuples(index=False, name=None))
         for setting in settings:
             if setting not in done:
-                write(list(trained(name, shop, splits, *setting)))
+                write(list(rows_of(name, shop, splits, *setting)))
     print(f"shop {seed}: {', '.join(names)}", flush=True)
 
 

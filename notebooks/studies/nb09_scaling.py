@@ -23,8 +23,8 @@ from itertools import product
 
 import pandas as pd
 import torch
-from nb09_sequence import BOTH, NEXT, Shop, floors, judged, trained
-from study import append, begin, command_line
+from nb09_sequence import BOTH, NEXT, Shop, floors, judged
+from study import append, begin, command_line, trained
 
 from mtl_helpers import data
 from mtl_helpers.models import SequenceBottom, count_parameters

@@ -24,20 +24,17 @@ of the history, both of click and purchase, AUC of click, eight shops; expected:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from copy import deepcopy
 from functools import partial
 from itertools import product
 from pathlib import Path
 
 import pandas as pd
 import torch
-from study import append, begin, command_line
+from study import append, begin, command_line, score, trained
 
 from mtl_helpers import data
-from mtl_helpers.metrics import auc, expected_auc
+from mtl_helpers.metrics import expected_auc
 from mtl_helpers.models import SequenceBottom, SharedBottom, count_parameters
-from mtl_helpers.training import predict, training_steps
-from mtl_helpers.weighting import constant_losses
 
 TUNING, REPORTED = (0, 1), tuple(range(100, 108))
 RATES, DECAYS, BATCH = (3e-4, 1e-3, 3e-3, 1e-2), (0.01, 0.1, 1.0, 10.0), 1024
@@ -87,41 +84,6 @@ class Shop:
             part = data.attach(getattr(self.counts, name).select(tasks), *rows)
             parts.append(data.SessionDataset(**vars(part)))
         return events, parts
-
-
-def score(task: data.Task, said: torch.Tensor, labels: torch.Tensor, known: torch.Tensor | None) -> float:
-    """By labels: AUC, or the share of right classes, or of items among the ten likeliest."""
-    if task.kind == "binary":
-        return auc(labels.cpu(), said)
-    known = slice(None) if known is None else known
-    likeliest = said.to(labels.device)[known].topk(10 if task.name == "next_item" else 1).indices
-    return float((likeliest == labels[known][:, None]).any(1).float().mean())
-
-
-def trained(
-    model: torch.nn.Module, parts: list, seed: int, lr: float, weight_decay: float, **how: int | dict
-) -> Iterator:
-    """Fit a model; yields a task, its best epoch, and what the model of that epoch says of the test part."""
-    train, valid, test = parts
-    model.to(train.device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
-    weights = {task: 1 / loss for task, loss in constant_losses(train).items()}
-    how = {"batch_size": BATCH, "epochs": 8, "weights": weights} | how
-    order, best = torch.Generator().manual_seed(seed), {}
-    for step in training_steps(model, train, optimizer, generator=order, **how):
-        if step.number < -(-len(train) // how["batch_size"]):
-            continue
-        said = predict(model, valid)
-        for task in model.tasks:
-            value = score(task, said[task.name], valid.labels[task.name], valid.masks.get(task.name))
-            if value > best.get(task.name, (-1,))[0]:
-                best[task.name] = value, step.epoch, deepcopy(model.state_dict())
-        if step.epoch >= max(epoch for _, epoch, _ in best.values()) + 2:
-            break
-    states = {task: state for task, (_, _, state) in best.items()}
-    said = predict(model, test, states)
-    for task in model.tasks:
-        yield task, best[task.name][1], said[task.name]
 
 
 def rows_of(name: str, shop: Shop, seed: int, lr: float, weight_decay: float) -> Iterator[dict]:

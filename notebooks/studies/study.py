@@ -1,4 +1,5 @@
-"""What the studies share: the package on the path, the command line, how a table is stored, networks side by side."""
+"""What the studies share: the package on the path, the command line, how a table is stored, training with a best epoch
+for each task, networks side by side."""
 
 from __future__ import annotations
 
@@ -6,7 +7,8 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from copy import deepcopy
 from pathlib import Path
 
 import pandas as pd
@@ -15,6 +17,11 @@ from torch import nn
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
+
+from mtl_helpers.data import Task  # noqa: E402  (the path comes first)
+from mtl_helpers.metrics import auc  # noqa: E402
+from mtl_helpers.training import predict, training_steps  # noqa: E402
+from mtl_helpers.weighting import constant_losses  # noqa: E402
 
 
 def command_line(text: str, **numbers: int) -> argparse.ArgumentParser:
@@ -49,6 +56,40 @@ def begin(path: Path, command: str, columns: Iterable[str]) -> None:
     with contextlib.suppress(FileExistsError):
         os.link(own, path)
     own.unlink()
+
+
+def score(task: Task, said: torch.Tensor, labels: torch.Tensor, known: torch.Tensor | None) -> float:
+    """By labels: AUC, or the share of right classes, or of items among the ten likeliest."""
+    if task.kind == "binary":
+        return auc(labels.cpu(), said)
+    known = slice(None) if known is None else known
+    likeliest = said.to(labels.device)[known].topk(10 if task.name == "next_item" else 1).indices
+    return float((likeliest == labels[known][:, None]).any(1).float().mean())
+
+
+def trained(
+    model: nn.Module, parts: Iterable, seed: int, lr: float, weight_decay: float, **how: int | dict
+) -> Iterator[tuple[Task, int, torch.Tensor]]:
+    """Fit a model; yields a task, its best epoch, and what the model of that epoch says of the test part."""
+    train, valid, test = parts
+    model.to(train.device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
+    weights = {task: 1 / loss for task, loss in constant_losses(train).items()}
+    how = {"batch_size": 1024, "epochs": 8, "weights": weights} | how
+    order, best = torch.Generator().manual_seed(seed), {}
+    for step in training_steps(model, train, optimizer, generator=order, **how):
+        if step.number < -(-len(train) // how["batch_size"]):
+            continue
+        said = predict(model, valid)
+        for task in model.tasks:
+            value = score(task, said[task.name], valid.labels[task.name], valid.masks.get(task.name))
+            if value > best.get(task.name, (-1,))[0]:
+                best[task.name] = value, step.epoch, deepcopy(model.state_dict())
+        if step.epoch >= max(epoch for _, epoch, _ in best.values()) + 2:
+            break
+    said = predict(model, test, {name: state for name, (_, _, state) in best.items()})
+    for task in model.tasks:
+        yield task, best[task.name][1], said[task.name]
 
 
 class SideBySide(nn.Module):
