@@ -70,12 +70,9 @@ def tiles(sheet: np.ndarray, n: int) -> Tensor:
 
 
 def residual_codes(vectors: np.ndarray, sizes: Sequence[int]) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Semantic ids by residual k-means: codes (n, levels) and the codebooks, each (size, d).
-
-    Level l clusters what the levels before it left over, so that the first code is coarse and each further one finer;
-    the sum of a product's code vectors approximates its vector (Rajput et al., *Recommender Systems with Generative
-    Retrieval*, NeurIPS 2023, §3.1, with k-means in place of RQ-VAE).
-    """
+    """Semantic ids by residual k-means: codes (n, levels) and the codebooks, each (size, d). Each level clusters what
+    those before it left over; the sum of a product's code vectors approximates its vector (Rajput et al., *Recommender
+    Systems with Generative Retrieval*, NeurIPS 2023, §3.1, with k-means in place of RQ-VAE)."""
     from sklearn.cluster import KMeans
 
     rest, codes, books = np.asarray(vectors, np.float64), [], []

@@ -32,11 +32,6 @@ def _top(near, product, on_sale, k):
     return np.argsort(-np.where(allowed, near, -np.inf), kind="stable")[:k]
 
 
-def _cosine(vectors, product):
-    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    return unit @ unit[product]
-
-
 def lora(x, weight, a, b, scale):
     # First down to r numbers, then up again: the (out, in) matrix B A is never made.
     return x @ weight.T + scale * (x @ a.T) @ b.T
@@ -97,11 +92,11 @@ EXERCISES = (
         mistakes=planted(
             lambda v, p, s, k: neighbours(v, p, s | True, k),
             "Products that are not on sale yet are among your neighbours: that is the future.",
-            lambda v, p, s, k: _top(_cosine(v, p), -1, s, k),
+            lambda v, p, s, k: np.append(p, neighbours(v, p, s, k - 1)),
             "The nearest product is the product itself. Leave it out.",
             lambda v, p, s, k: _top(v @ v[p], p, s, k),
             "A long vector wins without being near. Divide each by its length: that is the cosine.",
-            lambda v, p, s, k: _top(-_cosine(v, p), p, s, k),
+            lambda v, p, s, k: _top(-(v @ v[p]) / np.linalg.norm(v, axis=1), p, s, k),
             "You return the products that are farthest away.",
         ),
         hints=(

@@ -28,20 +28,17 @@ def picture_net(width: int) -> nn.Sequential:
 class ContentBottom(SharedBottom):
     """A shared bottom that reads products' contents beside the other features.
 
-    Each modality m becomes hₘ = LayerNorm(Wₘ · dropout(vₘ)) (n, width), or LayerNorm(CNN(picture)). What the bottom
-    reads of them:
-
-    - ``fusion="concat"``: all hₘ side by side, zeros where a product has none;
-    - ``fusion="gate"``: Σₘ gₘ hₘ with g = softmax(W [h₁ … h_M]) over the modalities that are there: gates one can read.
+    Each modality m becomes hₘ = LayerNorm(Wₘ · dropout(vₘ)) (n, width), or LayerNorm(CNN(picture)). The bottom reads
+    all hₘ side by side, zeros where a product has none, or with ``fusion="gate"`` Σₘ gₘ hₘ, g = softmax(W [h₁ … h_M])
+    over the modalities that are there: gates one can read.
 
     Parameters
     ----------
     contents : ``{modality: float (P, d), or pictures (P, 3, 32, 32)}``; a row with a NaN is missing. Vectors are
         standardised by the products that are there.
     width : of hₘ. content_dropout : share of a vector's numbers left out in training.
-    modality_dropout : chance that, in training, a row does without one modality, drawn for each (never without all
-        that it has): the cure for modalities that are missing later.
-    layers : arguments of :class:`SharingModel`.
+    modality_dropout : chance that, in training, a row does without a modality, drawn for each (never without all that
+        it has): the cure for modalities that are missing later.
     """
 
     def __init__(
@@ -51,7 +48,7 @@ class ContentBottom(SharedBottom):
         super().__init__(schema, tasks, **layers)
         if fusion not in ("concat", "gate"):
             raise ValueError(f"fusion is {fusion!r}: expected 'concat' or 'gate'.")
-        self.fusion, self.modality_dropout, self.modalities = fusion, modality_dropout, tuple(contents)
+        self.modality_dropout, self.modalities = modality_dropout, tuple(contents)
         self.readers, self.norms = nn.ModuleDict(), nn.ModuleDict()
         for name, table in contents.items():
             flat = nn.Dropout(content_dropout), nn.Linear(table.shape[-1], width)
@@ -79,8 +76,8 @@ class ContentBottom(SharedBottom):
                 raise ValueError(f"A row of {name!r} has {given} numbers; in training it had {wanted}.")
             table = (table.to(mean) - mean) / scale
             there = ~table.flatten(1).isnan().any(1)
-            self.register_buffer(f"{name}_table", table.nan_to_num(0.0), persistent=False)
-            self.register_buffer(f"{name}_there", there, persistent=False)
+            for what, value in (("table", table.nan_to_num(0.0)), ("there", there)):
+                self.register_buffer(f"{name}_{what}", value, persistent=False)
 
     def read(self, product: Tensor) -> tuple[Tensor, Tensor]:
         """Of products (n,): hₘ (n, M, width), zeros where missing, and which are there (n, M)."""
@@ -105,9 +102,8 @@ class ContentBottom(SharedBottom):
     def represent(self, numeric: Tensor, categorical: Tensor) -> Tensor:
         features = self.features(numeric, categorical[:, :-1])
         found, there = self.read(categorical[:, -1])
-        if self.gate is None:
-            content = found.flatten(1)
-        else:
+        content = found.flatten(1)
+        if self.gate is not None:
             content = (self.shares(found, there)[..., None] * found).sum(1)
         return self.bottom(torch.cat([features, content], -1))
 

@@ -41,11 +41,8 @@ class Block(nn.Module):
 
 class CausalTransformer(nn.Module):
     """Events (n, L, width), the latest last, and which are there (n, L) → states (n, L, width), each of its own event
-    and those before it (Kang and McAuley, *Self-Attentive Sequential Recommendation*, ICDM 2018).
-
-    A learned start stands before every history, so that an empty one has a state, too; positions count from the end,
-    so that padding changes nothing.
-    """
+    and those before it (Kang and McAuley, *Self-Attentive Sequential Recommendation*, ICDM 2018). A learned start stands
+    before every history: an empty one has a state, too. Positions count from the end: padding changes nothing."""
 
     def __init__(self, width: int, length: int, layers: int, heads: int) -> None:
         super().__init__()
@@ -78,24 +75,19 @@ class SequenceBottom(SharingModel):
     Parameters
     ----------
     events : int64 (S + 1, L, 3), of :func:`session_events`.
-    products : int64 (P + 1, C) and how many codes each column has, of :func:`product_codes`: what a product is, as an
-        event and as a candidate. Ids take part when they are one of the columns.
+    products : of :func:`product_codes`: what a product is, as an event and as a candidate; ids if they are a column.
     reader : ``"mean"`` of the events, ``"target"``: :class:`TargetAttention`, or ``"transformer"``.
-    width : of events and state.
-    depth, heads : blocks of the transformer, and their heads.
-    layers : arguments of :class:`SharingModel`.
+    width : of events and state. depth, heads : blocks of the transformer, and their heads.
     """
 
     def __init__(
         self, schema: Schema, tasks: Sequence[Task], events: Tensor, products: tuple[Tensor, dict[str, int]], *,
-        reader: str = "transformer", width: int = 32, depth: int = 1,
-        heads: int = 2, **layers,
+        reader: str = "transformer", width: int = 32, depth: int = 1, heads: int = 2, **layers,
     ) -> None:  # fmt: skip
         super().__init__(schema, tasks, **layers)
-        codes, sizes = products
-        for name, table in (("events", events), ("codes", codes)):
+        for name, table in (("events", events), ("codes", products[0])):
             self.register_buffer(name, table, persistent=False)
-        sizes = sizes | {"age": AGES + 1, "bought": 3}
+        sizes = products[1] | {"age": AGES + 1, "bought": 3}
         self.parts = FeatureLayer(Schema((), sizes), self.settings["embedding_dim"])
         self.event = nn.Sequential(nn.Linear(self.parts.n_out, width), nn.LayerNorm(width))
         makers = {
