@@ -41,8 +41,8 @@ class Block(nn.Module):
 
 class CausalTransformer(nn.Module):
     """Events (n, L, width), the latest last, and which are there (n, L) → states (n, L, width), each of its own event
-    and those before it (Kang and McAuley, *Self-Attentive Sequential Recommendation*, ICDM 2018). A learned start stands
-    before every history: an empty one has a state, too. Positions count from the end: padding changes nothing."""
+    and those before it (Kang and McAuley, *Self-Attentive Sequential Recommendation*, ICDM 2018). A learned start
+    stands before every history: an empty one has a state. Positions count from the end: padding changes nothing."""
 
     def __init__(self, width: int, length: int, layers: int, heads: int) -> None:
         super().__init__()
