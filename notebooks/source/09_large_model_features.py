@@ -108,8 +108,8 @@ g_cold
 
 # %% tags=["plumbing"]
 # @title Stored runs: eight shops, ids and text minus ids
-content = pd.read_csv(folder / "09_content.csv", comment="#")
-kept, chosen_content = at_chosen(content, ["contestant", "population"], "auc")
+cold_runs = pd.read_csv(folder / "09_content.csv", comment="#")
+kept, chosen_content = at_chosen(cold_runs, ["contestant", "population"], "auc")
 cells = kept.set_index(["contestant", "population", "task", "shop"])["auc"].sort_index()
 
 
@@ -172,7 +172,7 @@ at_end = [
 Markdown(
     f"On clicks of new products, against the table and after Holm's correction within the panel (stars): {'; '.join(words)}.\n\n"
     f"*How it was run.* Eight whole shops, all new in each; the latest 40 % of the log are the test part, and some "
-    f"{content.loc[content['population'] == 'cold', 'products'].mean():.0f} products in it were never shown in training. Each contestant tried "
+    f"{cold_runs.loc[cold_runs['population'] == 'cold', 'products'].mean():.0f} products in it were never shown in training. Each contestant tried "
     f"sixteen settings of learning rate and decay on two shops that are not shown, and kept each task's best epoch. "
     + (
         f"Chosen at an end of that grid: {', '.join(at_end)}. "
@@ -1090,7 +1090,7 @@ Markdown(
 
 # %% tags=["plumbing"]
 # @title Price, gain, verdict
-held = pd.concat([content, runs]).groupby("contestant")["parameters"].first()
+held = pd.concat([cold_runs, runs]).groupby("contestant")["parameters"].first()
 new, known = over_table["cold", "click"], over_table["warm", "click"]
 by_all = over_counts["click"] | {"transformer": order["click"]["minus history features"]}
 ADD = {  # what it costs, in the study and at the stopwatch; what it gives to new, known and all products

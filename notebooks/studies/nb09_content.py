@@ -118,7 +118,7 @@ def judged(frame: pd.DataFrame, task: str, said: np.ndarray) -> dict:
     return n | {"auc": expected_auc(frame[f"p_{task}"], said)}
 
 
-def run(seed: int, names: tuple[str, ...], rates: tuple[float, ...], path: Path) -> None:
+def run(seed: int, names: tuple[str, ...], grid: list[tuple[float, float]], path: Path) -> None:
     """Write the rows of one shop that are not there yet: all settings where it tunes, else the chosen ones."""
     table = pd.read_csv(path, comment="#")
     tuned = table[table["shop"].isin(TUNING)].dropna(subset="lr")
@@ -140,7 +140,7 @@ def run(seed: int, names: tuple[str, ...], rates: tuple[float, ...], path: Path)
             )
         write(found)
     for name in names:
-        splits, settings = shop.splits(name), list(product(rates, DECAYS))
+        splits, settings = shop.splits(name), grid
         if seed not in TUNING:
             settings = sorted({sums[name, population].idxmax() for population in shop.rows})
         done = set(mine.loc[mine["contestant"] == name, SETTING].itertuples(index=False, name=None))
@@ -155,8 +155,9 @@ if __name__ == "__main__":
     parser.add_argument("--shops", type=int, nargs="*", default=(*TUNING, *REPORTED))
     parser.add_argument("--only", nargs="*", default=tuple(CONTESTANTS), choices=tuple(CONTESTANTS))
     parser.add_argument("--rates", type=float, nargs="*", default=RATES)
+    parser.add_argument("--decays", type=float, nargs="*", default=DECAYS)
     chosen = parser.parse_args()
     path = chosen.out / "09_content.csv"
     begin(path, "nb09_content.py", COLUMNS)
     for seed in chosen.shops:
-        run(seed, tuple(chosen.only), tuple(chosen.rates), path)
+        run(seed, tuple(chosen.only), list(product(chosen.rates, chosen.decays)), path)

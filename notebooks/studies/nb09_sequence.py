@@ -119,7 +119,7 @@ def floors(shop: Shop) -> Iterator[dict]:
         yield {"contestant": "popularity", "task": task, "value": test[task].dropna().isin(best).mean()}
 
 
-def run(seed: int, names: tuple[str, ...], rates: tuple[float, ...], path: Path) -> None:
+def run(seed: int, names: tuple[str, ...], grid: list[tuple[float, float]], path: Path) -> None:
     """Write the rows of one shop that are not there yet: all settings where it tunes, else the chosen ones."""
     table = pd.read_csv(path, comment="#")
     sums = (
@@ -131,7 +131,7 @@ def run(seed: int, names: tuple[str, ...], rates: tuple[float, ...], path: Path)
     if "counts" in names and "truth" not in set(mine["contestant"]):
         write(floors(shop))
     for name in names:
-        settings = list(product(rates, DECAYS))
+        settings = grid
         if seed not in TUNING:
             settings = [sums[name if name in TUNED else "transformer"].idxmax()]
         if name in FURTHER and seed not in REPORTED[:5]:
@@ -148,8 +148,9 @@ if __name__ == "__main__":
     parser.add_argument("--shops", type=int, nargs="*", default=(*TUNING, *REPORTED))
     parser.add_argument("--only", nargs="*", default=tuple(CONTESTANTS), choices=tuple(CONTESTANTS))
     parser.add_argument("--rates", type=float, nargs="*", default=RATES)
+    parser.add_argument("--decays", type=float, nargs="*", default=DECAYS)
     chosen = parser.parse_args()
     path = chosen.out / "09_sequence.csv"
     begin(path, "nb09_sequence.py", COLUMNS)
     for seed in chosen.shops:
-        run(seed, tuple(chosen.only), tuple(chosen.rates), path)
+        run(seed, tuple(chosen.only), list(product(chosen.rates, chosen.decays)), path)
