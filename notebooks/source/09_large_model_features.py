@@ -573,24 +573,27 @@ Explorer(
 class Attends(ContentBottom):
     def __init__(self, schema, tasks, contents, width=16):
         super().__init__(schema, tasks, contents, fusion="gate", width=width)
-        self.query, self.key = nn.Linear(self.features.n_out, width), nn.Linear(width, width)
+        self.query = nn.Linear(self.features.n_out, width)
+        self.key = nn.Linear(width, width)
         self.modality = nn.Parameter(0.1 * torch.randn(len(contents), width))
 
     def weigh(self, numeric, categorical):
         """Weights of the modalities (n, M), and what each says (n, M, width)."""
         found, there = self.read(categorical[:, -1])
         query = self.query(self.features(numeric, categorical[:, :-1]))[..., None]
-        scores = ((self.key(found) + self.modality) @ query).squeeze(-1) / query.shape[1] ** 0.5
+        scores = ((self.key(found) + self.modality) @ query).squeeze(-1)
+        scores = scores / query.shape[1] ** 0.5
         return scores.masked_fill(~there, -1e9).softmax(-1) * there, found
 
     def represent(self, numeric, categorical):
         weights, found = self.weigh(numeric, categorical)
-        content = (weights[..., None] * found).sum(1)
-        return self.bottom(torch.cat([self.features(numeric, categorical[:, :-1]), content], -1))
+        features = self.features(numeric, categorical[:, :-1])
+        return self.bottom(torch.cat([features, (weights[..., None] * found).sum(1)], -1))
 
 
-id_vectors = torch.tensor(learned).masked_fill(torch.tensor(place == 0)[:, None], torch.nan)
-three = {"text": contents["text"], "picture": contents["picture"], "id": id_vectors}
+stranger = torch.tensor(place == 0)[:, None]  # never shown in training: its id is missing
+three = contents | {"id": torch.tensor(learned).masked_fill(stranger, torch.nan)}
+recent = rows["train"].take(range(max(0, len(rows["train"]) - 28_000), len(rows["train"])))
 fused = {}
 for fusion in ("concat", "gate", "attention"):
     torch.manual_seed(0)
@@ -598,50 +601,52 @@ for fusion in ("concat", "gate", "attention"):
         fused[fusion] = Attends(ready.schema, ready.tasks, three)
     else:
         fused[fusion] = ContentBottom(ready.schema, ready.tasks, three, fusion=fusion)
-    fit(fused[fusion], rows["train"], rows["valid"], **how)
+    fit(fused[fusion], recent, rows["valid"], **how)
 
 # %% tags=["plumbing"]
 # @title What the three make of text, picture and id
-asked, said = rows["test"], parts["test"]
-shown_before = np.bincount(parts["train"]["item_id"], minlength=len(items))[said["item_id"]]
-groups = {"never": (0, 0), "1 to 49": (1, 49), "50 to 99": (50, 99), "100+": (100, 1e9)}
-of_rows = {}
+asked, test_ = rows["test"], parts["test"]
+before = np.bincount(parts["train"]["item_id"], minlength=len(items))[test_["item_id"]]
+group = pd.cut(before, [-1, 0, 49, 99, np.inf], labels=["never", "1–49", "50–99", "100+"])
+share_of = {}
 with torch.no_grad():
-    gate = fused["gate"].eval()
-    of_rows["gate"] = gate.shares(*gate.read(asked.categorical[:, -1])).cpu().numpy()
-    of_rows["attention"] = fused["attention"].eval().weigh(asked.numeric, asked.categorical)[0].cpu().numpy()
+    gate, attends = fused["gate"].eval(), fused["attention"].eval()
+    share_of["gate"] = gate.shares(*gate.read(asked.categorical[:, -1]))
+    share_of["attention"] = attends.weigh(asked.numeric, asked.categorical)[0]
+share_of = {k: pd.DataFrame(w.cpu().numpy(), columns=list(three)) for k, w in share_of.items()}
+TONES = {"text": "#222222", "picture": "#8A99A9", "id": "#DDCC77"}
 fig = plots.figure(3.0)
 axes = fig.subplots(1, 3, width_ratios=(1, 1, 0.9))
-TONES = {"text": "#222222", "picture": "#8A99A9", "id": "#DDCC77"}
-for ax, (name, weights_) in zip(axes, of_rows.items(), strict=False):
-    inside = [(shown_before >= low) & (shown_before <= high) for low, high in groups.values()]
-    bars = np.stack([weights_[rows_].mean(0) if rows_.any() else np.zeros(3) for rows_ in inside])
-    for k, (modality, tone) in enumerate(TONES.items()):
-        ax.bar(list(groups), bars[:, k], bottom=bars[:, :k].sum(1), color=tone, label=modality, width=0.7)
-    ax.set(title=f"{name.capitalize()}: mean weights", ylim=(0, 1), xlabel="impressions in training")
-    ax.tick_params(axis="x", labelsize=8)
+for ax, (name, share_) in zip(axes, share_of.items(), strict=False):
+    bars = share_.groupby(group, observed=True).mean()
+    lows = bars.cumsum(axis=1) - bars
+    for modality in three:
+        look = {"color": TONES[modality], "label": modality, "bottom": lows[modality]}
+        ax.bar(list(bars.index), bars[modality], **look)
+    ax.set(title=f"{name.capitalize()}: mean weight", ylim=(0, 1), xlabel="impressions before")
 axes[0].set_ylabel("share")
-within = {
-    name: pd.DataFrame(w).groupby(said["item_id"].to_numpy()).std()[0].mean() for name, w in of_rows.items()
-}
 plots.legend_outside(fig, axes[0])
 auc_of = {
-    name: expected_auc(said["p_click"], predict(model, asked)["click"]) for name, model in fused.items()
+    name: expected_auc(test_["p_click"], predict(model, asked)["click"]) for name, model in fused.items()
 }
-floor_, truth_ = (expected_auc(said["p_click"], said[column]) for column in ("item_past_ctr", "p_click"))
 axes[2].plot(list(auc_of.values()), range(3), "o", ms=10, color="#222222")
 axes[2].set_yticks(range(3), list(auc_of))
-axes[2].set(ylim=(2.5, -0.5), title="AUC of click, one start", xlabel="AUC")
-middle_ = np.mean(list(auc_of.values()))
-axes[2].set_xlim(middle_ - 0.02, middle_ + 0.02)
+middle = np.mean(list(auc_of.values()))
+axes[2].set(xlabel="AUC", ylim=(2.5, -0.5), xlim=(middle - 0.02, middle + 0.02))
+axes[2].set_title("AUC of click, one start")
 display(fig)
-never = inside[0]
+within = {
+    name: share_.groupby(test_["item_id"].to_numpy())["text"].std().mean()
+    for name, share_ in share_of.items()
+}
+floor_, truth_ = (expected_auc(test_["p_click"], test_[name]) for name in ("item_past_ctr", "p_click"))
+asks = "here the row has little to ask" if within["attention"] < 0.05 else "here the row does ask"
 Markdown(
-    f"Within one product the weight of text moves by {within['attention']:.2f} (standard deviation over its rows) with attention, and by {within['gate']:.2f} with "
-    f"the gate, which sees no row. A product that was never shown ({never.sum():,} rows of the test part) has no id: all its weight goes to words and picture, "
-    f"{of_rows['attention'][never, 0].mean():.0%} to words. The three AUCs lie within {max(auc_of.values()) - min(auc_of.values()):.3f} "
-    f"(popularity {floor_:.3f}, the truth {truth_:.3f}); one start of one log ranks nobody. *Concatenation* keeps all and is the safe choice; "
-    "a gate or attention is chosen because its weights can be read, and because what is missing gets none."
+    f"Within one product the weight of text moves by {within['attention']:.2f} with attention (standard deviation over its rows) and by {within['gate']:.2f} with "
+    f"the gate, which sees no row: {asks}. A product that was never shown ({(before == 0).sum():,} rows of the test part) has no id, and all its weight goes to "
+    f"words and picture. The three AUCs lie within {max(auc_of.values()) - min(auc_of.values()):.3f} of each other (popularity {floor_:.3f}, the truth {truth_:.3f}); "
+    "one start on one log ranks nobody. A gate or attention is chosen because its weights can be read, and because what is missing gets none; "
+    "concatenation loses nothing on the way, and needs no such choice."
 )
 
 # %% [markdown]
@@ -777,7 +782,8 @@ class HSTU(nn.Module):
 
     def __init__(self, width, heads, length):
         super().__init__()
-        self.heads, self.norm, self.mixed = heads, nn.LayerNorm(width), nn.LayerNorm(width)
+        self.heads = heads
+        self.norm, self.mixed = nn.LayerNorm(width), nn.LayerNorm(width)
         self.four, self.out = nn.Linear(width, 4 * width), nn.Linear(width, width)
         self.distance = nn.Parameter(0.1 * torch.randn(length))
 
@@ -785,12 +791,14 @@ class HSTU(nn.Module):
         n, length, width = x.shape
         gate, value, query, key = F.silu(self.four(self.norm(x))).chunk(4, -1)
         value, query, key = (
-            part.view(n, length, self.heads, -1).transpose(1, 2) for part in (value, query, key)
+            part.view(n, length, self.heads, -1).transpose(1, 2)  # (n, heads, L, size)
+            for part in (value, query, key)
         )
         ago = torch.arange(length)[:, None] - torch.arange(length)
-        scores = F.silu(query @ key.mT + self.distance[ago.clamp(min=0)]) / len(self.distance)
-        read = (scores * (ago >= 0)) @ value
-        return x + self.out(self.mixed(read.transpose(1, 2).reshape(n, length, width)) * gate)
+        match = query @ key.mT + self.distance[ago.clamp(min=0)]
+        share = F.silu(match) / len(self.distance) * (ago >= 0)  # the past alone
+        read = (share @ value).transpose(1, 2).reshape(n, length, width)
+        return x + self.out(self.mixed(read) * gate)
 
 
 # %% [markdown]
@@ -829,7 +837,7 @@ with torch.no_grad():
         "transformer": (causal(events, here) - causal(other, here)).abs().amax(-1)[0],
         "HSTU": (hstu(events) - hstu(other)).abs().amax(-1)[0],
     }
-match, counts_ = torch.tensor(2.0), range(1, 33)  # q · k of an event that matches; 0 of one that does not
+match, counts_ = torch.tensor(2.0), range(1, 33)  # q · k where an event matches, else 0
 shares = {
     "softmax": [float(k * match.exp() / (k * match.exp() + 32 - k)) for k in counts_],
     "SiLU / L": [float(k * F.silu(match) / 32) for k in counts_],
@@ -839,15 +847,17 @@ shares = {
 # @title Which states moved, and what counting buys
 fig = plots.figure(2.5)
 left, right = fig.subplots(1, 2)
-for shift, (name, color) in zip((-0.2, 0.2), (("transformer", "#332288"), ("HSTU", "#DDAA33")), strict=True):
-    left.bar(np.arange(1, 7) + shift, moves[name], width=0.38, color=color, label=name)
+tones = ("#332288", "#DDAA33")
+for shift, color, (name, move) in zip((-0.2, 0.2), tones, moves.items(), strict=True):
+    left.bar(np.arange(1, 7) + shift, move, width=0.38, color=color, label=name)
 still = max(float(move[:4].max()) for move in moves.values()) < 1e-5
 left.set(xlabel="event (5 and 6 were exchanged)", ylabel="change of its state")
-left.set_title("States 1 to 4 " + ("stay: no look ahead" if still else "move: that is a leak"))
+left.set_title(f"States 1 to 4 {'stay: no look ahead' if still else 'move: a leak'}")
 left.legend(loc="upper left")
-for (name, values), color in zip(shares.items(), ("#332288", "#DDAA33"), strict=True):
+for (name, values), color in zip(shares.items(), tones, strict=True):
     right.plot(counts_, values, color=color, lw=2.5, label=name)
-right.set(xlabel="events that match, of 32", ylabel="total weight on them", ylim=(0, 2), xlim=(1, 32))
+right.set(xlabel="events that match, of 32", ylabel="total weight on them")
+right.set(ylim=(0, 2), xlim=(1, 32))
 right.set_title("A softmax soon has seen enough")
 right.legend(loc="upper left")
 fig
