@@ -163,23 +163,34 @@ click_new = over_table["cold", "click"]
 words = [
     f"{name} {says(*click_new[name])} ({span(click_new[name][0])})" for name in ("text", "ids", "hidden")
 ]
-ends = {"lr": (3e-4, 1e-2), "weight_decay": (0.01, 10.0)}
-at_end = [
-    f"{row['contestant']} ({WHO[row['population']]})"
-    for _, row in chosen_content.iterrows()
-    if any(row[k] in ends[k] for k in ends)
-]
+
+
+def at_an_end(table, best):
+    """Contestants whose chosen setting is the last that was tried for them in some direction."""
+    tuned, said = table[table["shop"] < 100], []
+    for _, row in best.iterrows():
+        own = tuned[tuned["contestant"] == row["contestant"]]
+        for k, other in (("lr", "weight_decay"), ("weight_decay", "lr")):
+            line = own.loc[own[other] == row[other], k]
+            if row[k] in (line.min(), line.max()):
+                where = f", {WHO[row['population']]}" if "population" in row else ""
+                said.append(
+                    f"{row['contestant']} ({'learning rate' if k == 'lr' else 'decay'} {row[k]:g}{where})"
+                )
+    return "; ".join(said)
+
+
+edge = at_an_end(cold_runs, chosen_content)
+puzzle = says(*click_new["text"]) != "ahead" and says(*click_new["hidden"]) == "ahead"
 Markdown(
-    f"On clicks of new products, against the table and after Holm's correction within the panel (stars): {'; '.join(words)}.\n\n"
-    f"*How it was run.* Eight whole shops, all new in each; the latest 40 % of the log are the test part, and some "
+    f"On clicks of new products, against the table and after Holm's correction within the panel (stars): {'; '.join(words)}. "
+    + "So there is something to know, and the words tell it, but this model does not learn it from them: a word is learned from the "
+    "products that carry it, and these are few, however many rows they fill."
+    * puzzle
+    + f"\n\n*How it was run.* Eight whole shops, all new in each; the latest 40 % of the log are the test part, and some "
     f"{cold_runs.loc[cold_runs['population'] == 'cold', 'products'].mean():.0f} products in it were never shown in training. Each contestant tried "
-    f"sixteen settings of learning rate and decay on two shops that are not shown, and kept each task's best epoch. "
-    + (
-        f"Chosen at an end of that grid: {', '.join(at_end)}. "
-        if at_end
-        else "No choice lies at an end of that grid. "
-    )
-    + "AUCs are weighted by the truth. `notebooks/studies/nb09_content.py`."
+    f"sixteen settings of learning rate and decay on two shops that are not shown, more where the best stood at an end, and kept each task's best "
+    f"epoch. {'Still at an end: ' + edge if edge else 'None is left at an end'}. AUCs are weighted by the truth. `notebooks/studies/nb09_content.py`."
 )
 
 # %% [markdown]
@@ -400,10 +411,11 @@ for name, wheel in WHEELS.items():
     said.append(
         f"{NAMES[name]}: found; computed here, cosines differ from the stored by at most {apart:.3f}."
     )
+source = "\n\n".join(inspect.getsource(part) for part in (encoders.Layer, encoders.MiniLM))
 Markdown(
     f"{' '.join(said)} (`notebooks/studies/nb09_text_vectors.py` makes them and says what to install.)\n\n"
-    f"<details><summary>What is an encoder? MiniLM in {len(inspect.getsource(encoders.minilm).splitlines())} lines of torch</summary>\n\n"
-    f"```python\n{inspect.getsource(encoders.minilm)}```\n</details>"
+    f"<details><summary>What is an encoder? MiniLM in {len(source.splitlines())} lines of torch</summary>\n\n"
+    f"```python\n{source}```\n</details>"
 )
 
 # %% [markdown]
@@ -876,14 +888,13 @@ g_order
 # %% tags=["plumbing"]
 # @title Stored runs: eight shops, five readers of the past
 runs = pd.read_csv(folder / "09_sequence.csv", comment="#")
-LIKE = dict.fromkeys(runs["contestant"].unique(), "transformer")
-LIKE |= {name: name for name in ("counts", "history features", "mean", "target", "transformer")}
-_, chosen = at_chosen(runs, ["contestant"], "value")
-setting_of = chosen.set_index("contestant").to_dict("index")
-wanted = pd.DataFrame([setting_of[LIKE[name]] for name in runs["contestant"]], runs.index)
-right_one = runs["lr"].isna() | (runs[["lr", "weight_decay"]] == wanted).all(axis=1)
-reported = runs[right_one & (runs["shop"] >= 100)]
-values = reported.set_index(["contestant", "task", "shop"])["value"].sort_index()
+kept, chosen = at_chosen(runs, ["contestant"], "value")
+# tasks more or less and other lengths were run at one setting; with it the transformer itself, 20 clicks
+reported = runs[runs["shop"] >= 100]
+further = reported[~reported["contestant"].isin(kept["contestant"])]
+early = further[["lr", "weight_decay"]].drop_duplicates()
+same = reported[reported["contestant"] == "transformer"].merge(early).assign(contestant="length 20")
+values = pd.concat([kept, further, same]).set_index(["contestant", "task", "shop"])["value"].sort_index()
 
 
 def lead(name, than, task):
@@ -907,7 +918,7 @@ for ax, task in zip(fig.subplots(1, 2, sharey=True), BOTH, strict=True):
 display(fig)
 by_hand_ = order["click"]["minus history features"]
 mean_of = values.groupby(level=[0, 1]).mean()
-at_end = [row["contestant"] for _, row in chosen.iterrows() if any(row[k] in ends[k] for k in ends)]
+edge = at_an_end(runs, chosen)
 Markdown(
     f"The contrast written down before: transformer minus mean on click, {span(primary)}, **{says(primary)}**. "
     f"Against the features made by hand the transformer is **{says(*by_hand_)}**: {span(by_hand_[0])}. "
@@ -921,8 +932,7 @@ Markdown(
         f"{n} {mean_of[n, 'click']:.3f}"
         for n in ("popularity", "counts", "transformer", "history features", "truth")
     )
-    + ". Sixteen settings each on two other shops; "
-    + (f"at an end of that grid: {', '.join(at_end)}." if at_end else "no choice at an end of that grid.")
+    + f". Settings as above; {'still at an end: ' + edge if edge else 'none is left at an end'}."
     + " `notebooks/studies/nb09_sequence.py`."
 )
 
@@ -933,7 +943,7 @@ Markdown(
 
 # %% tags=["plumbing"]
 # @title History length: a slider over trained runs
-LENGTHS = {1: "length 1", 5: "length 5", 20: "transformer", 50: "length 50"}
+LENGTHS = {n: f"length {n}" for n in (1, 5, 20, 50)}
 few = values["length 1", "click"].index  # shops that ran all lengths
 reach = {
     task: {n: (values[name, task] - values["counts", task])[few] for n, name in LENGTHS.items()}
@@ -961,7 +971,7 @@ def show_length(state):
         i = mean_interval(reach[task][n])
         dots[task].set_data([n], [i.mean])
         said.append(f"{task} {span(i)}, {says(i)}")
-    return f"The last {n} clicks over counts alone: {'; '.join(said)}. {len(few)} shops."
+    return f"Last {n} clicks over counts, {len(few)} shops: {'; '.join(said)}."
 
 
 Explorer(
@@ -983,14 +993,14 @@ MORE = ("with next_category", "with next_item", "all four")
 fig, drives = plots.figure(2.6), {}
 for ax, task in zip(fig.subplots(1, 2), BOTH, strict=True):
     names_ = (f"{task} alone", *MORE)
-    drives[task] = rows_of(ax, {n: lead(n, "transformer", task) for n in names_}, task)
+    drives[task] = rows_of(ax, {n: lead(n, "length 20", task) for n in names_}, task)
     ax.set(title=task, xlabel="AUC, against click and purchase together")
 display(fig)
 stands = [f"{task}: {n} {says(i, p)}" for task, d in drives.items() for n, (i, p) in d.items() if p < 0.05]
 widest = max(i.high - i.mean for found in drives.values() for i, _ in found.values())
 Markdown(
-    f"After Holm's correction within each panel: **{'; '.join(stands) or 'no difference stands'}**. {len(few)} shops, at the transformer's own setting: "
-    f"only differences of about {widest:.3f} and more could have been seen. "
+    f"After Holm's correction within each panel: **{'; '.join(stands) or 'no difference stands'}**. {len(few)} shops, learning rate {early.iloc[0, 0]:g}, "
+    f"decay {early.iloc[0, 1]:g}: only differences of about {widest:.3f} and more could have been seen. "
     f"Next category is right for {mean_of['all four', 'next_category']:.2f} of the rows (the commonest: {mean_of['popularity', 'next_category']:.2f}); "
     f"the next product is among the ten likeliest for {mean_of['all four', 'next_item']:.2f} (the ten most clicked: {mean_of['popularity', 'next_item']:.2f})."
 )
