@@ -170,9 +170,8 @@ def at_an_end(table, best):
     tuned, said = table[table["shop"] < 100], []
     for _, row in best.iterrows():
         own = tuned[tuned["contestant"] == row["contestant"]]
-        for k, other in (("lr", "weight_decay"), ("weight_decay", "lr")):
-            line = own.loc[own[other] == row[other], k]
-            if row[k] in (line.min(), line.max()):
+        for k in ("lr", "weight_decay"):
+            if row[k] in (own[k].min(), own[k].max()):
                 where = f", {WHO[row['population']]}" if "population" in row else ""
                 said.append(
                     f"{row['contestant']} ({'learning rate' if k == 'lr' else 'decay'} {row[k]:g}{where})"
@@ -485,7 +484,7 @@ g_tuned
 # %% tags=["plumbing"]
 # @title Stored runs: what tuning buys, and what it costs
 tuning = pd.read_csv(folder / "09_finetune.csv", comment="#")
-tuning = tuning[tuning["shop"] > 0]
+tuning = tuning[tuning["shop"] > 0].groupby("shop").filter(lambda part: part["reader"].nunique() == 3)
 FILLS = {"the shop's": "#222222", "never seen": "white"}
 read_ = tuning.groupby(["reader", "wording", "shop"])["correlation"].mean()
 spent = tuning.groupby(["reader", "shop"])["seconds"].first()
@@ -1275,7 +1274,7 @@ for name, (parameters, price, gains) in ADD.items():
         else "–"
         for who in ("new", "known", "all")
     }
-    milliseconds = cost.loc[price].iloc[-1] - cost.loc["table"].iloc[-1] if price else np.nan
+    milliseconds = max(cost.loc[price].iloc[-1] - cost.loc["table"].iloc[-1], 0) if price else np.nan
     row = {"add": name, "more parameters": int(parameters), "more ms": milliseconds, **shown_gains}
     budget.append(row | {"ship it?": verdict + (f"; harms {' and '.join(bad)}" if bad else "")})
 display(plots.table(pd.DataFrame(budget).set_index("add"), digits=1))
