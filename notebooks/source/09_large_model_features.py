@@ -12,7 +12,7 @@
 # **Promise.** When you leave this page you can feed texts, pictures and histories to a multi-task model, read a causal
 # transformer on one screen, and say from evidence what each of them gave, to which task, and what it cost.
 #
-# {{colab_badge}} · [glossary](glossary.md) · about 70 minutes to read, 2 minutes to run on two CPU cores (no GPU needed) ·
+# {{colab_badge}} · [glossary](glossary.md) · about 80 minutes to read, 1½ minutes to run on two CPU cores (no GPU needed) ·
 # builds on notebooks 01, 02 and 06
 
 # %%
