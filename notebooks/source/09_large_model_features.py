@@ -512,7 +512,8 @@ gaps = {
 }
 p_ = holm(gaps)
 primary = mean_interval(gaps["last layer minus frozen"])
-left.set_title(f"In new words the tuned last layer is {says(primary)}")
+level_with = {"a tie": "is level with the frozen one", "ahead": "reads more", "behind": "reads less"}
+left.set_title(f"In new words a tuned last layer {level_with[says(primary)]}")
 if g_tuned.value is not None:
     left.axvline(read_["frozen", "never seen"].mean() + g_tuned.value, color="#8B5A00", ls="--", lw=1.6)
 display(fig, g_tuned.answer(primary.mean))
