@@ -76,7 +76,8 @@ def test_accountant_agrees_with_opacus():
     for noise in (1.0, 2.0, 5.0):
         theirs = accountants.RDPAccountant()
         theirs.history = [(noise, 0.1, 300)]
-        wanted = theirs.get_epsilon(1e-5)  # tries orders between the whole ones, too: at low noise that is tighter
+        # it tries orders between the whole ones, too: tighter at low noise
+        wanted = theirs.get_epsilon(1e-5)
         assert wanted - 1e-3 <= epsilon(noise, 0.1, 300) <= 1.06 * wanted
 
 
