@@ -95,7 +95,7 @@ def test_a_list_has_the_scores_of_the_raw_rows_in_order_and_reasons(shelf):
     fused = Fusion(WEIGHTS)({name: torch.from_numpy(said[name]) for name in WEIGHTS}).numpy()
     best = np.argsort(-fused)[:7]
     assert [one["item"] for one in found] == own["item_id"].iloc[best].tolist()
-    np.testing.assert_allclose([one["score"] for one in found], fused[best], rtol=1e-5)
+    np.testing.assert_allclose([one["score"] for one in found], fused[best], atol=1e-6)
     for task in WEIGHTS:
         np.testing.assert_allclose([one[task] for one in found], said[task][best], atol=1e-6)
     times = said["click"][best[0]] / said["click"].mean()

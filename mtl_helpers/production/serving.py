@@ -8,6 +8,7 @@ import logging
 import socket
 import threading
 import time
+import timeit
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,15 +34,14 @@ def export_program(model: nn.Module, numeric: Tensor, categorical: Tensor) -> to
 
 def export_onnx(model: nn.Module, numeric: Tensor, categorical: Tensor, path: str | Path) -> OnnxModel:
     """The same as an ONNX file, which engines without Python read. Needs onnx, onnxscript and onnxruntime."""
-    program, logger = export_program(model, numeric, categorical), logging.getLogger("torch.onnx")
-    names = list(program.module()(numeric, categorical))
-    level = logger.level
+    program = export_program(model, numeric, categorical)
+    names = {"input_names": ["numeric", "categorical"]}
+    names |= {"output_names": list(program.module()(numeric, categorical))}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        logger.setLevel(logging.ERROR)
-        given = {"input_names": ["numeric", "categorical"], "output_names": names, "dynamo": True}
-        torch.onnx.export(program, (), path, external_data=False, verbose=False, **given)
-        logger.setLevel(level)
+        logging.disable(logging.WARNING)  # of every operation that this model does not use
+        torch.onnx.export(program, (), path, dynamo=True, external_data=False, verbose=False, **names)
+        logging.disable(logging.NOTSET)
     return OnnxModel(path)
 
 
@@ -63,13 +63,8 @@ class OnnxModel:
 
 def milliseconds(job: Callable[[], Any], times: int) -> tuple[float, float]:
     """Median and 99th percentile of so many runs, after one that does not count."""
-    job()
-    found = []
-    for _ in range(times):
-        begun = time.perf_counter()
-        job()
-        found.append(1000 * (time.perf_counter() - begun))
-    return tuple(np.percentile(found, (50, 99)))
+    seconds = timeit.repeat(job, number=1, repeat=times + 1)[1:]
+    return tuple(1000 * np.percentile(seconds, (50, 99)))
 
 
 class Ranker:
@@ -99,11 +94,9 @@ class Ranker:
         found = []
         for i in score.topk(min(k, len(rows))).indices.tolist():
             best = sorted(weights, key=lambda name: -weights[name] * times[name][i].log().item())
-            why = [f"{name} {times[name][i].item():.1f} × the average product's" for name in best]
-            tasks = {name: round(p[i].item(), 6) for name, p in said.items()}
-            found.append(
-                {"item": int(self.items[rows[i]]), "score": score[i].item(), **tasks, "reasons": why}
-            )
+            one = {name: round(p[i].item(), 6) for name, p in (said | {"score": score}).items()}
+            one["reasons"] = [f"{name} {times[name][i].item():.1f} × the average product's" for name in best]
+            found.append({"item": int(self.items[rows[i]]), **one})
         return found
 
 
