@@ -474,7 +474,7 @@ plots.table(pd.DataFrame({"what": report.keys(), "here": map(str, report.values(
 # - **A guess** is drawn into the figure that answers it. Without one, all runs as well.
 # - **When something looks odd**: *Kernel → Restart Kernel and Run All Cells*. Every notebook runs from top to bottom without your doing anything, exercises included.
 #
-# The notebooks, in the order of the map: [00](00_start_here.ipynb) · [01](01_single_task_baseline.ipynb) · [02](02_shared_bottom.ipynb) · [03](03_loss_math.ipynb) · [04](04_weighting_strategies.ipynb) · [05](05_ecommerce_case.ipynb) · [06](06_sharing_architectures.ipynb) · [07](07_real_data.ipynb) · [08](08_rare_missing_unlabelled.ipynb) · [09](09_large_model_features.ipynb). On Colab these links lead nowhere; there, *File → Open notebook → GitHub* lists all notebooks.
+# The notebooks, in the order of the map: [00](00_start_here.ipynb) · [01](01_single_task_baseline.ipynb) · [02](02_shared_bottom.ipynb) · [03](03_loss_math.ipynb) · [04](04_weighting_strategies.ipynb) · [05](05_ecommerce_case.ipynb) · [06](06_sharing_architectures.ipynb) · [07](07_real_data.ipynb) · [08](08_rare_missing_unlabelled.ipynb) · [09](09_large_model_features.ipynb) · [10](10_to_production.ipynb). On Colab these links lead nowhere; there, *File → Open notebook → GitHub* lists all notebooks.
 
 # %% [markdown]
 # ## 6 · Exercises
