@@ -283,7 +283,8 @@ def size_complaint(name: str, notebook: NotebookNode, size: int) -> str:
         (len(str(cell.get("outputs", ""))), number) for number, cell in enumerate(notebook.cells, start=1)
     ]
     heaviest = ", ".join(f"cell {number} {weight // 1000} kB" for weight, number in sorted(weights)[:-4:-1])
-    return f"{size // 1000} kB, more than {LARGER.get(name, MAX_BYTES) // 1000} kB ({heaviest}); draw fewer or smaller figures"
+    most = LARGER.get(name, MAX_BYTES) // 1000
+    return f"{size // 1000} kB, more than {most} kB ({heaviest}); draw fewer or smaller figures"
 
 
 # --- the two commands ---------------------------------------------------------------------------------------
