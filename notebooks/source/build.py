@@ -330,7 +330,9 @@ def build(name: str) -> None:
     notes = clean(notebook)
     content = to_bytes(notebook)
     if len(content) > LARGER.get(name, MAX_BYTES):
-        raise BuildError(f"{name}: {size_complaint(name, notebook, len(content))}. {name}.ipynb is left as it was.")
+        raise BuildError(
+            f"{name}: {size_complaint(name, notebook, len(content))}. {name}.ipynb is left as it was."
+        )
     target = NOTEBOOKS / f"{name}.ipynb"
     partial = target.with_suffix(".ipynb.tmp")
     partial.write_bytes(content)
