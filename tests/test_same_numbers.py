@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -36,9 +37,10 @@ from mtl_helpers.data import (
     simulate,
 )
 from mtl_helpers.data.correlated import correlated_tasks
-from mtl_helpers.metrics import accuracy, auc, expected_auc, paired_difference
-from mtl_helpers.models import PLE, MMoE, SharedBottom, SingleTask, match_parameters
+from mtl_helpers.metrics import accuracy, auc, correct_downsampling, expected_auc, paired_difference
+from mtl_helpers.models import PLE, MMoE, RowGAN, SharedBottom, SingleTask, match_parameters
 from mtl_helpers.models import case as ecommerce
+from mtl_helpers.models.rare import doubly_robust
 from mtl_helpers.notebook import seed_everything
 from mtl_helpers.training import evaluate, fit, predict, training_steps
 
@@ -356,3 +358,70 @@ def test_gates_part_when_tasks_have_nothing_in_common():
             first, second = model.eval().expert_use(data.test.numeric, data.test.categorical).values()
         distances[correlation].append((first - second).abs().sum(-1).mean().item() / 2)
     assert paired_difference(distances[0.0], distances[1.0]).mean > 0.1
+
+
+@pytest.mark.slow
+def test_thinner_labels_widen_an_auc_and_leave_its_middle(fresh_shops):
+    """Notebook 08: purchases kept at random, drawn two hundred times."""
+    for seed, (log, splits) in zip(FRESH, fresh_shops, strict=True):
+        rng, test = np.random.default_rng(seed), splits.frames["test"]
+        truth = log.truth.set_index("impression_id").loc[test["impression_id"], "p_purchase"].to_numpy()
+        scores, widths = test["item_past_ctr"].to_numpy(), []
+        for keep in (1.0, 0.25):
+            drawn = [auc(rng.random(len(truth)) < keep * truth, scores) for _ in range(200)]
+            assert np.mean(drawn) == pytest.approx(
+                expected_auc(truth, scores), abs=4 * np.std(drawn) / 200**0.5
+            )
+            widths.append(np.std(drawn))
+        assert widths[1] / widths[0] == pytest.approx(2, rel=0.25)  # √ of a quarter of the positives
+
+
+@pytest.mark.slow
+def test_made_rows_in_place_of_copies_rank_purchases_worse(fresh_shops):
+    """Notebook 08: purchases ten times as frequent, the new ones copies or a generator's; AUC weighted by the truth."""
+    gaps, levels = [], []
+    for seed, (log, splits) in zip(FRESH, fresh_shops, strict=True):
+        train, valid = (part.select(["purchase"]) for part in (splits.train, splits.valid))
+        train = train.take(range(len(train) - 20_000, len(train)))
+        yes = train.labels["purchase"].nonzero().squeeze(-1)
+        torch.manual_seed(seed)
+        gan = RowGAN(splits.schema)
+        gan.train_on(train, "purchase", steps=300)
+        pairs = zip((train.numeric, train.categorical), gan.sample(9 * len(yes)), strict=True)
+        made = [torch.cat(pair) for pair in pairs]
+        copies, aucs = train.take(torch.cat([torch.arange(len(train)), yes.repeat(9)])), []
+        for part in (copies, replace(copies, numeric=made[0], categorical=made[1])):
+            torch.manual_seed(seed)
+            model = SharedBottom(splits.schema, train.tasks, embedding_dim=4)
+            fit(model, part, valid, seed=seed, monitor="purchase.auc", **DECAYED)
+            said = predict(model, splits.test)["purchase"].double()
+            aucs.append(purchase_auc(log, splits, said))
+            if part is copies:
+                level = splits.test.labels["purchase"].mean().item()
+                levels.append([p.mean() / level for p in (said, correct_downsampling(said, 0.1))])
+        gaps.append(aucs[1] - aucs[0])
+    before, after = np.mean(levels, axis=0)
+    assert np.mean(gaps) < -0.01 and before > 4 and 0.5 < after < 2
+
+
+@pytest.mark.slow
+def test_a_learned_propensity_mends_observed_selection_and_not_hidden_taste(fresh_shops):
+    """Notebook 08: the mean of p(purchase given click) over all rows, from clicked ones; clicks drawn fifty times."""
+    off = {}
+    for seed, (log, splits) in zip(FRESH, fresh_shops, strict=True):
+        truth = log.truth.set_index("impression_id").loc[splits.frames["train"]["impression_id"]]
+        given = torch.tensor(truth["p_purchase_given_click"].to_numpy())
+        torch.manual_seed(seed)
+        model = SharedBottom(splits.schema, splits.tasks[:1], embedding_dim=4)
+        fit(model, splits.train.select(["click"]), splits.valid.select(["click"]), seed=seed, **DECAYED)
+        learned = predict(model, splits.train)["click"].double()
+        for world, deciding in (("observed", learned), ("hidden", torch.tensor(truth["p_click"].to_numpy()))):
+            for _ in range(50):
+                seen, bought = torch.bernoulli(deciding), torch.bernoulli(given)
+                naive = (seen * bought).sum() / seen.sum()
+                dr = doubly_robust(bought, seen, learned, naive, clip=1e-3)
+                for name, value in (("naive", naive), ("DR", dr)):
+                    off.setdefault((name, world), []).append((value / given.mean() - 1).item())
+    found = {key: np.mean(values) for key, values in off.items()}
+    assert abs(found["DR", "observed"]) < 0.1 < found["naive", "observed"]
+    assert 0.2 < found["DR", "hidden"] < found["naive", "hidden"] + 0.1
