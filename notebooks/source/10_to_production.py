@@ -498,11 +498,6 @@ Markdown(
 # **What surprised you?** The model was never the slow part: features are, and waiting is. Whoever promises a latency
 # promises a *percentile under a load*, never a mean.
 
-# For n10a: from mtl_helpers.production.replay import
-#   replay(model, log, cuts, learn) -> {task: probabilities}   (log: MultiTaskDataset in time order, cuts: positions, learn(start, stop) or None)
-#   psi(reference, today) -> float   (Σ (q − p) log(q / p); half a row added to every bin; numbers in ten bins of equal count of the reference)
-#   arrivals(shown, paid, begin, end, late, wait=4.0) -> (rows, labels); fake_negative_weights(p, labels) -> weights
-#   day_report(past, today, features) -> dict; calibration_z(labels, probabilities) -> float
 # %% [markdown]
 # ## 3 · Real time: how often must a model learn?
 #
@@ -1023,12 +1018,12 @@ left.plot(
     label="in memory, line drawn on",
 )
 left.axhline(2, color="#777777", ls="--", lw=1.2)
-left.annotate("2 GB", (left.get_xlim()[0], 2), (4, 3), textcoords="offset points", color="#555555")
+left.text(0.02, 2.1, "2 GB", transform=left.get_yaxis_transform(), color="#555555")
 left.set(xscale="log", yscale="log", xlabel="rows", ylabel="peak memory, GB")
 left.set_yticks([0.5, 1, 2, 5, 10], ["0.5", "1", "2", "5", "10"])
 left.minorticks_off()
-right.set(xscale="log", xlabel="rows", ylabel="1,000 rows a core-second")
-plots.within(right, low=0)
+right.set(xscale="log", xlabel="rows", ylabel="thousand rows a second")
+right.set_ylim(bottom=0)
 largest = by_kind["stream"].iloc[-1]
 fig.suptitle(
     f"{largest['rows']:,.0f} rows within {largest['gb']:.1f} GB; in memory they would take about {needed:.0f} GB",
@@ -1044,7 +1039,7 @@ duck, panda = (by_kind[f"count, {engine}"].iloc[-1] for engine in ("duckdb", "pa
 Markdown(
     f"At {same_rows['rows'].iloc[-1]:,.0f} rows the stream has {share:.0%} of the speed from memory, reading and encoding included in both. "
     f"Counting every product's views and clicks over {duck['rows']:,.0f} rows took duckdb {duck['seconds']:.1f} s and {1024 * duck['gb']:.0f} MB, pandas {panda['seconds']:.1f} s and {1024 * panda['gb']:.0f} MB. "
-    "Seconds that one core computed; of every peak a third of a GB is torch and pandas themselves."
+    "Seconds are those that one core computed; of every peak a third of a GB is torch and pandas themselves."
 )
 
 # %% [markdown]
@@ -1203,7 +1198,9 @@ if sys.platform == "win32" or not torch.distributed.is_gloo_available():
     display(Markdown("*No gloo here: the run in two processes is left out. It works on Linux and macOS.*"))
 else:
     log = torchrun(str(spread / "worker.py"), str(spread), restarts=0 if FAST else 1)
-    telling = re.findall(r"process \d: training.*|failed \(exitcode.*?\)|Process \d stops.*checkpoint", log)
+    telling = re.findall(
+        r"process \d: training loss \d+\.\d{5}|failed \(exitcode.*?\)|Process \d stops.*checkpoint", log
+    )
     assert (spread / "end.pt").exists(), log[-3000:]
     state, records = torch.load(spread / "end.pt")
     gap_5 = max((state[k] - v).abs().max().item() for k, v in alone.state_dict().items())
@@ -1268,7 +1265,7 @@ for ax, (size, of) in zip(axes, speed.groupby("size", sort=False), strict=True):
         gain[size, batch_5] = line.iloc[-1] / line.iloc[0]
     ax.set(title=f"layers {size}: {of['parameters'].iloc[0]:,} numbers", xlabel="processes")
     ax.set_xticks(sorted(of["processes"].unique()))
-    plots.within(ax, low=0)
+    ax.set_ylim(bottom=0)
 axes[0].set_ylabel("thousand rows a second")
 plots.legend_outside(fig, axes[0])
 most_5, swift = speed["processes"].max(), max(gain, key=gain.get)
@@ -1314,10 +1311,11 @@ two_tasks = [data.train.to("cpu").take(slice(None, None, 8)), data.valid.to("cpu
 two_tasks = [part.select(TASKS[:2]) for part in two_tasks]
 build = partial(SharedBottom, data.schema, two_tasks[0].tasks)
 grid = simplex_grid(TASKS[:2], 4, lowest=0.1)
-once = sweep(build, *two_tasks, weightings=grid, epochs=1, progress=False)
+short = {"epochs": 1, "lr": 1e-2, "batch_size": 256, "progress": False}
+once = sweep(build, *two_tasks, weightings=grid, **short)
 if not FAST:
-    units = (delayed(sweep)(build, *two_tasks, weightings=w, epochs=1, progress=False)
-             for w in (grid[:2], grid[2:]))  # fmt: skip
+    units = [delayed(sweep)(build, *two_tasks, weightings=w, **short)
+             for w in (grid[:2], grid[2:])]  # fmt: skip
     halves = Parallel(n_jobs=2)(units)
 
 # %% tags=["plumbing"]
@@ -1336,16 +1334,16 @@ left.locator_params(axis="both", nbins=4)
 right.barh(engines.index, engines["seconds"], color="#8899BB", height=0.6)
 for y, seconds in enumerate(engines["seconds"]):
     right.text(seconds, y, f" {seconds:.0f} s", va="center")
-right.set(xlim=(0, 1.2 * engines["seconds"].max()), xlabel="seconds, 8 weightings × 2 shops, start included")
+right.set(xlim=(0, 1.2 * engines["seconds"].max()), xlabel="seconds, start included")
 right.set_ylim(len(engines) - 0.5, -0.5)
 right.grid(axis="y", visible=False)
-right.set_title(f"Soonest: {engines['seconds'].idxmin()}")
+right.set_title("8 weightings × 2 shops")
 plots.legend_outside(fig, left)
 apart = [auc_by["one sweep"][t] - of[t] for of in auc_by.values() for t in TASKS[:2]]
 apart = max(gap.abs().max() for gap in apart)
 display(fig)
 Markdown(
-    f"Largest difference of an AUC: {f'{apart:.0e}' if apart else 'none'} here, {engines['gap'].max():.0e} in the stored run (`notebooks/studies/nb10_processes.py`, {engines['cores'].iloc[0]} cores). "
+    f"Largest difference of an AUC: {apart or 'none'} here, {engines['gap'].max() or 'none'} in the stored run (`notebooks/studies/nb10_processes.py`, {engines['cores'].iloc[0]} cores). "
     "Starting the workers and sending them the data costs seconds (more of them on a busy machine, as this one was), and `sweep` already trains its weightings in one pass: on a laptop the plainest way is hard to beat. "
     "On many machines, with trainings of hours, nobody notices the start."
 )
@@ -1935,7 +1933,7 @@ display(fig, g_pays.answer(pays))
 hundred_ = mean_interval(100 * apart["eps 2"])
 Markdown(
     f"**Written down first:** {span(hundred_, 1)} points, p {p_first:.3f}, {len(apart['eps 2'])} shops: {says(headline, 'the rare task pays more', 'the frequent task pays more')}. "
-    f"Both lose much: {100 * lost['eps 2', 'click'].mean():.0f} % and {100 * lost['eps 2', 'purchase'].mean():.0f} % of their lead, on 24,000 rows. Counting clicks a product, without any model, gives {told_['floor', 'click'].mean():.3f} and {told_['floor', 'purchase'].mean():.3f}: ε = 2 leaves {100 * (told_['eps 2', 'click'] - told_['floor', 'click']).mean():.0f} and {100 * (told_['eps 2', 'purchase'] - told_['floor', 'purchase']).mean():.0f} points above that. A difference below {(hundred_.high - hundred_.low) / 2:.0f} points would go unseen here. The other budgets are exploratory, with Holm's correction among them; at an edge of its grid: {', '.join(at_edge) or 'none'}. "
+    f"Both lose much: {100 * lost['eps 2', 'click'].mean():.0f} % and {100 * lost['eps 2', 'purchase'].mean():.0f} % of their lead, on 24,000 rows. Counting clicks a product, without any model, gives {told_['floor', 'click'].mean():.3f} and {told_['floor', 'purchase'].mean():.3f}: ε = 2 leaves {100 * (told_['eps 2', 'click'] - told_['floor', 'click']).mean():.0f} and {100 * (told_['eps 2', 'purchase'] - told_['floor', 'purchase']).mean():.0f} points of AUC above that. A difference below {(hundred_.high - hundred_.low) / 2:.0f} points would go unseen here. The other budgets are exploratory, with Holm's correction among them; at an edge of its grid: {', '.join(at_edge) or 'none'}. "
     + (
         f"Clipping alone costs {100 * lost['clip', 'click'].mean():.0f} % and {100 * lost['clip', 'purchase'].mean():.0f} %. "
         if "clip" in lost
@@ -1956,8 +1954,8 @@ Markdown(
 import dataclasses
 
 heavy = parts["train"].groupby("user_id")["click"].sum().idxmax()
-begins_ = frame["timestamp"].iloc[-(6_000 if FAST else 24_000)]
-start = shop.impressions["timestamp"].iloc[-30_000 if FAST else 0]
+begins_ = frame["timestamp"].iloc[-(4_000 if FAST else 24_000)]
+start = shop.impressions["timestamp"].iloc[-16_000 if FAST else 0]
 kept = dataclasses.replace(shop, impressions=shop.impressions[shop.impressions["timestamp"] >= start])
 
 
@@ -2228,7 +2226,6 @@ Markdown(
     "**An attribution explains the model, not the world**: a wrong column may lead and be the true reason of a wrong score. Show a user reasons on which two ways agree, task by task, and no more than three."
 )
 
-# For n10a: needs globals of s3 (psi, MultiTaskDataset); figures come from 10_watch.csv
 # %% [markdown]
 # ### An alarm that stays silent on quiet days
 #
@@ -2359,6 +2356,7 @@ right.barh(ALARMS[::-1], bad_days[::-1], color="#BBBBBB")
 right.set(title="False alarms", xlabel=f"of {n_quiet} quiet days")
 plots.epochs(right)
 right.set(xlabel=f"of {n_quiet} quiet days", xlim=(0, max(3, bad_days.max() + 1)))
+right.bar_label(right.containers[0], fmt="%d", padding=3, fontsize=9)
 right.grid(axis="y", visible=False)
 any_false = false_alarms[ALARMS].any(axis=1)
 silent = (~any_false.groupby(false_alarms["shop"]).any()).sum()
@@ -2366,7 +2364,8 @@ best_for_lost = hits.loc["purchases lost"].idxmax()
 blind = [fault for fault in FAULTS if hits.loc[fault].max() < n_shops / 2]
 display(fig, g_lost.answer(best_for_lost if hits.loc["purchases lost"].max() else "none of them"))
 Markdown(
-    f"Of {n_quiet} quiet days {any_false.sum()} rang ({any_false.mean():.1%}): {silent} of {n_shops} shops were silent for three weeks. "
+    f"Of {n_quiet} quiet days {any_false.sum()} rang{f', which still allows {3 / n_quiet:.1%} of days' * (not any_false.any())}: "
+    f"{silent} of {n_shops} shops were silent for three weeks. "
     f"{'No alarm sees, in half of the shops or more: ' + '; '.join(blind) + '. ' if blind else 'Each fault is seen in half of the shops or more. '}"
     "A fixed limit, such as the textbook's PSI of .25, would not do: a column with many values moves as far by chance. "
     "Mind how short an alarm is: the morning after, the fault is part of the week that today is compared with, and a model that learns daily "
