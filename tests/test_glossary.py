@@ -11,7 +11,7 @@ from test_links import ROOT, TEXTS
 SOURCES = {text.stem: text for text in TEXTS}
 # Words in bold type that stress something, and are no terms of the field.
 STRESSED = """
-a dead slider, a guess, a narrow bottom, a third task, after, all, alone, and place, buy, by time,
+permutation, exchange, sum, log, model, labels, watch, raw, what not to log, mean of means, by category, buffers, oracle, wait, naive, move the slider, replayed, pydantic, a refusal with words, the same scores, a dead slider, a guess, a narrow bottom, a third task, after, all, alone, and place, buy, by time,
 by user, category, click, clicked, code, common factor, data, decay, decay not tuned, drag the
 threshold, dropout of experts, drops, features, hand, hidden, id, ids, in production, its own stop,
 language, losses, mean, mean over samples, neutral start, no bias, normalises, observed, opposed
