@@ -11,13 +11,14 @@ from test_links import ROOT, TEXTS
 SOURCES = {text.stem: text for text in TEXTS}
 # Words in bold type that stress something, and are no terms of the field.
 STRESSED = """
-permutation, exchange, sum, log, model, labels, watch, raw, what not to log, mean of means, by category, buffers, oracle, wait, naive, move the slider, replayed, pydantic, a refusal with words, the same scores, a dead slider, a guess, a narrow bottom, a third task, after, all, alone, and place, buy, by time,
-by user, category, click, clicked, code, common factor, data, decay, decay not tuned, drag the
-threshold, dropout of experts, drops, features, hand, hidden, id, ids, in production, its own stop,
-language, losses, mean, mean over samples, neutral start, no bias, normalises, observed, opposed
-tastes, other products, projects, rate not tuned, same, sequences, shared gate, shares, sharing
-itself, shuffled rows, sum over classes, table, target, ten other shops, today, user, variance,
-vectors, weight, while, who decides, words, zero
+a dead slider, a guess, a narrow bottom, a third task, after, all, alone, and place, buy, by category, by
+time, by user, category, click, clicked, code, common factor, data, decay, decay not tuned, drag the
+threshold, dropout of experts, drops, exchange, features, hand, hidden, id, ids, in production, its own
+stop, labels, log, losses, mean, mean over samples, model, move the slider, naive, neutral start, no
+bias, normalises, observed, opposed tastes, oracle, other products, permutation, projects, pydantic, rate
+not tuned, raw, replayed, same, shared gate, shares, sharing itself, shuffled rows, sum, sum over
+classes, table, target, ten other shops, the last layer, the same scores, today, user, variance, vectors,
+wait, watch, weight, while, who decides, words, zero
 """
 GLOSSARY = (ROOT / "notebooks" / "glossary.md").read_text(encoding="utf-8")
 ENTRY = re.compile(r"\| (.+?) \| (.+?) \| (.+?) \| \[(\d\d)\]\((\w+)\.ipynb\): (.+?) \|")
