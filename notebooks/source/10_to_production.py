@@ -2221,7 +2221,7 @@ captum_says = (
     else f"captum, with its own rule for the steps, differs by at most {captum_gap:.1g}"
 )
 Markdown(
-    f"{captum_says[0].upper() + captum_says[1:]}. The ways {'agree well' if agree['rank'].min() > 0.7 else 'agree in part'}: they ask different questions. Gradients share out *this* score; exchange asks what another value "
+    f"{captum_says[0].upper() + captum_says[1:]}. The ways {'agree well' if agree['rank'].min() > 0.7 else 'agree in part'}; they ask different questions. Gradients share out *this* score; exchange asks what another value "
     "would have done; permutation what the model would lose, and two columns that say the same thing (a category and its sub-category) cover for each other there. "
     "**An attribution explains the model, not the world**: a wrong column may lead and be the true reason of a wrong score. Show a user reasons on which two ways agree, task by task, and no more than three."
 )
@@ -2426,7 +2426,7 @@ def rank_losses(losses, masks):
     """The loss of each rank, (world,), whose mean over ranks is the mean of all labelled rows.
 
     losses (world, n): each rank's losses, row by row. masks (world, n) bool: which rows have
-    a label. A rank may have none, and returns 0. Two ranks with the losses [1, 1] and [4, 9],
+    a label. A rank may have none, and returns 0. For example two ranks with the losses [1, 1] and [4, 9],
     where the 9 has no label, return [4/3, 8/3]: their mean is 2, as (1 + 1 + 4) / 3 is.
     """
     return ...
@@ -2444,8 +2444,8 @@ def private_mean(gradients, bound, sigma, noise):
     """The mean gradient (d,) of rows (n, d), in which no row can be seen.
 
     Each row is shortened to length ``bound`` if it is longer; the rows are summed; noise
-    (d,), of deviation 1, is added times sigma · bound; all is divided by n. A row of
-    zeros stays one.
+    (d,), of deviation 1, is added times sigma · bound; all is divided by n. For example
+    one row [3, 4] with bound 1 and sigma 0 gives [0.6, 0.8]. A row of zeros stays one.
     """
     return ...
 
@@ -2505,38 +2505,14 @@ Markdown(
 # encoder of last week with the weights of today loads without a word.
 # </details>
 #
-# **2. "Two machines halve the time."** True?
-#
-# <details><summary>Answer</summary>
-#
-# Not for models as small as ours: there the exchange of gradients costs more than it saves (section 5). And unless the mean
-# over labelled rows is global, two machines do not even learn the same.
-# </details>
-#
-# **3. "We publish no data, only a model, so nobody's data can leak."** True?
-#
-# <details><summary>Answer</summary>
-#
-# No. A model that was fitted too well answers differently on rows that it has seen (section 6). What bounds it is
-# a privacy budget, and that costs accuracy.
-# </details>
-#
-# **4. Purchases come days late, and the model is refreshed every hour on what is known by then. What goes wrong first, the order or the promise?**
+# **2. Purchases come days late, and the model is refreshed every hour on what is known by then. What goes wrong first, the order or the promise?**
 #
 # <details><summary>Answer</summary>
 #
 # The promise. Most yes still look like a no, so the model promises far too few purchases. What is bought likelier still looks likelier, so the order suffers less (section 3).
 # </details>
 #
-# **5. Two processes average their gradients. One has three purchase labels in its half of a batch, the other thirty. What is wrong with the average?**
-#
-# <details><summary>Answer</summary>
-#
-# It is a mean of means: a label of the first process counts ten times as much. Add up sums and
-# counts over all processes first, then divide (section 5).
-# </details>
-#
-# **6. A model was trained with ε = 2, a neighbour being one row. A user has 200 rows in the log. What is that user promised?**
+# **3. A model was trained with ε = 2, a neighbour being one row. A user has 200 rows in the log. What is that user promised?**
 #
 # <details><summary>Answer</summary>
 #

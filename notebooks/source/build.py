@@ -44,8 +44,9 @@ NOTEBOOKS = SOURCES.parent
 ROOT = NOTEBOOKS.parent
 COMMAND = "python notebooks/source/build.py"
 MAX_SITE = 15_000_000
-MAX_BYTES = 1_010_000  # pictures have two pixels to one of the page
-LARGER = {"10_to_production": 1_800_000}  # seven sections by themselves: twice the length of another page
+MAX_BYTES = 1_000_000  # pictures have two pixels to one of the page
+# Seven sections by themselves, and a page at the limit whose map has grown by a station.
+LARGER = {"10_to_production": 1_800_000, "04_weighting_strategies": 1_010_000}
 # Pages still to be rewritten: for them the limits of pages.py are told, not asked.
 UNFINISHED = ()
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
