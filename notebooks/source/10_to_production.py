@@ -2426,8 +2426,9 @@ def rank_losses(losses, masks):
     """The loss of each rank, (world,), whose mean over ranks is the mean of all labelled rows.
 
     losses (world, n): each rank's losses, row by row. masks (world, n) bool: which rows have
-    a label. A rank may have none, and returns 0. For example two ranks with the losses [1, 1] and [4, 9],
-    where the 9 has no label, return [4/3, 8/3]: their mean is 2, as (1 + 1 + 4) / 3 is.
+    a label. A rank may have none, and returns 0. For example two ranks with the losses
+    [1, 1] and [4, 9], where the 9 has no label, return [4/3, 8/3]: their mean is 2, as
+    (1 + 1 + 4) / 3 is.
     """
     return ...
 
