@@ -98,12 +98,11 @@ def run_build(tree: Path, *arguments: str, **env: str) -> subprocess.CompletedPr
 
 
 def quick(tree: Path, *arguments: str) -> tuple[int, str]:
-    """The same within this process, for what executes no cell: exit status and all that is printed. No page counts
-    as unfinished."""
+    """The same within this process, for what executes no cell: exit status and all that is printed."""
     printed = io.StringIO()
     places = {"ROOT": tree, "NOTEBOOKS": tree / "notebooks", "SOURCES": tree / "notebooks" / "source"}
     with (
-        mock.patch.multiple(build, UNFINISHED=(), **places),
+        mock.patch.multiple(build, **places),
         redirect_stdout(printed),
         redirect_stderr(printed),
     ):
