@@ -62,7 +62,7 @@ from mtl_helpers.models.rare import (
     info_nce,
 )
 from mtl_helpers.training import predict
-from mtl_helpers.widgets import Explorer, choice_slider, course_map, draw, guess, slider
+from mtl_helpers.widgets import Explorer, choice_slider, course_map, guess, slider
 from mtl_helpers.widgets import figures as plots
 
 torch.set_num_threads(1)  # models this small need no more
@@ -465,7 +465,7 @@ for rate in RATES:
     part = rows.take(np.concatenate([yes, kept]))
     raw = predict(single(part), data.test)["purchase"].double().numpy()
     answers[rate] = raw, correct_downsampling(raw, rate), len(part)
-fig = plots.figure(3.5)
+fig = plots.figure(3.2)
 left, right = fig.subplots(1, 2, width_ratios=(1.2, 1))
 
 
@@ -789,7 +789,7 @@ distance = {
     name: torch.cdist(each, real_part.numeric).min(1).values.cpu().numpy()
     for name, each in {"true, later": later, "GAN": gan_rows[0], "SMOTE": smote[0]}.items()
 }
-fig = plots.figure(4.4)
+fig = plots.figure(4.1)
 axes = fig.subplots(2, 2)
 (a, b), (c, d) = axes
 order = [
@@ -932,7 +932,7 @@ def at_share(share, what="auc"):
 
 
 by_share = judge({share: at_share(share) - at_share(0.0) for share in SHARES[1:]})
-fig = plots.figure(3.1)
+fig = plots.figure(2.8)
 left, right = fig.subplots(1, 2)
 for ax, what, label in ((left, "auc", "AUC of purchase"), (right, "log_loss", "log-loss after correction")):
     each = pd.DataFrame({share: at_share(share, what) for share in SHARES})
@@ -1156,7 +1156,7 @@ ideal, chance = first_three(worth), np.mean([first_three(rng.random(len(worth)))
 earned = np.array([first_three(scored(p["test"]["click"], p["test"]["purchase"], f)) for f in FACTORS])
 exact = np.array([first_three(scored(test_frame["p_click"], test_frame["p_purchase"], f)) for f in FACTORS])
 unbent, middle_ = first_three(scored(p["test"]["click"], p["test"]["purchase"])), FACTORS.index(1.0)
-fig = plots.figure(3.0)
+fig = plots.figure(2.7)
 ax = fig.subplots()
 ax.plot(FACTORS, 100 * exact / ideal, color=GREY, label="true probabilities, bent")
 ax.plot(FACTORS, 100 * earned / ideal, color=INK, label="the model's")
@@ -1323,13 +1323,7 @@ plots.legend_outside(fig)
 display(fig, g_sel.answer(ratio, digits=1))
 
 # %% [markdown]
-# Notebook 06 met the first answer, ESMM: it learns the product of both probabilities, on all rows.
-
-# %%
-draw("esmm")
-
-# %% [markdown]
-# Some of that gap lies in features, which the model sees: it can be mended. Some lies in tastes that no column holds.
+# Notebook 06 drew the first answer, ESMM: it learns the product of both probabilities, on all rows. Some of that gap lies in features, which the model sees: it can be mended. Some lies in tastes that no column holds.
 # The tools, for a row's error e (or value), whether it was seen o, and the **propensity** p that it is seen:
 #
 # - *naive*: mean of e over seen rows.
