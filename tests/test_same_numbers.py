@@ -425,3 +425,30 @@ def test_a_learned_propensity_mends_observed_selection_and_not_hidden_taste(fres
     found = {key: np.mean(values) for key, values in off.items()}
     assert abs(found["DR", "observed"]) < 0.1 < found["naive", "observed"]
     assert 0.2 < found["DR", "hidden"] < found["naive", "hidden"] + 0.1
+
+
+@pytest.mark.slow
+def test_features_made_of_the_history_rank_clicks_better_than_counts_and_ids_worse_than_neither(fresh_shops):
+    """Notebook 09: AUC of click, weighted by the truth: counts alone, counts and history, these and product ids."""
+    gaps = []
+    plain = [name for name in SHOP_CATEGORICAL if name != "last_sub_category"]
+    makes = (
+        (SHOP_COUNTS, plain),
+        (SHOP_NUMERIC, SHOP_CATEGORICAL),
+        (SHOP_NUMERIC, (*SHOP_CATEGORICAL, "item_id")),
+    )
+    for seed, (log, splits) in zip(FRESH, fresh_shops, strict=True):
+        truth = log.truth.set_index("impression_id").loc[splits.frames["test"]["impression_id"]]
+        aucs = []
+        for numeric, categorical in makes:
+            made = prepare(splits.frames, SHOP_TASKS[:2], numeric, categorical)
+            torch.manual_seed(seed)
+            model = SharedBottom(made.schema, made.tasks, embedding_dim=4)
+            scale = {name: 1 / loss for name, loss in weighting.constant_losses(made.train).items()}
+            how = DECAYED | {"weights": scale, "monitor": "click.auc"}
+            fit(model, made.train, made.valid, seed=seed, **how)
+            aucs.append(expected_auc(truth["p_click"], predict(model, made.test)["click"]))
+        gaps.append((aucs[1] - aucs[0], aucs[2] - aucs[1]))
+    print(gaps)
+    history, ids = np.mean(gaps, axis=0)
+    assert history > 0.015
