@@ -428,27 +428,22 @@ def test_a_learned_propensity_mends_observed_selection_and_not_hidden_taste(fres
 
 
 @pytest.mark.slow
-def test_features_made_of_the_history_rank_clicks_better_than_counts_and_ids_worse_than_neither(fresh_shops):
-    """Notebook 09: AUC of click, weighted by the truth: counts alone, counts and history, these and product ids."""
-    gaps = []
+def test_features_made_of_the_history_rank_clicks_better_and_product_ids_worse(fresh_shops):
+    """Notebook 09: AUC of click, weighted by the truth: counts alone, with features of the history, with ids, too."""
     plain = [name for name in SHOP_CATEGORICAL if name != "last_sub_category"]
-    makes = (
-        (SHOP_COUNTS, plain),
-        (SHOP_NUMERIC, SHOP_CATEGORICAL),
-        (SHOP_NUMERIC, (*SHOP_CATEGORICAL, "item_id")),
-    )
-    for seed, (log, splits) in zip(FRESH, fresh_shops, strict=True):
+    more = (*SHOP_CATEGORICAL, "item_id")
+    gaps, how = [], DECAYED | {"epochs": 5, "monitor": "click.auc"}
+    for seed, (log, splits) in zip(FRESH[:2], fresh_shops, strict=False):
         truth = log.truth.set_index("impression_id").loc[splits.frames["test"]["impression_id"]]
         aucs = []
-        for numeric, categorical in makes:
-            made = prepare(splits.frames, SHOP_TASKS[:2], numeric, categorical)
+        for columns in ((SHOP_COUNTS, plain), (SHOP_NUMERIC, SHOP_CATEGORICAL), (SHOP_NUMERIC, more)):
+            made = prepare(splits.frames, SHOP_TASKS[:2], *columns)
             torch.manual_seed(seed)
             model = SharedBottom(made.schema, made.tasks, embedding_dim=4)
             scale = {name: 1 / loss for name, loss in weighting.constant_losses(made.train).items()}
-            how = DECAYED | {"weights": scale, "monitor": "click.auc"}
-            fit(model, made.train, made.valid, seed=seed, **how)
+            fit(model, made.train, made.valid, weights=scale, seed=seed, **how)
             aucs.append(expected_auc(truth["p_click"], predict(model, made.test)["click"]))
-        gaps.append((aucs[1] - aucs[0], aucs[2] - aucs[1]))
+        gaps.append((aucs[1] - aucs[0], aucs[1] - aucs[2]))
     print(gaps)
-    history, ids = np.mean(gaps, axis=0)
-    assert history > 0.015
+    history, without_ids = np.mean(gaps, axis=0)
+    assert history > 0.02 and without_ids > 0.003

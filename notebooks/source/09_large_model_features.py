@@ -1115,7 +1115,8 @@ Explorer(
 # %% tags=["plumbing"]
 # @title And how many clicks are there to read?
 before_row = whole.groupby("user_id")["click"].cumsum() - whole["click"]
-past = before_row.groupby(whole["session_id"]).transform("first")[parts["test"].index]
+past = before_row.groupby(whole["session_id"]).transform("first")
+past = past[shop_data.shop_splits(whole)["test"].index]
 more_than = ", ".join(f"{(past > n).mean():.{1 if n > 20 else 0}%} more than {n}" for n in (5, 20, 50))
 Markdown(
     f"In the shipped shop, as large a log for each user, the median row of the test part has {past.median():.0f} clicks before its session; {more_than}. "

@@ -12,8 +12,8 @@ of the history, both of click and purchase, AUC of click, eight shops; expected:
   (fading sums, the last click's sub-category). The others add to ``counts`` the last 20 clicks before the session
   began, as sub-category, brand, age and whether bought, no ids: their mean, attention by the candidate, or a
   transformer with one block, 32 wide.
-- Tasks: click and purchase; the transformer with a task more or less, and with other lengths, on five of the shops. None
-  of these was tuned on its own: the stored ones ran at learning rate 3e-3, decay 0.01, which was the transformer's
+- Tasks: click and purchase; the transformer with a task more or less, and with other lengths, on five of the shops.
+  None of these was tuned on its own: the stored ones ran at learning rate 3e-3, decay 0.01, which was the transformer's
   setting until more were tried (a run from scratch takes the present one). Tasks weigh 1 / (loss of the best constant).
 - AdamW, about 1,024 rows a step in whole sessions, at most 8 epochs, patience 2; on the validation part AUC by labels,
   or the share of right next categories, or of next items among the ten likeliest, says which epoch is kept, for each

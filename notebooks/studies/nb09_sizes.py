@@ -14,7 +14,8 @@ times 8 minus times 1/8, at 4 wide minus at 64 wide; expected: plus. All else is
 - Tasks weigh 1 / (loss of the best constant); with click and purchase, that of purchase times 1/8, 1 and 8.
 - AdamW, decay 1, 1,024 rows a step in whole sessions, at most 8 epochs, patience 2; each task at its own best epoch of
   validation. Each width with each set of tasks tries three learning rates on shop 0 and keeps that with the highest
-  mean AUC of click and purchase (those that it has), at the usual weights; other weights use that rate untuned. AUCs are weighted by the truth.
+  mean AUC of click and purchase (those that it has), at the usual weights; other weights use that rate untuned. AUCs
+  are weighted by the truth.
 """
 
 from __future__ import annotations
