@@ -109,6 +109,9 @@ course_map("09")
 # title and a description. An **encoder** turns them into a vector, and a vector is something a model can read. Of three
 # models, one knows products by their **id**, one by their **words**, one by both; all three read the table of products,
 # too: category, brand, price, and counts as they come in. Which ranks the new ones best?
+#
+# In the figures of stored runs a row's line is its 95 % interval by itself; a filled dot and a ★ mark what survives Holm's
+# correction in its panel.
 
 # %%
 g_cold = guess("New products, click: ids and text minus ids?", -0.03, 0.05, 0.001)
@@ -146,8 +149,7 @@ Markdown(
 )
 
 # %% [markdown]
-# That is one of three pairs. The other two were not written down before: they are *exploratory*. In this figure and the
-# next, a row's line is its 95 % interval by itself; a filled dot and a ★ mark what survives Holm's correction in its panel.
+# That is one of three pairs. The other two were not written down before: they are *exploratory*.
 
 # %% tags=["plumbing"]
 # @title The other two pairs: words against ids, and both against words
@@ -166,7 +168,7 @@ for ax, task in zip(fig.subplots(1, 2, sharey=True), BOTH, strict=True):
 display(fig)
 words_first, with_both = (pairs["click"][f"{k}, new products"] for k in ("text minus ids", "both minus text"))
 VERDICTS = {
-    ("ahead", "behind"): "The model of words alone ranks new products best",
+    ("ahead", "behind"): "Of the three the model of words alone ranks new products best",
     (
         "ahead",
         "a tie",
@@ -1371,9 +1373,9 @@ Markdown(
 )
 
 # %% [markdown]
-# **What would you ship?** Price and gain, on {{click}}, of each thing that this page can add, and **against** what: a row's
-# parameters, milliseconds and gain are counted from the same base. Parameters and gains are those of the studies'
-# models; milliseconds those of the stopwatch, for models that read the same.
+# **What would you ship?** Price and gain, on {{click}}, of each thing that this page can add, and **against** what: from there
+# a row's parameters and its gain are counted, both of the studies' models. Milliseconds are the stopwatch's, for models
+# that read the same, over the table's.
 
 # %% tags=["plumbing"]
 # @title Price, gain, verdict
@@ -1383,14 +1385,14 @@ ADD = [  # what, against what; the studies' models; the stopwatch's; the gain fo
     ("history features", "counts", None, {"all": over_counts["click"]["history features"]}),
     ("transformer, on counts", "counts", "last 20 clicks", {"all": over_counts["click"]["transformer"]}),
     (
-        "transformer in place of them",
+        "transformer in place of history features",
         "history features",
         "last 20 clicks",
         {"all": order["click"]["minus history features"]},
     ),
 ]
 for name, price in (("ids", "ids of products"), ("semantic ids", "semantic ids"), ("text", "text")):
-    ADD.append((name, "table", price, {"new": new[name], "known": known[name]}))
+    ADD.append((price, "table", price, {"new": new[name], "known": known[name]}))
 budget = []
 for name, base_, price, gains in ADD:
     found = {who: says(*gain_) for who, gain_ in gains.items()}
@@ -1406,14 +1408,14 @@ for name, base_, price, gains in ADD:
         for who in ("new", "known", "all")
     }
     milliseconds = max(cost.loc[price].iloc[-1] - cost.loc["table"].iloc[-1], 0) if price else np.nan
-    of_study = "transformer" if "transformer" in name else name
+    of_study = next(k for k in ("transformer", "semantic ids", "ids", name) if name.startswith(k))
     row = {"what": name, "against": base_, "more parameters": int(held[of_study] - held[base_])}
     row |= {"more ms": milliseconds, **shown_gains}
     budget.append(row | {"ship it?": verdict + (f"; harms {' and '.join(bad)}" if bad else "")})
 display(plots.table(pd.DataFrame(budget).set_index("what"), digits=1))
 Markdown(
     "★ survives Holm's correction, and stars decide. The transformer reads counts and clicks, not the history features: whether it adds anything *beside* them was "
-    "not run (MTGR, Han et al., 2025, keeps such features beside its transformer). Its milliseconds are counted from the table's model. "
+    "not run (MTGR, Han et al., 2025, keeps such features beside its transformer). "
     "Pictures stand in no row: no eight shops were run with them. "
     "On your own log the verdicts will differ; the test need not: paired, on several draws, against the cheapest rival."
 )
