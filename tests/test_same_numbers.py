@@ -428,22 +428,19 @@ def test_a_learned_propensity_mends_observed_selection_and_not_hidden_taste(fres
 
 
 @pytest.mark.slow
-def test_features_made_of_the_history_rank_clicks_better_and_product_ids_worse(fresh_shops):
-    """Notebook 09: AUC of click, weighted by the truth: counts alone, with features of the history, with ids, too."""
+def test_features_made_of_the_history_rank_clicks_better_than_counts_alone(fresh_shops):
+    """Notebook 09: AUC of click, weighted by the truth."""
     plain = [name for name in SHOP_CATEGORICAL if name != "last_sub_category"]
-    more = (*SHOP_CATEGORICAL, "item_id")
-    gaps, how = [], DECAYED | {"epochs": 5, "monitor": "click.auc"}
-    for seed, (log, splits) in zip(FRESH[:2], fresh_shops, strict=False):
+    gains, how = [], DECAYED | {"lr": 3e-3, "epochs": 6, "monitor": "click.auc"}
+    for seed, (log, splits) in zip(FRESH, fresh_shops, strict=True):
         truth = log.truth.set_index("impression_id").loc[splits.frames["test"]["impression_id"]]
         aucs = []
-        for columns in ((SHOP_COUNTS, plain), (SHOP_NUMERIC, SHOP_CATEGORICAL), (SHOP_NUMERIC, more)):
+        for columns in ((SHOP_COUNTS, plain), (SHOP_NUMERIC, SHOP_CATEGORICAL)):
             made = prepare(splits.frames, SHOP_TASKS[:2], *columns)
             torch.manual_seed(seed)
             model = SharedBottom(made.schema, made.tasks, embedding_dim=4)
             scale = {name: 1 / loss for name, loss in weighting.constant_losses(made.train).items()}
             fit(model, made.train, made.valid, weights=scale, seed=seed, **how)
             aucs.append(expected_auc(truth["p_click"], predict(model, made.test)["click"]))
-        gaps.append((aucs[1] - aucs[0], aucs[1] - aucs[2]))
-    print(gaps)
-    history, without_ids = np.mean(gaps, axis=0)
-    assert history > 0.02 and without_ids > 0.003
+        gains.append(aucs[1] - aucs[0])
+    assert min(gains) > 0 and np.mean(gains) > 0.015
