@@ -368,7 +368,7 @@ left.set(xlabel="AUC (dashed: by the truth)", ylabel="density")
 left.set_title("AUC: no bias, more width", fontsize=10)
 for (name, level), look in zip(gaps_.items(), ("o-", "s--", "^:"), strict=True):
     third.plot(positives, level, look, color={"o": WINE, "s": GREY, "^": OLIVE}[look[0]], label=name)
-third.set(xscale="log", xlabel="positives in the test part", ylabel="gap of ten bins, over the rate")
+third.set(xscale="log", xlabel="positives in the test part", ylabel="gap of ten bins / rate")
 third.xaxis.set_ticks((2, 10, 50), ["2", "10", "50"])
 third.minorticks_off()
 third.set_title("Calibration drowns in noise", fontsize=10)
@@ -862,7 +862,7 @@ for name, (each, story) in runs_.items():
     panels[name].plot(*numeric[:200, two_columns].cpu().T, ".", color=WINE, ms=3)
     ended = story.attrs["stopped"].partition(":")[0].replace("diverged at", "stopped at")
     early = ended + (": untrained" if ended == "stopped at step 1" else "")
-    title = f"{name} ({early})" if ended else name
+    title = f"{name}\n({early})" if ended else name
     panels[name].set_title(title, fontsize=9)
     panels[name].set(xlabel="log price", xlim=(-3, 3), ylim=(-3, 4))
     codes = codes[:, :3].cpu().numpy()  # category, sub-category, brand
