@@ -1437,7 +1437,7 @@ Markdown(
         else "here the intervals are too wide to tell. "
     )
     + f"With the *true* propensity, which no shop has, IPS is off by {off_by('IPS, true propensity', 'hidden')}. The clip explains about {number(clip_bias, 0)} % (exact, on this page's shop); "
-    f"the rest is mostly what so few purchases allow: about a hundred a shop, so that the mean of eight shops has ± {wide:.0f} %, and IPS is skewed: seldom far too high, mostly a little too low. "
+    f"purchases that were not in yet when the log was cut count as none, which takes some more; and about a hundred purchases a shop leave the mean of eight shops ± {wide:.0f} %. IPS is skewed, too: seldom far too high, mostly a little too low. "
     f"Raising the clip lowers variance and pulls IPS down: rows that were seldom seen count too little."
 )
 
