@@ -425,7 +425,7 @@ else:
 seen["second"] -= seen["second"].min()
 middle_, late_ = np.percentile(seen["ms"], (50, 99))
 versions = list(dict.fromkeys(seen.sort_values("second")["model"]))
-fig = plots.figure(3.5)
+fig = plots.figure(3.0)
 ax = fig.subplots()
 for version, color, marker, label in zip(
     versions, ("#8A99A9", "#882255"), "oD", ("the old model", "the new one"), strict=False
@@ -527,7 +527,7 @@ def replayed(season, interval):
 
 
 every = {(s, i): replayed(s, i) for s in SHOPS.values() for i in INTERVALS}
-fig = plots.figure(3.3)
+fig = plots.figure(2.9)
 axes, moving = fig.subplots(1, 2), []
 for ax, what in zip(axes, ("auc", "money"), strict=True):
     seen = np.concatenate([part[what] for part in every.values()])
@@ -666,7 +666,7 @@ treatments = {
 plain = refreshed[refreshed["season"] == 0]
 said_of = plain.groupby(["contestant", "shop"])["said_purchase"].mean().unstack("shop")
 auc_of = plain.groupby(["contestant", "shop"])["auc_purchase"].mean().unstack("shop")
-fig = plots.figure(3.6)
+fig = plots.figure(3.1)
 left, right = fig.subplots(1, 2, width_ratios=[1, 1.9])
 left.plot(p, true_loss, color="#222222", lw=5, alpha=0.3, label="true labels")
 left.plot(p, as_it_comes, ":", color="#882255", label="as it comes")
@@ -779,7 +779,7 @@ forgot = {
     for how_ in ("alone", "with memory")
 }
 forgot_p = holm_p(forgot)
-fig = plots.figure(3.0)
+fig = plots.figure(2.6)
 left, right = fig.subplots(1, 2, width_ratios=[1, 1.5])
 for where, color, dashes in (("others", "#222222", "-"), ("55+", "#999933", "--")):
     values = [live_auc[name, where] for name in nets]
@@ -969,7 +969,7 @@ costs = stored("10_stream.csv")
 costs["gb"], costs["rate"] = costs["peak_mb"] / 1024, costs["rows"] / costs["seconds"]
 by_kind = {kind: of.sort_values("rows") for kind, of in costs.groupby("kind", sort=False)}
 lines_4 = {"stream": ("#228833", "o"), "in memory": ("#AA3377", "s")}
-fig = plots.figure(3.2)
+fig = plots.figure(2.7)
 left, right = fig.subplots(1, 2)
 for kind, (color, mark) in lines_4.items():
     of = by_kind[kind]
@@ -1411,7 +1411,8 @@ g_three = guess("Three sub-categories bought, each with its week: share of buyer
 g_three
 
 
-# %%
+# %% tags=["plumbing"]
+# @title `pinned`: share of people whom k known events leave alone
 def pinned(events, known, k, asked=60 if FAST else 400):
     """Share of people whom k of their own events, drawn at random, leave alone in a log."""
     key = pd.Series(events.groupby(known).ngroup().to_numpy())
@@ -1437,7 +1438,7 @@ knows = {
     "category and week": ["category", "week"],
 }
 shades = ("#222222", "#882255", "#44576B", "#999933")
-fig = plots.figure(3.2)
+fig = plots.figure(2.8)
 found_by = {}
 for ax, kind in zip(fig.subplots(1, 2, sharey=True), ("purchase", "click"), strict=True):
     events_ = log_[log_[kind] == 1]
@@ -1750,7 +1751,7 @@ lost = {
 apart = {m: (lost[m, "purchase"] - lost[m, "click"]).dropna() for m in levels_[1:]}
 noise_of = private[private["shop"] >= 100].groupby("model")["noise"].mean()
 tuned_ = private[private["shop"] >= 100].groupby("model")[["lr", "knob"]].first()
-fig = plots.figure(3.3)
+fig = plots.figure(2.9)
 left, right = fig.subplots(1, 2, width_ratios=(1.25, 1))
 for task in pair_:
     style = plots.task_style(task)
@@ -1824,7 +1825,7 @@ at_edge = [
     if any(tuned_.loc[m, c] in grid_.loc[m, c].to_numpy() for c in ("lr", "knob"))
 ]
 p_rest = holm({m: v for m, v in apart.items() if m != "eps 2"})
-fig = plots.figure(0.9 + 0.42 * len(apart))
+fig = plots.figure(0.9 + 0.34 * len(apart))
 ax = fig.subplots()
 stars_ = [names_of[m] for m, p in {**p_rest, "eps 2": p_first}.items() if p <= 0.05]
 plots.interval_rows(ax, {names_of[m]: 100 * v.to_numpy() for m, v in apart.items()}, holm=stars_, digits=1)
@@ -2015,7 +2016,7 @@ def told_as(name):
     )
 
 
-fig = plots.figure(3.5)
+fig = plots.figure(3.0)
 for ax, task in zip(fig.subplots(1, 2), asked, strict=True):
     top = np.argsort(-np.abs(reasons[task]))[:8]
     ax.barh([told_as(columns_[j]) for j in top], reasons[task][top], color=COLORS[task], height=0.65)
@@ -2194,7 +2195,7 @@ seen_days = seen_days[seen_days["shop"] >= 100]
 quiet = seen_days[seen_days["fault"] == "none"]
 FAULTS = [f for f in seen_days["fault"].unique() if f != "none"]
 one_shop = int(seen_days["shop"].min())
-fig = plots.figure(4.4)
+fig = plots.figure(4.0)
 panels = dict(zip(ALARMS, fig.subplots(2, 3, sharex=True).flat, strict=True))
 lines = {}
 for name, ax in panels.items():
@@ -2252,7 +2253,7 @@ planted = rang[rang["fault"] != "none"].set_index(["shop", "day"])
 hits = planted[ALARMS] & ~same_day.reindex(planted.index)
 hits = hits.groupby([planted["fault"], "shop"]).any().groupby("fault").sum().loc[FAULTS]
 n_shops, n_quiet = seen_days["shop"].nunique(), len(quiet)
-fig = plots.figure(3.5)
+fig = plots.figure(3.1)
 left, right = fig.subplots(1, 2, width_ratios=[2.6, 1])
 left.imshow(hits, cmap="PuOr_r", vmin=-n_shops, vmax=n_shops, aspect="auto")
 for y, x in np.ndindex(*hits.shape):
