@@ -274,7 +274,7 @@ plots.legend_outside(fig, ax)
 display(fig)
 worst_gap = table[["program_gap", "onnx_gap"]].max()
 Markdown(
-    f"The largest difference of a logit, over all {len(table)} and on 1 row as on 1,000: {worst_gap['program_gap']:.0e} for torch.export, {worst_gap['onnx_gap']:.0e} for ONNX: "
+    f"The largest difference of a logit, over all {len(table)} and on 1 row as on 1,000: {worst_gap['program_gap'] or 'none'} for torch.export, {worst_gap['onnx_gap']:.0e} for ONNX: "
     f"{'equal in float32' if worst_gap.max() < 1e-5 else 'NOT equal'}. On disk they take {table['saved_kb'].min():.0f} to {table['saved_kb'].max():.0f} kB. The lines may be long because the machine was busy: a 99th percentile is mostly *waiting for the processor*. The study is `notebooks/studies/nb10_serving.py`; the shapes of the graph "
     "are fixed but for the number of rows, so a new brand in the encoder needs a new export."
 )
@@ -298,7 +298,7 @@ with torch.inference_mode():
         ),
     }
 share_ = steps_["score them (PyTorch)"][0] / sum(middle for middle, _ in steps_.values())
-took_ = "; ".join(f"{name} {middle:.1f} ms" for name, (middle, _) in steps_.items())
+took_ = "; ".join(f"{name} {middle:.2g} ms" for name, (middle, _) in steps_.items())
 eager_ = table["eager_p50"]
 Markdown(
     f"A stored model answers within {eager_.min():.1f} to {eager_.max():.1f} ms (medians). **Where does the time of an answer go?** Here and now: {took_}. The model takes {share_:.0%}: "
@@ -731,7 +731,7 @@ Markdown(
     f"{moved_inputs.index[-1]} moved most, PSI {moved_inputs.iloc[-1]:.2f}, though no rule of this shop changed. "
     f"From day 28 on the daily model is {number(step_up[0])} AUC from the one that stands still in the shop as it is, and {number(step_up[1])} where tastes moved. "
     "PSI looks at inputs alone. It sees a column that breaks, at once and without a label. It cannot see that the same inputs "
-    "now *mean* something else: for that one needs labels, and a look at the log-loss. Section 7 sets both to watch."
+    "now *mean* something else: for that one needs labels."
 )
 
 # %% [markdown]
@@ -742,7 +742,8 @@ Markdown(
 # **catastrophic forgetting** (the name is older than this small case). The cure is old: a **replay buffer**. Beside each new row the step learns one of the old.
 
 
-# %%
+# %% tags=["plumbing"]
+# @title `learn_narrowly`: five passes over new rows, old ones beside them
 def learn_narrowly(new, old=None, passes=5):
     """A copy of the model after some passes over new rows, old ones beside them."""
     net, rng = deepcopy(model), np.random.default_rng(0)
@@ -810,7 +811,8 @@ Markdown(
 # (**row groups**), encoded, shuffled, used, forgotten. Kept engines read: pyarrow the rows, duckdb the counts. Here is our
 # log as such files.
 
-# %%
+# %% tags=["plumbing"]
+# @title The log as files, one a day
 no_engine = without("pyarrow", "duckdb")
 log_files = []
 if no_engine is None:
@@ -1460,7 +1462,7 @@ Markdown(
     f"Of those who bought three times, three purchases with their days leave {found_by['purchase', 'product and day'][2]:.0f} % alone, and "
     f"then the rest lies open: {rows_known:.0f} rows in the median, with their hours and all they looked at. Coarser words help "
     f"little where events are **rare**: {three_:.0f} % by sub-category and week; of clicks, which are many, category and week still give {found_by['click', 'category and week'][2]:.0f} %. "
-    "In a log of millions each event hides in a larger crowd, yet four purchases named nine in ten of a million card holders (de Montjoye et al., 2015). "
+    "In a far larger log, too: four purchases named nine in ten of a million card holders (de Montjoye et al., 2015). "
     "**A number for a name is no anonymity.**"
 )
 
