@@ -992,7 +992,7 @@ left.text(0.02, 2.1, "2 GB", transform=left.get_yaxis_transform(), color="#55555
 left.set(xscale="log", yscale="log", xlabel="rows", ylabel="peak memory, GB")
 left.set_yticks([0.5, 1, 2, 5, 10], ["0.5", "1", "2", "5", "10"])
 left.minorticks_off()
-right.set(xscale="log", xlabel="rows", ylabel="thousand rows a second")
+right.set(xscale="log", xlabel="rows", ylabel="thousand rows/s")
 right.set_ylim(bottom=0)
 largest = by_kind["stream"].iloc[-1]
 fig.suptitle(
@@ -1783,7 +1783,7 @@ bars_ = {t: right.plot([], [], "-", color=COLORS[t], lw=10, alpha=0.25, animated
 widest_ = 100 * max(v.max() for v in lost.values()) + 4
 right.axvline(0, color="#222222", lw=1)
 right.set(xlim=(min(-4, 100 * min(v.min() for v in lost.values()) - 2), widest_), ylim=(1.5, -0.5))
-right.set(xlabel="share of AUC − .5 that is lost, % (a dot a shop)", title="Against plain training")
+right.set(xlabel="share of AUC − .5 lost, % (dots: shops)", title="Against plain training")
 right.set_yticks((0, 1), pair_)
 right.grid(axis="y", visible=False)
 plots.legend_outside(fig, left)
