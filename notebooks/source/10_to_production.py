@@ -1055,7 +1055,6 @@ if no_engine is None:
 # process 0 has 3 labels of mean loss .9, process 1 has 30 of mean loss .2: the mean of the two means is .55, the mean over
 # all labels .26. DDP's average counts a label of process 0 ten times as much.
 #
-# @@CURE
 # The cure is one more message a step: add up the sums and the label counts of all processes, then divide.
 #
 # $$L_t = \frac{\sum_r n_{rt}\, \bar\ell_{rt}}{\sum_r n_{rt}}, \qquad
