@@ -1373,7 +1373,7 @@ Markdown(
 )
 
 # %% [markdown]
-# **What would you ship?** Price and gain, on {{click}}, of each thing that this page can add, and **against** what: from there
+# **What would you ship?** Price and gain, on {{click}}, of each thing that this page can add, and against what: from there
 # a row's parameters and its gain are counted, both of the studies' models. Milliseconds are the stopwatch's, for models
 # that read the same, over the table's.
 
