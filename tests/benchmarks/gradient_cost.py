@@ -85,8 +85,8 @@ def measure(n_tasks: int, rounds: int) -> Iterator[dict[str, object]]:
     runs = take_turns(contest.steps, rounds, warm=3, before=contest.model.zero_grad)
     for name, run in runs.items():
         middle = {
-            "median ms": 1000 * statistics.median(run.wall),
-            "ratio to plain": statistics.median(ratios(run.wall, runs["plain sum"].wall)),
+            "processor ms": 1000 * statistics.median(run.cpu),
+            "ratio to plain": statistics.median(ratios(run.cpu, runs["plain sum"].cpu)),
         }
         yield {"tasks": n_tasks, "step": name} | {key: f"{value:.2f}" for key, value in middle.items()}
 
