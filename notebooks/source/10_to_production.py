@@ -1240,7 +1240,7 @@ how_5 = (
 )
 Markdown(
     f"Measured on {speed['cores'].iloc[0]} cores, the median of the starts, {how_5}{beyond} "
-    f"{'Layers' if quiet_5 else 'Even so, layers'} {least[0]} at {least[1]:,} rows a step reach {gain[least]:.2f} times{', no faster than one process' * bool(gain[least] < 1.1)}: every process draws the whole batch, takes the whole optimiser's step and packs the message, and a step's own work is small. "
+    f"{'Layers' if quiet_5 else 'Even so, layers'} {least[0]} at {least[1]:,} rows a step reach {gain[least]:.2f} times{', slower than one process' if gain[least] < 0.9 else ', no faster than one process' * bool(gain[least] < 1.1)}: every process draws the whole batch, takes the whole optimiser's step and packs the message, and a step's own work is small. "
     f"Layers {swift[0]} at {swift[1]:,} rows have work to share: {gain[swift]:.2f} times at best. "
     "Spread a training when a step computes for much longer than its gradients travel: large models, large batches, GPUs. (`notebooks/studies/nb10_processes.py`.)"
 )
