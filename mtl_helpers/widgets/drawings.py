@@ -152,8 +152,8 @@ class Drawing:
 
 
 def write(x: float, y: float, text: str, font: str = SANS, size: float = 12.5, color: str = INK) -> str:
-    slant = ' font-style="italic"' if font == SERIF else ""
-    look = f'font-family="{font}" font-size="{size}"{slant} fill="{color}" text-anchor="middle"'
+    own = f' font-family="{font}" font-style="italic"' if font == SERIF else ""
+    look = f'font-size="{size}"{own} fill="{color}"'
     return f'<text x="{x}" y="{y}" {look}>{escape(text)}</text>'
 
 
@@ -167,7 +167,8 @@ def page(alt: str, height: int, content: str, *parts: Sequence) -> Drawing:
     size = f'width="{WIDTH}" height="{height}"'
     view = f'{size} viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(alt)}"'
     paper = f'<title>{escape(alt.partition(":")[0])}</title><rect {size} rx="10" fill="white"/>'
-    svg = f'<svg xmlns="http://www.w3.org/2000/svg" {view}>{paper}{content}</svg>'
+    look = f'font-family="{SANS}" text-anchor="middle"'
+    svg = f'<svg xmlns="http://www.w3.org/2000/svg" {view} {look}>{paper}{content}</svg>'
     return Drawing(svg, alt, *parts)
 
 
@@ -270,11 +271,12 @@ def course_map(here: str) -> Drawing:
     if here not in STATIONS:
         raise ValueError(f"There is no notebook {here!r}: they are {', '.join(STATIONS)}.")
     step, y = WIDTH / len(STATIONS), 36
-    done, end = step * (list(STATIONS).index(here) + 0.5), WIDTH - step / 2
-    parts = [f'<path d="M{step / 2} {y}H{end}" stroke="{PALE}" stroke-width="3"/>']
-    parts += [f'<path d="M{step / 2} {y}H{done}" stroke="{DARK}" stroke-width="3"/>']
-    for i, (number, (name, *idea)) in enumerate(STATIONS.items()):
-        x, now = step * (i + 0.5), number == here
+    places = [round(step * (i + 0.5)) for i in range(len(STATIONS))]
+    first, done, end = places[0], places[list(STATIONS).index(here)], places[-1]
+    parts = [f'<path d="M{first} {y}H{end}" stroke="{PALE}" stroke-width="3"/>']
+    parts += [f'<path d="M{first} {y}H{done}" stroke="{DARK}" stroke-width="3"/>']
+    for x, (number, (name, *idea)) in zip(places, STATIONS.items(), strict=True):
+        now = number == here
         border, inside, ink = (DARK, DARK, INK) if number <= here else (PALE, "white", SOFT)
         disc = f'cx="{x}" cy="{y}" r="{14 if now else 11}" stroke-width="2"'
         parts.append(f'<circle {disc} fill="{inside}" stroke="{border}"/>')

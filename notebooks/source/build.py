@@ -45,8 +45,7 @@ ROOT = NOTEBOOKS.parent
 COMMAND = "python notebooks/source/build.py"
 MAX_SITE = 15_000_000
 MAX_BYTES = 1_000_000  # pictures have two pixels to one of the page
-# Seven sections by themselves, and a page at the limit whose map has grown by a station.
-LARGER = {"10_to_production": 1_400_000, "04_weighting_strategies": 1_010_000}
+LARGER = {"10_to_production": 1_400_000}  # seven sections by themselves
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 SETUP = """\
