@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import html
-from itertools import combinations
+import re
+from itertools import combinations, product
 from xml.etree import ElementTree
 
 import pytest
@@ -65,6 +66,18 @@ def test_the_map_is_low_and_knows_where_one_is():
     drawing = course_map("02")
     assert int(ElementTree.fromstring(drawing.svg).get("height")) <= 110
     assert drawing.svg.count("l4 4") == 2 and "notebook 02" in drawing.alt
+
+
+@pytest.mark.parametrize("here", drawings.STATIONS)
+def test_words_of_neighbouring_stations_do_not_touch(here):
+    found = re.findall(
+        r'<text x="(\d+)" y="(\d+)" font-size="([\d.]+)"[^>]*>([^<]+)</text>', course_map(here).svg
+    )
+    assert len(found) > 3 * len(drawings.STATIONS)
+    for left, right in product(found, found):
+        if left[1] == right[1] and int(left[0]) < int(right[0]):
+            half = sum(drawings.text_width(text, size=float(size)) / 2 for *_, size, text in (left, right))
+            assert int(right[0]) - int(left[0]) > half, (left[3], right[3])
 
 
 @pytest.mark.parametrize(("call", "known"), [(draw, "mmoe"), (course_map, "07")])

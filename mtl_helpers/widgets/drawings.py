@@ -284,8 +284,8 @@ def course_map(here: str) -> Drawing:
             parts.append(f'<path d="M{x - 5} {y}l4 4 6-8" fill="none" stroke="white" stroke-width="2"/>')
         else:
             parts.append(write(x, y + 4, number, size=11, color="white" if now else SOFT))
-        parts.append(write(x, y + 31, name, size=12.5 if now else 11.5, color=ink))
-        parts += [write(x, y + 46 + 13 * j, line, size=10, color=SOFT) for j, line in enumerate(idea)]
+        parts.append(write(x, y + 31, name, size=10.5 if now else 10, color=ink))
+        parts += [write(x, y + 46 + 13 * j, line, size=9, color=SOFT) for j, line in enumerate(idea)]
     parts.append(write(done, y - 20, "you are here", size=10, color=DARK))
     name, *idea = STATIONS[here]
     alt = f"Course map: you are at notebook {here} of {len(STATIONS)}, {name}, {' '.join(idea)}."
