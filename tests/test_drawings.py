@@ -9,8 +9,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from mtl_helpers.widgets import drawings
-from mtl_helpers.widgets.drawings import course_map, draw
+import drawings
+from drawings import course_map, draw
+from mtl_helpers import widgets
 
 TWO, FOUR = ("click", "purchase"), ("click", "purchase", "long_view", "next_category")
 CASES = [(name, tasks) for name in drawings.PLANS for tasks in (TWO, FOUR)]
@@ -52,20 +53,40 @@ def test_text_fits_and_boxes_keep_apart(name, tasks):
 
 @EACH
 def test_a_drawing_says_what_it_shows(name, tasks):
-    bundle = draw(name, tasks)._repr_mimebundle_()
-    svg = ElementTree.fromstring(bundle["image/svg+xml"])
-    assert f'alt="{html.escape(bundle["text/plain"])}"' in bundle["text/html"]
-    assert svg.get("role") == "img" and svg.get("aria-label") == repr(draw(name, tasks))
-    assert all(task in svg.get("aria-label") for task in tasks)
-    words = "".join(svg.itertext())
-    assert all(task in words for task in tasks) and "{" not in words
-    assert "<style" not in draw(name).svg and " id=" not in draw(name).svg
+    svg = draw(name, tasks).svg
+    root = ElementTree.fromstring(svg)
+    words, said = "".join(root.itertext()), root.get("aria-label")
+    assert root.get("role") == "img" and all(task in said and task in words for task in tasks)
+    assert "{" not in words + said and "<style" not in svg and " id=" not in svg
+
+
+def test_what_is_stored_is_what_would_be_drawn():
+    stored = {path.stem: path.read_text(encoding="utf-8") for path in drawings.PICTURES.iterdir()}
+    drawn = {name: f"{svg}\n" for name, svg in drawings.every().items()}
+    assert stored == drawn, "run `python notebooks/source/drawings.py`"
+
+
+@pytest.mark.parametrize(
+    ("shown", "drawn"),
+    [
+        (widgets.draw("esmm"), draw("esmm", drawings.THREE)),
+        (widgets.draw("shared_bottom", tasks=TWO), draw("shared_bottom", TWO)),
+        (widgets.course_map("02"), course_map("02")),
+    ],
+    ids=repr,
+)
+def test_a_page_shows_what_is_stored(shown, drawn):
+    bundle = shown._repr_mimebundle_()
+    assert bundle["image/svg+xml"] == drawn.svg
+    assert bundle["text/plain"] == repr(shown) == ElementTree.fromstring(drawn.svg).get("aria-label")
+    assert f'alt="{html.escape(repr(shown))}"' in bundle["text/html"]
 
 
 def test_the_map_is_low_and_knows_where_one_is():
-    drawing = course_map("02")
-    assert int(ElementTree.fromstring(drawing.svg).get("height")) <= 110
-    assert drawing.svg.count("l4 4") == 2 and "notebook 02" in drawing.alt
+    svg = course_map("02").svg
+    root = ElementTree.fromstring(svg)
+    assert int(root.get("height")) <= 110
+    assert svg.count("l4 4") == 2 and "notebook 02" in root.get("aria-label")
 
 
 @pytest.mark.parametrize("here", drawings.STATIONS)
@@ -80,7 +101,14 @@ def test_words_of_neighbouring_stations_do_not_touch(here):
             assert int(right[0]) - int(left[0]) > half, (left[3], right[3])
 
 
-@pytest.mark.parametrize(("call", "known"), [(draw, "mmoe"), (course_map, "07")])
-def test_an_unknown_name_is_answered_with_the_known_ones(call, known):
+@pytest.mark.parametrize(
+    ("call", "given", "known"),
+    [
+        (widgets.draw, ("perceptron",), "mmoe-click-purchase-next_category"),
+        (widgets.draw, ("esmm", ("purchase", "click")), "esmm-click-purchase,"),
+        (widgets.course_map, ("11",), "course-10"),
+    ],
+)
+def test_what_is_not_there_is_answered_with_what_is(call, given, known):
     with pytest.raises(ValueError, match=known):
-        call("perceptron")
+        call(*given)

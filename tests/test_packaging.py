@@ -109,6 +109,17 @@ def test_the_version_is_said_once_more_only_in_the_package():
     assert PROJECT["version"] == mtl_helpers.__version__
 
 
+def test_what_is_installed_holds_every_file_of_the_package(tmp_path):
+    pytest.importorskip("setuptools", minversion="77")
+    steps = ["egg_info", "--egg-base", str(tmp_path), "build_py", "--build-lib", str(tmp_path / "lib")]
+    make = [sys.executable, "-c", "import setuptools; setuptools.setup()", *steps]
+    subprocess.run(make, cwd=ROOT, capture_output=True, check=True)
+    built = {path.relative_to(tmp_path / "lib") for path in (tmp_path / "lib").rglob("*") if path.is_file()}
+    files = {path.relative_to(ROOT) for path in project_files() if "mtl_helpers" in path.parent.parts}
+    assert built == {path for path in files if path.suffix != ".pyc"}
+    assert any(path.suffix == ".svg" for path in built)
+
+
 def test_importing_the_package_brings_nothing_heavy():
     code = "import sys, mtl_helpers; print(sorted({'torch', 'numpy', 'pandas', 'matplotlib'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
