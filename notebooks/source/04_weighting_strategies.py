@@ -58,7 +58,7 @@ from mtl_helpers.widgets import course_map, guess, weight_explorer
 from mtl_helpers.widgets import figures as plots
 from mtl_helpers.widgets.explorer import Explorer, choice_slider, dropdown, slider
 from mtl_helpers.widgets.formulas import two_gradients_explorer
-from mtl_helpers.widgets.landscape import FRONT, STARTS, WALKERS, descend, plane_losses
+from mtl_helpers.widgets.landscape import FRONT, STARTS, WALKERS, plane_losses
 
 torch.set_num_threads(1)  # models this small need no more, and more threads stumble on a busy machine
 TASKS = [task.name for task in SHOP_TASKS]
@@ -673,16 +673,8 @@ Markdown(
 #
 # Two losses in a plane, from the CAGrad paper. Two valleys lead to a common front. On the way, the mean of both losses has
 # places where one gradient is so large that the other task is not heard. A hundred thousand steps of each method are
-# stored; the first two thousand again, here:
-
-# %%
-walks = stored("walks")
-again = descend(scale=1.0, steps=2_000, keep_every=2_000)[1]
-begun = walks.query("scale == 1 and step == 2000").set_index(["method", "start"])
-there = begun[["x1", "x2"]].to_numpy().reshape(len(WALKERS), len(STARTS), 2)
-assert np.abs(again - there).max() < 1e-3
-
-# %% [markdown]
+# stored.
+#
 # Which starts lead the plain mean to the front? Choose, then walk: the slider moves along the stored steps.
 
 # %%
@@ -692,6 +684,7 @@ g_walk
 
 # %% tags=["plumbing"]
 # @title Widget: the landscape, drawn
+walks = stored("walks")
 paths = {
     (scale, method): rows.set_index(["step", "start"])[["x1", "x2"]].unstack("start")
     for (scale, method), rows in walks.groupby(["scale", "method"])

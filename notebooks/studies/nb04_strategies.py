@@ -34,7 +34,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from itertools import product
@@ -47,13 +47,13 @@ from nb00_shop_card import hidden_state
 from study import ROOT, begin
 
 from mtl_helpers import data, weighting
-from mtl_helpers.gradients import METHODS, CombinedGradients
+from mtl_helpers.gradients import METHODS, CombinedGradients, combine
 from mtl_helpers.losses import label_counts
 from mtl_helpers.metrics import auc, expected_auc
 from mtl_helpers.models import SharedBottom
 from mtl_helpers.sweep import simplex_grid
 from mtl_helpers.training import predict, training_steps
-from mtl_helpers.widgets.landscape import WALKERS, descend
+from mtl_helpers.widgets.landscape import STARTS, WALKERS, plane_losses
 
 TUNING, FIRST, EPOCHS, PATIENCE, BATCH = (0, 1), 100, 16, 3, 1024
 GRID = (3e-3, 1e-2, 3e-2), (0.1, 1.0, 3.0)
@@ -374,11 +374,33 @@ def cost(out: Path, rounds: int = 25) -> None:
     Table(out / "04_steps.csv", ["contestant", "ratio"]).write(ratios)
 
 
+def slopes(points: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+    """Gradients of both losses at points (…, 2) that ask for one: (…, 2 losses, 2 coordinates)."""
+    totals = plane_losses(points, scale).flatten(0, -2).sum(0)  # a point moves its own losses alone
+    return torch.stack([torch.autograd.grad(L, points, retain_graph=True)[0] for L in totals], dim=-2)
+
+
+def descend(methods: Sequence[str], scale: float, steps: int, every: int) -> np.ndarray:
+    """(kept, methods, starts, 2) points, one after every so many steps of Adam along a method's combined gradient."""
+    points = torch.tensor([STARTS] * len(methods), dtype=torch.float64, requires_grad=True)
+    adam, path = torch.optim.Adam([points], lr=1e-3), [points.tolist()]
+    for step in range(1, steps + 1):
+        rows = slopes(points, scale)
+        points.grad = rows.mean(-2)
+        for walk in np.ndindex(points.shape[:2]):
+            if (method := methods[walk[0]]) != "Mean":
+                points.grad[walk] = combine(method, rows[walk])
+        adam.step()
+        if step % every == 0:
+            path.append(points.tolist())
+    return np.array(path)
+
+
 def walks(out: Path, steps: int = 100_000, every: int = 2_000) -> None:
-    """The walks over two losses in the plane, at two scales of the first."""
+    """The walks over two losses in the plane, at two scales of the first; half an hour."""
     table = Table(out / "04_walks.csv", ["scale", "method", "start", "step", "x1", "x2"])
     for scale in (1.0, 0.1):
-        path = descend(scale=scale, steps=steps, keep_every=every)
+        path = descend(WALKERS, scale, steps, every)
         rows = [(*index, *path[index]) for index in np.ndindex(path.shape[:3])]
         found = pd.DataFrame(rows, columns=["step", "method", "start", "x1", "x2"]).assign(scale=scale)
         found["method"] = found["method"].map(dict(enumerate(WALKERS)))
