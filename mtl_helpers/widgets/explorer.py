@@ -13,7 +13,6 @@ from __future__ import annotations
 import base64
 import html
 import math
-import os
 import struct
 import sysconfig
 import textwrap
@@ -34,8 +33,6 @@ from mtl_helpers.widgets.figures import WIDTH, minus
 __all__ = ["Explorer", "Stage", "choice_slider", "dropdown", "encode_png", "slider", "undefined"]
 
 State = dict[str, Any]
-STATES = "application/vnd.mtl.states+json"  # how an explorer's states travel to the pages that need no kernel
-MOST_STATES, FEWEST_STOPS, STRIDES = 130, 7, (2, 5, 10, 15, 20)
 TRACK, NARROW = 190, 130  # pixels of a slider and its number, at least; and under headings
 # ipywidgets gives slider handles no name; a picture beside them does, as soon as it is shown.
 NAMING = (
@@ -185,7 +182,8 @@ class Explorer:
     that raised it, and in ``.error``; it goes at the next state that works. Without a kernel (GitHub) the stored
     picture of the first state is what is seen.
 
-    Drive it without a browser: ``explorer.set(weight=.3)``, then ``.state``, ``.reading``, ``.error``, ``.png()``.
+    Drive it without a browser: ``explorer.set(weight=.3)``, then ``.state``, ``.reading``, ``.error``, ``.png()``;
+    ``.first`` is its first state.
     """
 
     def __init__(
@@ -201,7 +199,7 @@ class Explorer:
         self.controls = {control.name: control for row in self.groups.values() for control in row}
         self.title, self.update, self.link = title, update, link
         self.figure, self.stage, self.error, self._longest = figure, Stage(figure), "", ""
-        self.state = self._first = {name: control.value for name, control in self.controls.items()}
+        self.state = self.first = {name: control.value for name, control in self.controls.items()}
         self._picture = ipywidgets.HTML()
         self._draw()
         self._static = self._captioned()
@@ -230,7 +228,7 @@ class Explorer:
 
     def reset(self) -> None:
         """Back to the first state."""
-        self._accept(self._first)
+        self._accept(self.first)
 
     def refresh(self) -> None:
         """Draws the present state again, after the data behind the figure changed."""
@@ -272,47 +270,6 @@ class Explorer:
         self._settings = minus("; ".join(texts))
         self.alt = ". ".join(part for part in (self.title, self._settings, self.reading, more) if part)
         self._picture.value = self.html()
-
-    def states(self) -> dict[str, Any] | None:
-        """Every state that can be reached, drawn, for a page without a kernel: sliders stop at round values only, so
-        that states are few. None if they still are too many, or if a button does more than Reset."""
-        if len(self.buttons) > 1:
-            return None
-        stops = {name: stops_of(each, 1, self._first[name]) for name, each in self.controls.items()}
-        sliders = [name for name in stops if not isinstance(self.controls[name], ipywidgets.Dropdown)]
-        strides = {name: list(STRIDES) for name in sliders}
-        while len(reached := self._reach(stops)) > MOST_STATES:
-            fine = [name for name in sliders if len(stops[name]) > FEWEST_STOPS and strides[name]]
-            if not fine:
-                return None
-            finest = max(fine, key=lambda name: len(stops[name]))
-            stops[finest] = stops_of(self.controls[finest], strides[finest].pop(0), self._first[finest])
-        present, drawn, order = self.state, [], {state: at for at, state in enumerate(reached)}
-        for state, ends in reached.items():
-            self._accept(dict(zip(stops, state, strict=True)))
-            if self.error:
-                raise RuntimeError(f"{self.title}, {self._settings}: {self.error}")
-            at = [stops[name].index(value) for name, value in self.state.items()]
-            png = base64.b64encode(self._png).decode("ascii")
-            drawn.append({"at": at, "ends": [order[e] for e in ends], "reading": self.reading, "png": png})
-        self._accept(present)
-        controls = [
-            {"label": each.description, "menu": name not in sliders, "stops": [*map(each.said, stops[name])]}
-            for name, each in self.controls.items()
-        ]
-        return {"title": self.title, "controls": controls, "states": drawn}
-
-    def _reach(self, stops: dict[str, list[Any]]) -> dict[tuple, list[tuple]]:
-        """States as tuples, the first one first, each with the states to which a move to any stop leads."""
-        reached, new = {}, [tuple(self._first.values())]
-        while new and len(reached) <= MOST_STATES:
-            if (here := new.pop()) in reached:
-                continue
-            state = dict(zip(stops, here, strict=True))
-            moved = [self.link({**state, name: value}, name) for name in stops for value in stops[name]]
-            reached[here] = [tuple(self.controls[n].settled(end[n]) for n in stops) for end in moved]
-            new += reached[here]
-        return reached
 
     def png(self) -> bytes:
         """The picture of the last state that worked."""
@@ -378,20 +335,7 @@ class Explorer:
         picture = {"image/png": base64.b64encode(self._static).decode("ascii")}
         said = {"text/plain": f"{self.title}. {self.reading}"}
         size = {"image/png": {"width": round(self.figure.get_figwidth() * 100)}}
-        drawn = {STATES: self.states()} if os.environ.get("MTL_BUILD") == "site" else {}
-        return {"application/vnd.jupyter.widget-view+json": view, **drawn, **picture, **said}, size
-
-
-def stops_of(control: Widget, stride: int, first: Any) -> list[Any]:
-    """Every so many-th value of a control, counted from zero so that they are round; both ends, and the first value."""
-    if hasattr(control, "options"):
-        ticks = dict(enumerate(value for _, value in control.options))
-    else:
-        low, high, step = control.min, control.max, control.step
-        numbers = range(round(low / step), round(high / step) + 1)
-        ticks = {number: control.settled(min(max(number * step, low), high)) for number in numbers}
-    kept = (first, ticks[min(ticks)], ticks[max(ticks)])
-    return [value for number, value in ticks.items() if number % stride == 0 or value in kept]
+        return {"application/vnd.jupyter.widget-view+json": view, **picture, **said}, size
 
 
 def explain(exception: BaseException) -> str:

@@ -38,6 +38,7 @@ sys.path.insert(
 
 from execute import CellFailed, execute
 from pages import color_tasks, describe, shares, too_much
+from states import FIRST_CELL
 
 SOURCES = Path(__file__).resolve().parent
 NOTEBOOKS = SOURCES.parent
@@ -291,17 +292,21 @@ def size_complaint(name: str, notebook: NotebookNode, size: int) -> str:
 def run(name: str, why: str) -> NotebookNode:
     """A notebook executed from its text, ``MTL_BUILD`` set to ``why``; BuildError tells the line of a failing cell."""
     source, notebook = find_sources()[name], load(name)
+    before = [nbformat.v4.new_code_cell(FIRST_CELL)] if why == "site" else []
+    notebook.cells[:0] = before
     # Threads that wait busily slow each other on a machine that has other work.
     env = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", **os.environ, "MTL_BUILD": why}
     if why != "site":
         env.pop("FAST", None)
     try:
-        return execute(notebook, NOTEBOOKS, env)
+        execute(notebook, NOTEBOOKS, env)
     except CellFailed as failure:
-        line = line_of_cell(source.read_text(encoding="utf-8"), failure.index)
+        line = line_of_cell(source.read_text(encoding="utf-8"), failure.index - len(before))
         raise BuildError(
             f"{source.relative_to(ROOT)}:{line}: {failure}\n\n{name}.ipynb is left as it was."
         ) from None
+    del notebook.cells[: len(before)]
+    return notebook
 
 
 def site(names: list[str], out: Path) -> None:

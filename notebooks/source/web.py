@@ -1,7 +1,7 @@
 """The course as pages that need no kernel: ``python notebooks/source/build.py --site OUT``.
 
 nbconvert writes each executed notebook by ``web/page.html.j2``; formulas become MathML. An explorer hands over its
-states, drawn (``Explorer.states``); a page holds the first one, and of the others what differs from it, among which
+states, drawn (``states.py``); a page holds the first one, and of the others what differs from it, among which
 ``web/move.js`` picks.
 A page is one file: style, script, pictures and states are inside, so no request leaves it.
 """
@@ -25,8 +25,8 @@ from nbformat import NotebookNode
 from PIL import Image
 from pygments.formatters import HtmlFormatter
 
-from mtl_helpers.widgets.explorer import STATES
 from mtl_helpers.widgets.figures import minus
+from states import STATES
 
 __all__ = ["demo", "write_site"]
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 from build import clean
 from execute import execute
+from states import FIRST_CELL, all_states
 
 pytestmark = pytest.mark.browser
 MOVING = ("threshold", "scarcity", "weights_of_two", "weights_of_three", "logits")
@@ -39,7 +40,7 @@ def site(tmp_path_factory):
 
     out = tmp_path_factory.mktemp("site")
     demos = [f"# @title Move {name}\nwidget_demos.{name}()" for name in (*MOVING, *STILL)]
-    cells = [SETUP.replace("'..'", repr(str(REPO))), *demos, *GUESSES]
+    cells = [FIRST_CELL, SETUP.replace("'..'", repr(str(REPO))), *demos, *GUESSES]
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     book.cells.insert(0, nbformat.v4.new_markdown_cell(TEXT))
     execute(book, out, {**os.environ, "MTL_BUILD": "site", "FAST": "1"})
@@ -160,7 +161,7 @@ def test_a_page_shows_what_the_explorer_draws(site, name):
     """First picture and what is laid over it, put together here, against the explorer's own picture of that state."""
     from web import over
 
-    states = getattr(widget_demos, name)().states()["states"]
+    states = all_states(getattr(widget_demos, name)())["states"]
     first, *others = (
         np.asarray(Image.open(io.BytesIO(base64.b64decode(state["png"]))).convert("RGB")) for state in states
     )
