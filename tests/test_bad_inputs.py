@@ -57,7 +57,7 @@ CASES = {
     # tasks and labels
     "unknown kind": (ValueError, "kind is 'ranking'", lambda: Task("a", kind="ranking")),
     "one name twice": (ValueError, "name of its own", lambda: models.SharedBottom(SCHEMA, [B, B])),
-    "no label column": (KeyError, "'a' needs a column 'b'", lambda: encode(Task("a", label="b"), [0, 1])),
+    "no label column": (KeyError, "'b' needs a column 'b'", lambda: encode(Task("b"), [0, 1])),
     "text labels": (ValueError, "must be numbers; found 'yes'", lambda: encode(B, ["yes", "no"])),
     "a 2 in a binary label": (ValueError, "0 or 1; found 2", lambda: encode(B, [0, 1, 2])),
     "class too high": (ValueError, "0 to 2; found 3", lambda: encode(C, [0, 3])),
@@ -67,13 +67,16 @@ CASES = {
     "text as number": (ValueError, "'item' holds", lambda: fitted(["item"])),
     "infinite feature": (ValueError, "infinite", lambda: fitted(x=math.inf)),
     "no such feature": (KeyError, "needs a column 'y'", lambda: fitted(["y"])),
-    "not fitted": (RuntimeError, "call fit", lambda: FeatureEncoder(["x"], []).transform(toy_frame(50))),
     "one column twice": (
         ValueError,
         "'x' stands more than once",
         lambda: fitted().transform(pd.concat([toy_frame(5), toy_frame(5)[["x"]]], axis=1)),
     ),
-    "a part is missing": (KeyError, "valid", lambda: data.prepare({"train": toy_frame(9)}, [B], ["x"], [])),
+    "a part is missing": (
+        KeyError,
+        "valid",
+        lambda: data.prepare({"train": toy_frame(9)}, [Task("click")], ["x"], []),
+    ),
     "label as feature": (
         ValueError,
         "'click' is the label",
@@ -81,9 +84,9 @@ CASES = {
     ),
     # splits, batches
     "shares above 1": (ValueError, "sum to 1", lambda: data.split_by_time(toy_frame(9), fractions=(1, 1, 1))),
-    "a split without rows": (ValueError, "train.*no row", lambda: data.split_by_time(toy_frame(1))),
-    "one user": (ValueError, "1 user", lambda: data.split_by_user(toy_frame(50).assign(user_id=7))),
-    "unknown task": (KeyError, "No task 'buy'", lambda: splits().train.select(["buy"])),
+    "a split without rows": (ValueError, "No row for train", lambda: data.split_by_time(toy_frame(1))),
+    "one user": (ValueError, "n_samples=1", lambda: data.split_by_user(toy_frame(50).assign(user_id=7))),
+    "unknown task": (KeyError, "buy", lambda: splits().train.select(["buy"])),
     "too many labels": (ValueError, "there are", lambda: data.hide_labels(splits().train, "click", 9999)),
     "unknown unit": (
         ValueError,
@@ -95,7 +98,7 @@ CASES = {
     "float classes": (TypeError, "int64.*float32", lambda: losses.task_loss(C, ZERO(4, 3), ZERO(4))),
     "category the schema lacks": (
         IndexError,
-        "'item'.*3.*0 to 2",
+        "category is below 0 or too high.*'item': 3",
         lambda: models.SharedBottom(SCHEMA, MIXED_TASKS)(ZERO(1, 2), torch.tensor([[0, 3]])),
     ),
     # training, strategies

@@ -52,7 +52,7 @@ def test_lists_are_those_of_fusion_and_mmr(front, powers, diversity):
         signals = {name: torch.from_numpy(p[weighting]).double() for name, p in front.predictions.items()}
         price = torch.tensor(front.items["price"].to_numpy())
         signals["price"] = price.expand(len(front.users), -1)
-        fused = Fusion(powers, kind="power").double()(signals).numpy()
+        fused = Fusion(powers).double()(signals).numpy()
         expected = ranking.mmr(fused, front.items["category"], front.k, diversity)
         assert (front.rank(weighting, powers, diversity) == expected).all()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -37,18 +38,16 @@ def test_task_refuses_what_makes_no_sense(kind, n, word):
     with pytest.raises(ValueError, match=word):
         Task("a", kind, n)
     assert [task.n_outputs for task in MIXED_TASKS] == [1, 3, 1]
-    assert Task("buy", label="is_bought").label_column == "is_bought"
 
 
 class TestSplits:
     def test_by_user_keeps_users_whole(self):
         frame = toy_frame()
-        parts = split_by_user(frame, seed=3)
+        parts = split_by_user(frame)
         users = [set(part["user_id"]) for part in parts.values()]
         assert not users[0] & users[1] and not users[0] & users[2] and not users[1] & users[2]
         assert sum(map(len, parts.values())) == len(frame)
-        assert parts["train"].equals(split_by_user(frame, seed=3)["train"])
-        assert not parts["train"].equals(split_by_user(frame, seed=4)["train"])
+        assert parts["train"].equals(split_by_user(frame)["train"])
 
     def test_by_time_is_ordered_and_ties_stay_together(self):
         frame = pd.DataFrame({"timestamp": np.repeat(np.arange(10), 7)}).sample(frac=1, random_state=0)
@@ -65,12 +64,12 @@ class TestLeaks:
     features = ("x", "z", "item")
 
     def report(self, frames, features=features):
-        found = check_leaks(frames, features, MIXED_TASKS, time="timestamp", user="user_id")
+        found = check_leaks(frames, features, MIXED_TASKS, time="timestamp")
         return dict(zip(found["check"], found["passed"], strict=True))
 
     def test_clean_splits_pass(self):
         by_time, by_user = self.report(split_by_time(toy_frame())), self.report(split_by_user(toy_frame()))
-        assert [name for name, passed in by_time.items() if not passed] == ["no user in train and test"]
+        assert all(by_time.values())
         assert [name for name, passed in by_user.items() if not passed] == ["parts follow each other in time"]
 
     def test_planted_leaks_are_found(self):
@@ -138,7 +137,7 @@ class TestDataset:
         assert torch.equal(first, again) and not torch.equal(first, data.numeric)
         assert torch.equal(first.sort(0).values, data.numeric.sort(0).values)
         assert torch.equal(seen(shuffle=False), data.numeric)
-        with pytest.raises(ValueError, match="batch_size is 0"):
+        with pytest.raises(ValueError, match="zero"):
             next(data.batches(0))
 
     def test_rows_stay_together(self):
@@ -221,7 +220,7 @@ def test_columns_are_guessed_and_every_one_has_a_reason():
     assert set(table.index[table["use"] == "label"]) == {"click", "spend"}
     assert list(table.index) == list(frame) and table["why"].str.len().gt(3).all()
     assert "codes" in table.loc["205", "why"] and "lists" in table.loc["tags", "why"]
-    assert guess_features(frame, "click", user="order")[1][-1] == "order"
+    assert guess_features(frame, TASKS, user="order")[1][-1] == "order"
 
 
 def written_later(values: pd.Series, kind: str) -> pd.Series:
@@ -288,31 +287,29 @@ def test_vectors_become_numeric_features():
         (["cents"], [], {"cents": lambda f: f["spend"] * 100}, "'cents' is a copy of the label 'spend'"),
         (["price"], [], {"click": lambda f: f["click"].replace(0, np.nan)}, "1 wherever it is known.*fillna"),
         (["price"], [], {"click": 1}, "'click' is 1 wherever"),
-        (["price"], [], {"w": -1.0}, "'w' must be finite and 0 or more"),
     ],
 )
 def test_each_unfit_table_gets_its_sentence(numeric, categorical, change, says):
-    frame = strangers(300).assign(**{"w": 1.0} | change)
+    frame = strangers(300).assign(**change)
     with pytest.raises(ValueError, match=says):
-        prepare(split_by_time(frame), TASKS, numeric, categorical, weight="w")
+        prepare(split_by_time(frame), TASKS, numeric, categorical)
 
 
 def test_regression_labels_are_standardised_and_weights_carried():
-    frame = strangers(400).assign(w=lambda f: f.index / 400)
-    splits = prepare(split_by_time(frame), TASKS, ["price"], ["brand"], weight="w")
-    train, (mean, spread) = splits.train, splits.train.scales["spend"]
+    frame = strangers(400)
+    splits = prepare(split_by_time(frame), TASKS, ["price"], ["brand"])
+    train = replace(splits.train, weights=torch.arange(len(splits.train)) / 400)
+    mean, spread = train.scales["spend"]
     assert abs(train.labels["spend"].mean()) < 1e-5 and abs(train.labels["spend"].std() - 1) < 0.01
     found = splits.test.labels["spend"].double() * spread + mean
     assert np.allclose(found, splits.frames["test"]["spend"], rtol=1e-5)
-    assert np.allclose(train.take([3, 1]).weights, splits.frames["train"]["w"].iloc[[3, 1]])
+    assert torch.equal(train.take([3, 1]).weights, train.weights[[3, 1]])
     assert train.select(["click"]).scales == {} and hide_labels(train, "click", 5).weights is train.weights
     batch = next(train.batches(7, shuffle=False))
     assert torch.equal(batch.weights, train.weights[:7])
     assert torch.equal(train.to("cpu").weights, train.weights)
     bare = FeatureEncoder(["price"], []).fit(frame)
     assert MultiTaskDataset.from_frame(frame, bare, TASKS).labels["spend"].mean() > 50_000
-    with pytest.raises(TypeError, match="hide_labels needs a MultiTaskDataset and got a DataFrame: pass"):
-        hide_labels(frame, "click", 5)
 
 
 def leaks(frame: pd.DataFrame, features: list[str]) -> str:

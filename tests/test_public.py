@@ -166,12 +166,12 @@ def test_what_is_no_whole_archive_is_refused(archive, content):
 
 def test_split_by_days(archive):
     frame = load_kuairand(archive)
-    for days in ((None, None), (20220430, "2022-05-01")):
+    for days in ((None, None), ("2022-04-30", "2022-05-01")):
         parts = public.split_by_date(frame, *days)
         assert [part["date"].dt.day.unique().tolist() for part in parts.values()] == [[25], [30], [1]]
-    with pytest.raises(ValueError, match="No rows for train and valid"):
-        public.split_by_date(frame, test_day=20220425)
-    with pytest.raises(ValueError, match="No rows for train"):
+    with pytest.raises(ValueError, match="No row for valid"):
+        public.split_by_date(frame, test_day="2022-04-25")
+    with pytest.raises(ValueError, match="No row for train"):
         public.split_by_date(frame[frame["date"] > "2022-04-25"])
 
 
@@ -275,8 +275,8 @@ def test_a_path_that_is_not_there(tmp_path, monkeypatch, name):
 def test_real_videos():
     frame = load_kuairand(REAL["MTL_KUAIRAND"])
     parts = public.split_by_date(frame)
-    tasks = (*public.KUAIRAND_TASKS, public.KUAIRAND_PLAY_TASK)
-    splits = prepare(parts, tasks, public.KUAIRAND_WIDE_NUMERIC, public.KUAIRAND_WIDE_CATEGORICAL)
+    tasks, columns = public.KUAIRAND_TASKS, (public.KUAIRAND_WIDE_NUMERIC, public.KUAIRAND_WIDE_CATEGORICAL)
+    splits = prepare(parts, tasks, *columns)
     rates = {name: labels.mean().item() for name, labels in splits.train.labels.items()}
     assert 0.3 < rates["click"] < 0.6 and 0.2 < rates["long_view"] < 0.4 and 0.005 < rates["like"] < 0.05
     assert parts["train"]["date"].max() < parts["valid"]["date"].min() < parts["test"]["date"].min()

@@ -28,25 +28,22 @@ PARTS = ("train", "valid", "test")
 CURE = "make one 0/1 column of each value, or numeric vectors of one length"  # for lists in cells
 
 
-def _check_split(frame: pd.DataFrame, column: str, use: str, fractions: Sequence[float]) -> None:
-    need_columns(frame, [column], use)
+def _check_fractions(fractions: Sequence[float]) -> None:
     if len(fractions) != 3 or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
         raise ValueError(f"fractions are {tuple(fractions)}: expected three numbers above 0 that sum to 1.")
 
 
 def split_by_user(
-    frame: pd.DataFrame, user: str = "user_id", fractions: Sequence[float] = (0.7, 0.15, 0.15), seed: int = 0
+    frame: pd.DataFrame, user: str = "user_id", fractions: Sequence[float] = (0.7, 0.15, 0.15)
 ) -> dict[str, pd.DataFrame]:
     """Split at random, all rows of a user together, into ``{"train", "valid", "test"}``: how well does the model serve
     users it has never seen? Fractions count users, not rows."""
     from sklearn.model_selection import GroupShuffleSplit
 
-    _check_split(frame, user, "split_by_user", fractions)
-    if (users := frame[user].nunique()) < 3:
-        raise ValueError(f"split_by_user got {users} user(s): expected 3 or more, one for each part.")
+    _check_fractions(fractions)
     parts = {"train": frame}
     for name, share in (("test", fractions[2]), ("valid", fractions[1] / (1 - fractions[2]))):
-        splitter, rest = GroupShuffleSplit(1, test_size=share, random_state=seed), parts["train"]
+        splitter, rest = GroupShuffleSplit(1, test_size=share, random_state=0), parts["train"]
         keep, off = next(splitter.split(rest, groups=rest[user]))
         parts |= {"train": rest.iloc[keep], name: rest.iloc[off]}
     return {name: parts[name] for name in PARTS}
@@ -57,15 +54,18 @@ def split_by_time(
 ) -> dict[str, pd.DataFrame]:
     """Split at two moments, train on the past, validate on what follows, test on the latest rows: how well will the
     model do tomorrow? Rows that share a moment stay in one part."""
-    _check_split(frame, time, "split_by_time", fractions)
+    _check_fractions(fractions)
     moments = frame[time].sort_values(kind="stable")
     cuts = [int(len(moments) * share) for share in (fractions[0], fractions[0] + fractions[1])]
-    first, second = moments.iloc[cuts] if len(moments) else (0, 0)
-    later, latest = frame[time] >= first, frame[time] >= second
-    parts = {"train": frame[frame[time] < first], "valid": frame[later & ~latest], "test": frame[latest]}
-    if empty := " and ".join(name for name, part in parts.items() if not len(part)):
-        raise ValueError(f"split_by_time leaves {empty} with no row: give it more than {len(frame)}.")
-    return parts
+    return split_at(frame, frame[time], *moments.iloc[cuts])
+
+
+def split_at(frame: pd.DataFrame, when: pd.Series, valid: Any, test: Any) -> dict[str, pd.DataFrame]:
+    """Cut where the moments ``valid`` and ``test`` begin; ValueError when a part would be empty."""
+    rows = {"train": when < valid, "valid": (when >= valid) & (when < test), "test": when >= test}
+    if empty := " and ".join(name for name, part in rows.items() if not part.any()):
+        raise ValueError(f"No row for {empty}, cut at {valid} and {test} of {when.min()} to {when.max()}.")
+    return {name: frame[part] for name, part in rows.items()}
 
 
 class FeatureEncoder:
@@ -111,8 +111,6 @@ class FeatureEncoder:
     def transform(self, frame: pd.DataFrame) -> tuple[Tensor, Tensor]:
         """Return ``numeric`` (n, D) float32 and ``categorical`` (n, C) int64. Warns when more than half of a
         categorical column is unknown although it is there."""
-        if not hasattr(self, "categories_"):
-            raise RuntimeError("This FeatureEncoder has not seen data yet: call fit(train_frame) first.")
         blocks = [_numbers(frame, *column) for column in zip(self.numeric, self.widths_, strict=True)]
         numbers = (np.hstack([np.empty((len(frame), 0)), *blocks]) - self.mean_) / self.scale_
         codes = np.zeros((len(frame), len(self.categorical)), np.int64)
@@ -168,28 +166,25 @@ class Splits:
 
 def prepare(
     frames: dict[str, pd.DataFrame], tasks: Sequence[Task], numeric: Sequence[str], categorical: Sequence[str], *,
-    min_count: int = 1, weight: str | None = None, device: torch.device | str = "cpu",
+    min_count: int = 1, device: torch.device | str = "cpu",
 ) -> Splits:  # fmt: skip
     """Fit the encoder on ``frames["train"]`` and encode all three parts, ``{"train", "valid", "test"}``.
 
-    ``min_count`` is that of :class:`FeatureEncoder`; ``weight`` names the column of row weights, 0 or more: how much a
-    row counts in the losses. Regression labels are standardised by the training labels (``MultiTaskDataset.scales``).
-    Raises ValueError when a feature is a label or a copy of one, or a binary label has no 0 in training; KeyError when
-    a part or column is missing.
+    ``min_count`` is that of :class:`FeatureEncoder`. Regression labels are standardised by the training labels
+    (``MultiTaskDataset.scales``). Raises ValueError when a feature is a label or a copy of one, or a binary label has
+    no 0 in training; KeyError when a part or column is missing.
     """
-    if missing := [part for part in PARTS if part not in frames]:
-        raise KeyError(f"prepare needs frames named train, valid and test; {', '.join(missing)} is missing.")
     tasks = check_tasks(tasks)
     for task in tasks:
         _refuse_label_copies(frames["train"], task, [*numeric, *categorical])
     encoder = FeatureEncoder(numeric, categorical, min_count).fit(frames["train"], tasks)
-    parts = [MultiTaskDataset.from_frame(frames[part], encoder, tasks, weight).to(device) for part in PARTS]
+    parts = [MultiTaskDataset.from_frame(frames[part], encoder, tasks).to(device) for part in PARTS]
     return Splits(*parts, dict(frames), encoder, tasks)
 
 
 def _refuse_label_copies(train: pd.DataFrame, task: Task, features: Sequence[str]) -> None:
     """ValueError when a feature is the label in other words (yes and no, cents), or when no label is negative."""
-    label, (y, known) = task.label_column, read_labels(train, task)
+    label, (y, known) = task.name, read_labels(train, task)
     known = np.flatnonzero(known)
     if task.kind == "binary" and len(known) and y[known].all():
         cure = f"if missing means no, write fillna({{{label!r}: 0}}); else add rows where it did not happen"

@@ -24,21 +24,19 @@ DATE_TEXT = re.compile(r"^\s*\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T].*)?$")
 
 
 def check_leaks(
-    frames: dict[str, pd.DataFrame], features: Sequence[str], tasks: Sequence[Task], *,
-    time: str | None = None, user: str | None = None,
-) -> pd.DataFrame:  # fmt: skip
+    frames: dict[str, pd.DataFrame], features: Sequence[str], tasks: Sequence[Task], time: str | None = None
+) -> pd.DataFrame:
     """Look for the usual leaks between a training and a test frame; one row per check (``check, passed, finding``).
 
     Checks that no label is among the features; that no row of the test part stands in the training part; that
-    training ends before validation and validation before test (``time`` given); that no user is in two parts
-    (``user`` given); and that no single feature alone reaches an AUC of 0.95 on a binary label with 20 or more positive
-    rows (an outcome in disguise, such as dwell time). That AUC is of one half of the training rows, scored by what the
-    other half says of the feature: the direction of a number, the label's mean for each category.
+    training ends before validation and validation before test (``time`` given); and that no single feature alone
+    reaches an AUC of 0.95 on a binary label with 20 or more positive rows (an outcome in disguise, such as dwell time).
+    That AUC is of one half of the training rows, scored by what the other half says of the feature: the direction of a
+    number, the label's mean for each category.
     """
-    train, labels = frames["train"], [task.label_column for task in check_tasks(tasks)]
-    columns = dict.fromkeys([*features, *labels, *([time] if time else [])])
-    columns = [column for column in columns if not len(vector_lengths(train[column]))]
-    both = (frames[part][columns] for part in ("train", "test"))
+    train, labels = frames["train"], [task.name for task in check_tasks(tasks)]
+    plain = [name for name in features if name not in labels and not len(vector_lengths(train[name]))]
+    both = (frames[part][[*plain, *labels, *([time] if time else [])]] for part in ("train", "test"))
     seen, asked = (pd.util.hash_pandas_object(rows, index=False) for rows in both)
     shared = int(asked.isin(seen).sum())
     found = [  # what is checked, what is wrong, what to say if nothing is
@@ -49,16 +47,12 @@ def check_leaks(
         pairs = (("train", "valid"), ("valid", "test"))
         late = [f"{a} reaches into {b}" for a, b in pairs if frames[a][time].max() >= frames[b][time].min()]
         found.append(("parts follow each other in time", late, "they do"))
-    if user:
-        both = len(set(train[user]) & set(frames["test"][user]))
-        found.append(("no user in train and test", [f"{both} users are"] if both else [], "none is"))
     scores = {}
     for task in tasks:
         y, known = read_labels(train, task)
         if task.kind == "binary" and min((y == 0).sum(), (y == 1).sum()) >= MIN_POSITIVES:
-            for column in features:
-                if column not in labels and not len(vector_lengths(train[column])):
-                    scores[column, task.name] = _held_out_auc(train.loc[known, column], y[known])
+            for column in plain:
+                scores[column, task.name] = _held_out_auc(train.loc[known, column], y[known])
     high = [f"{c} alone reaches AUC {v:.3f} on {t}" for (c, t), v in scores.items() if v >= LEAK_AUC]
     best = max(scores, key=scores.get, default=("", ""))
     strongest = f"the strongest is {best[0]} on {best[1]}, AUC {scores.get(best, 0):.3f}"
@@ -88,18 +82,15 @@ def _held_out_auc(values: pd.Series, y: np.ndarray) -> float:
 
 
 def guess_features(
-    frame: pd.DataFrame, labels: str | Task | Sequence[str | Task], *, time: str | None = None, user: str | None = None
-) -> tuple[list[str], list[str], pd.DataFrame]:  # fmt: skip
+    frame: pd.DataFrame, tasks: Sequence[Task], time: str | None = None, user: str | None = None
+) -> tuple[list[str], list[str], pd.DataFrame]:
     """Propose which columns of a table are numbers and which are categories; you know better, so read the reasons.
 
-    ``labels`` are the columns to predict, or their tasks; ``time`` and ``user`` those by which you will split: the time
-    is no feature, the user's id a category (leave it out when you test on new users). Returns ``numeric`` and
-    ``categorical``, columns for :func:`prepare`, and a table of each column's ``use`` (``numeric``, ``categorical``,
-    ``dropped``, ``label``) and ``why``.
+    ``time`` and ``user`` are the columns by which you will split: the time is no feature, the user's id a category
+    (leave it out when you test on new users). Returns ``numeric`` and ``categorical``, columns for :func:`prepare`, and
+    a table of each column's ``use`` (``numeric``, ``categorical``, ``dropped``, ``label``) and ``why``.
     """
-    labels = [labels] if isinstance(labels, (str, Task)) else labels
-    labels = [label.label_column if isinstance(label, Task) else label for label in labels]
-    told = dict.fromkeys(labels, ("label", "you said so"))
+    told = {task.name: ("label", "you said so") for task in tasks}
     told |= {time: ("dropped", "the time of the split")} if time else {}
     told |= {user: ("categorical", "ids of users")} if user else {}
     need_columns(frame, [*told, *frame.columns], "guess_features")
@@ -115,16 +106,13 @@ def _guess(values: pd.Series, name: str) -> tuple[str, str]:
         return "numeric", f"vectors of {lengths[0]} numbers"
     if len(lengths):
         return "dropped", "lists in its cells: make one 0/1 column of each value, or vectors of one length"
-    try:
-        distinct = known.nunique()
-    except (TypeError, NotImplementedError):
-        return "dropped", "its cells are no single values"
+    distinct = known.nunique()
     every_row = len(known) >= 20 and distinct > 0.95 * len(known)
     if not len(known) or (distinct == 1 and len(known) == len(values)):
         return "dropped", "one value in every row" if len(known) else "it holds nothing"
     if pd.api.types.is_bool_dtype(known):
         return "categorical", "yes or no"
-    if pd.api.types.is_numeric_dtype(known) and not pd.api.types.is_complex_dtype(known):
+    if pd.api.types.is_numeric_dtype(known):
         if not bool((known % 1 == 0).all()):
             return "numeric", "numbers"
         if MOMENT_NAME.search(name):
@@ -139,14 +127,8 @@ def _guess(values: pd.Series, name: str) -> tuple[str, str]:
     texts = pd.Series(known.unique()).head(2000)
     if not isinstance(texts.iloc[0], (str, int, float)) or DATE_TEXT.match(str(texts.iloc[0])):
         return "dropped", "dates or the like: make numbers of them, such as days before the event"
-    texts = texts.astype(str)
-    numbers = pd.to_numeric(texts, errors="coerce")
-    if numbers.notna().all() and not (numbers % 1 == 0).all():
-        return "numeric", "numbers written as text"
-    if texts.str.contains(r"[|;]|^\[|,(?=\S)").mean() > 0.5:
+    if texts.astype(str).str.contains(r"[|;]|^\[|,(?=\S)").mean() > 0.5:
         return "dropped", "several values in a cell, or a decimal comma: make 0/1 columns, or numbers"
-    if texts.str.contains(" ").mean() > 0.5 and texts.str.len().mean() > 30:
-        return "dropped", "free text: make vectors of it first"
     if every_row and not CODE_NAME.search(name):
         return "dropped", "another value in (nearly) every row"
     return "categorical", f"{distinct:,} values"

@@ -23,15 +23,14 @@ KINDS = ("binary", "multiclass", "regression")
 class Task:
     """One thing to predict.
 
-    ``name`` is its key in every dictionary of logits, labels, losses and weights; ``kind`` ``"binary"`` (one logit),
-    ``"multiclass"`` (``n_classes`` logits, needed for, and only for, this kind) or ``"regression"`` (one value);
-    ``label`` the column that holds the label, the task's name unless given.
+    ``name`` is the column of its label, and its key in every dictionary of logits, labels, losses and weights; ``kind``
+    ``"binary"`` (one logit), ``"multiclass"`` (``n_classes`` logits, needed for, and only for, this kind) or
+    ``"regression"`` (one value).
     """
 
     name: str
     kind: str = "binary"
     n_classes: int | None = None
-    label: str | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -44,10 +43,6 @@ class Task:
     def n_outputs(self) -> int:
         """Number of logits its tower ends in."""
         return self.n_classes if self.kind == "multiclass" else 1
-
-    @property
-    def label_column(self) -> str:
-        return self.label or self.name
 
 
 def check_tasks(tasks: Task | Sequence[Task]) -> tuple[Task, ...]:
@@ -115,13 +110,11 @@ class MultiTaskDataset:
     scales: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     @classmethod
-    def from_frame(
-        cls, frame: pd.DataFrame, encoder: Any, tasks: Sequence[Task], weight: str | None = None
-    ) -> MultiTaskDataset:
-        """Encode a frame with a fitted :class:`FeatureEncoder`; ``weight`` names the column of row weights. Labels that
-        are NaN (or negative, for multiclass) count as missing."""
+    def from_frame(cls, frame: pd.DataFrame, encoder: Any, tasks: Sequence[Task]) -> MultiTaskDataset:
+        """Encode a frame with a fitted :class:`FeatureEncoder`. Labels that are NaN (or negative, for multiclass) count
+        as missing."""
         numeric, categorical = encoder.transform(frame)
-        tasks, labels, masks, weights = check_tasks(tasks), {}, {}, None
+        tasks, labels, masks = check_tasks(tasks), {}, {}
         scales = {task.name: encoder.scales[task.name] for task in tasks if task.name in encoder.scales}
         for task in tasks:
             values, known = read_labels(frame, task)
@@ -129,12 +122,7 @@ class MultiTaskDataset:
             dtype = np.int64 if task.kind == "multiclass" else np.float32
             labels[task.name] = torch.from_numpy(np.where(known, (values - mean) / spread, 0).astype(dtype))
             masks |= {} if known.all() else {task.name: torch.from_numpy(known)}
-        if weight is not None:
-            need_columns(frame, [weight], "weight")
-            weights = torch.from_numpy(frame[weight].to_numpy(np.float32, na_value=np.nan))
-            if not (weights.isfinite() & (weights >= 0)).all():
-                raise ValueError(f"The weights in {weight!r} must be finite and 0 or more in every row.")
-        return cls(numeric, categorical, labels, masks, tasks, weights, scales)
+        return cls(numeric, categorical, labels, masks, tasks, scales=scales)
 
     def __len__(self) -> int:
         return len(self.numeric)
@@ -154,19 +142,15 @@ class MultiTaskDataset:
 
     def select(self, tasks: Sequence[str]) -> MultiTaskDataset:
         """The same rows with only the named tasks (the tensors are shared, not copied)."""
-        known = {task.name: task for task in self.tasks}
-        if missing := [name for name in tasks if name not in known]:
-            raise KeyError(f"No task {', '.join(map(repr, missing))}; this dataset has {', '.join(known)}.")
-        parts = (self.labels, self.masks, self.scales)
+        known, parts = {task.name: task for task in self.tasks}, (self.labels, self.masks, self.scales)
         labels, masks, scales = ({name: part[name] for name in tasks if name in part} for part in parts)
-        return replace(self, tasks=tuple(map(known.get, tasks)), labels=labels, masks=masks, scales=scales)
+        kept = tuple(known[name] for name in tasks)
+        return replace(self, tasks=kept, labels=labels, masks=masks, scales=scales)
 
     def batches(
         self, batch_size: int, shuffle: bool = True, generator: torch.Generator | None = None
     ) -> Iterator[Batch]:
         """Yield batches, each one gather per tensor on its device; ``generator`` (on the CPU) fixes the order."""
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}: expected 1 or more.")
         order = torch.randperm(len(self), generator=generator).to(self.device) if shuffle else None
         for start in range(0, len(self), batch_size):
             rows = slice(start, start + batch_size) if order is None else order[start : start + batch_size]
@@ -185,8 +169,8 @@ class MultiTaskDataset:
 
 def read_labels(frame: pd.DataFrame, task: Task) -> tuple[np.ndarray, np.ndarray]:
     """Labels (n,) as float64 and which are known (n,) bool; ValueError when one does not fit its task."""
-    need_columns(frame, [task.label_column], f"Task {task.name!r}")
-    column = frame[task.label_column]
+    need_columns(frame, [task.name], f"Task {task.name!r}")
+    column = frame[task.name]
     try:
         values = column.astype(float).to_numpy()
     except (TypeError, ValueError):
@@ -209,10 +193,7 @@ def read_labels(frame: pd.DataFrame, task: Task) -> tuple[np.ndarray, np.ndarray
 def hide_labels(dataset: MultiTaskDataset, task: str, keep: int | float, seed: int = 0) -> MultiTaskDataset:
     """Keep only some labels of one task, chosen at random: the knob of label scarcity. ``keep`` is how many labelled
     rows stay (a whole number) or which share of them (a float between 0 and 1)."""
-    need_dataset(dataset, "hide_labels")
-    if task not in dataset.labels:
-        raise KeyError(f"No task {task!r}; this dataset has {', '.join(dataset.labels)}.")
-    mask = dataset.masks.get(task, torch.ones(len(dataset), dtype=torch.bool, device=dataset.device))
+    mask = dataset.masks.get(task, torch.ones_like(dataset.labels[task], dtype=torch.bool))
     known = mask.nonzero().squeeze(-1)
     number = round(keep * len(known)) if isinstance(keep, float) else keep
     if not 0 <= number <= len(known):

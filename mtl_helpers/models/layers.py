@@ -55,17 +55,10 @@ class FeatureLayer(nn.Module):
             return numeric
         try:
             vectors = self.embedding(categorical + self.offset)
-        except IndexError:
-            raise IndexError(self._stranger(categorical)) from None
+        except IndexError:  # a category that falls into the next column's rows is not noticed
+            known = f"the schema has so many of each column: {self.schema.categorical}"
+            raise IndexError(f"A category is below 0 or too high; {known}.") from None
         return torch.cat([vectors.flatten(-2), numeric], dim=-1)
-
-    def _stranger(self, categorical: Tensor) -> str:
-        """Names a category outside its column's range (one that falls into the next column's rows is not noticed)."""
-        for values, (name, size) in zip(categorical.unbind(-1), self.schema.categorical.items(), strict=True):
-            odd = values[(values < 0) | (values >= size)]
-            if odd.numel():
-                return f"Column {name!r} holds the category {int(odd[0])}; the schema knows 0 to {size - 1}."
-        return "A categorical column holds a category that the schema does not know."
 
 
 class Tower(nn.Module):

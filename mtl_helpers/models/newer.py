@@ -5,8 +5,6 @@ Taught in notebook 06. Both follow the contract of :mod:`mtl_helpers.models.shar
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +21,8 @@ class STEM(SharingModel):
     mixes *all* experts, but no gradient flows from task t into another task's expert: every task reads what the others
     see, and none can spoil it ("all forward, task-specific backward").
     """
+
+    owned = ("own", "experts", "gates", "towers")
 
     def __init__(self, *args, **layers) -> None:
         super().__init__(*args, **layers)
@@ -50,10 +50,6 @@ class STEM(SharingModel):
             logits[name] = self.towers[name](mix(shares, [*seen, shared]))
         return logits
 
-    def task_parameters(self, name: str) -> Iterator[nn.Parameter]:
-        for group in (self.own, self.experts, self.gates, self.towers):
-            yield from group[name].parameters()
-
 
 def gate_unit(n_in: int, n_out: int, width: int) -> nn.Sequential:
     """PEPNet's Gate NU without the factor 2: Linear, ReLU, Linear, sigmoid."""
@@ -67,6 +63,8 @@ class PEPNet(SharedBottom):
     with δ = 2 σ(…[s, x]); PPNet likewise scales each unit that tower t reads, Z ⊙ δₜ, with the scaled features in the
     prior. A gate of 1 leaves all as it was. ``scene`` is a categorical column; ``gate`` units are inside each Gate NU.
     """
+
+    owned = ("ppnet", "towers")
 
     def __init__(self, *args, scene: str, gate: int = 8, **layers) -> None:
         super().__init__(*args, **layers)
@@ -87,6 +85,3 @@ class PEPNet(SharedBottom):
     def from_shared(self, parts: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         prior, shared = parts
         return {n: tower(shared * 2 * self.ppnet[n](prior)) for n, tower in self.towers.items()}
-
-    def task_parameters(self, name: str) -> Iterator[nn.Parameter]:
-        yield from (*self.ppnet[name].parameters(), *self.towers[name].parameters())

@@ -46,8 +46,6 @@ class CausalTransformer(nn.Module):
 
     def __init__(self, width: int, length: int, layers: int, heads: int) -> None:
         super().__init__()
-        if width % heads:
-            raise ValueError(f"width {width} is no multiple of heads {heads}.")
         self.start = nn.Parameter(0.1 * torch.randn(width))
         self.position = nn.Parameter(0.1 * torch.randn(length, width))
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))

@@ -31,7 +31,9 @@ __all__ += ["complete_chain", "match_parameters"]
 
 
 class SharingModel(nn.Module):
-    """What all models here have in common."""
+    """What all models here have in common. ``owned`` names the dictionaries of which each task owns its own entry."""
+
+    owned: tuple[str, ...] = ("towers",)
 
     def __init__(
         self,
@@ -67,7 +69,8 @@ class SharingModel(nn.Module):
         return self.from_shared(self.represent(numeric, categorical))
 
     def task_parameters(self, name: str) -> Iterator[nn.Parameter]:
-        yield from self.towers[name].parameters()
+        for group in self.owned:
+            yield from getattr(self, group)[name].parameters()
 
     def shared_parameters(self) -> Iterator[nn.Parameter]:
         own = {id(p) for name in self.names for p in self.task_parameters(name)}
@@ -152,6 +155,8 @@ class MMoE(SharingModel):
     that no gate can rely on a single expert (Zhao et al., RecSys 2019, §4.2).
     """
 
+    owned = ("gates", "towers")
+
     def __init__(self, *args, n_experts: int = 4, expert_dropout: float = 0.0, **layers) -> None:
         super().__init__(*args, **layers)
         self.settings |= {"n_experts": n_experts, "expert_dropout": expert_dropout}
@@ -184,9 +189,6 @@ class MMoE(SharingModel):
     def expert_use(self, numeric: Tensor, categorical: Tensor) -> dict[str, Tensor]:
         """``{task: gates (n, n_experts)}``; each row sums to one."""
         return self.open_gates(self.features(numeric, categorical))
-
-    def task_parameters(self, name: str) -> Iterator[nn.Parameter]:
-        yield from (*self.gates[name].parameters(), *self.towers[name].parameters())
 
 
 class Level(nn.Module):

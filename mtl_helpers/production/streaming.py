@@ -28,7 +28,7 @@ def buffers(
     from pyarrow import Table
     from pyarrow.parquet import ParquetFile
 
-    columns = [*encoder.numeric, *encoder.categorical, *(task.label_column for task in tasks)]
+    columns = [*encoder.numeric, *encoder.categorical, *(task.name for task in tasks)]
     places = [(path, k) for path in files for k in range(ParquetFile(path).num_row_groups)]
     order = torch.arange(len(places))
     if generator is not None:
