@@ -62,11 +62,8 @@ def read_rgb(path: str | Path) -> np.ndarray:
 
 def tiles(sheet: np.ndarray, n: int) -> Tensor:
     """Of a sheet of pictures, the first n as float32 (n, 3, 32, 32) in [0, 1]."""
-    if sheet.ndim != 3 or sheet.shape[0] % SIZE or sheet.shape[1] % SIZE or sheet.shape[2] != 3:
-        raise ValueError(f"The sheet is {sheet.shape}: expected pictures of {SIZE} × {SIZE} pixels, RGB.")
-    rows, columns = sheet.shape[0] // SIZE, sheet.shape[1] // SIZE
-    cut = sheet.reshape(rows, SIZE, columns, SIZE, 3).transpose(0, 2, 4, 1, 3).reshape(-1, 3, SIZE, SIZE)
-    return torch.from_numpy(cut[:n] / np.float32(255))
+    cut = sheet.reshape(-1, SIZE, sheet.shape[1] // SIZE, SIZE, 3).transpose(0, 2, 4, 1, 3)
+    return torch.from_numpy(cut.reshape(-1, 3, SIZE, SIZE)[:n] / np.float32(255))
 
 
 def residual_codes(vectors: np.ndarray, sizes: Sequence[int]) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -118,9 +115,8 @@ class SessionDataset(MultiTaskDataset):
     def batches(
         self, batch_size: int, shuffle: bool = True, generator: torch.Generator | None = None
     ) -> Iterator[Batch]:
-        data: MultiTaskDataset = self
+        session, rows = self.categorical[:, -2], self
         if shuffle:
-            session = self.categorical[:, -2]
             place = torch.randperm(int(session.max()) + 1, generator=generator).to(self.device)
-            data = self.take(place[session].argsort(stable=True))
-        yield from MultiTaskDataset.batches(data, batch_size, shuffle=False)
+            rows = self.take(place[session].argsort(stable=True))
+        return MultiTaskDataset.batches(rows, batch_size, shuffle=False)

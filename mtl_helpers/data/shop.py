@@ -17,7 +17,6 @@ import pandas as pd
 from mtl_helpers.data import shop_world as sim
 from mtl_helpers.data.shop_content import WORDS, draw_sheet, encode_rgb
 from mtl_helpers.data.shop_world import ShopConfig, World, generator, make_world
-from mtl_helpers.files import write_atomically
 
 __all__ = ["SHOP_FOLDER", "Shop", "load_shop", "pictures", "simulate", "write_shop"]
 
@@ -84,11 +83,11 @@ def _raw_log(world: World, rng: np.random.Generator) -> tuple[pd.DataFrame, pd.D
         "purchase": bought.astype(np.int64),
         "purchase_time": pd.Series(paid).where(bought),
     }
-    truth = pd.DataFrame({name: log[name] for name in ("p_click", "p_purchase_given_click")})
-    truth = truth.assign(p_purchase=truth.prod(axis=1)).round(6)
-    truth.insert(0, "impression_id", np.arange(n))
+    p_click, given = log["p_click"], log["p_purchase_given_click"]
+    truth = {"impression_id": np.arange(n), "p_click": p_click, "p_purchase_given_click": given}
+    truth["p_purchase"] = p_click * given
     twice = np.repeat(np.arange(n), 1 + (rng.random(n) < 0.01))
-    return pd.DataFrame(impressions).iloc[twice].reset_index(drop=True), truth
+    return pd.DataFrame(impressions).iloc[twice].reset_index(drop=True), pd.DataFrame(truth).round(6)
 
 
 def write_shop(config: ShopConfig | None = None, folder: str | Path = SHOP_FOLDER) -> list[Path]:
@@ -98,15 +97,13 @@ def write_shop(config: ShopConfig | None = None, folder: str | Path = SHOP_FOLDE
     folder.mkdir(parents=True, exist_ok=True)
     contents = {}
     for name in _TABLES:
-        packed = io.BytesIO()
-        with gzip.GzipFile("", "wb", 9, packed, mtime=0) as file:  # a header without name and time
+        with gzip.GzipFile("", "wb", 9, packed := io.BytesIO(), mtime=0) as file:  # no name, no time
             file.write(getattr(shop, name).to_csv(index=False, lineterminator="\n").encode())
         contents[f"{name}.csv.gz"] = packed.getvalue()
     contents["config.json"] = (json.dumps(asdict(shop.config), indent=2) + "\n").encode()
     contents["pictures.png"] = encode_rgb(pictures(shop))
     for name, content in contents.items():
-        with write_atomically(folder / name) as file:
-            file.write(content)
+        (folder / name).write_bytes(content)
     return [folder / name for name in contents]
 
 
@@ -122,7 +119,6 @@ def load_shop(folder: str | Path | None = None) -> Shop:
     if folder is None and not (SHOP_FOLDER / "users.csv.gz").is_file():
         return simulate()
     folder = Path(folder or SHOP_FOLDER)
-    read = {"keep_default_na": False, "na_values": [""]}
-    tables = {name: pd.read_csv(folder / f"{name}.csv.gz", **read) for name in _TABLES}
+    tables = {name: pd.read_csv(folder / f"{name}.csv.gz") for name in _TABLES}
     config = ShopConfig(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
     return Shop(**tables, config=config)

@@ -93,7 +93,7 @@ def describe(
     pick = np.full(level.shape, 3) if unseen else rng.integers(0, 3, level.shape)
     choice = rng.integers(0, 1 << 30, (len(level), 5))
     typo = rng.random(len(level)) < 0.04
-    titles, texts = [], []
+    parts, titles, texts = (_OPENINGS, _MIDDLES, _CLOSINGS), [], []
     for row in range(len(level)):
         words = [WORDS[name][level[row, i]][pick[row, i]] for i, name in enumerate(WORDS)]
         quality, appeal, *styles = words
@@ -103,11 +103,9 @@ def describe(
         joined = " and ".join([", ".join(styles[:-1])] * (len(styles) > 1) + styles[-1:])
         fill = {"a": a, "b": b, "thing": thing, "things": things[row], "brand": brands[row]}
         fill |= {"quality": quality, "appeal": appeal, "styles": joined}
-        title = _TITLES[choice[row, 1] % len(_TITLES)].format(**fill)
-        parts = (_OPENINGS, _MIDDLES, _CLOSINGS)
         said = [part[c % len(part)].format(**fill) for part, c in zip(parts, choice[row, 2:], strict=True)]
         text = " ".join(_capital(sentence) for sentence in said if sentence)
-        titles.append(_capital(title))
+        titles.append(_capital(_TITLES[choice[row, 1] % len(_TITLES)].format(**fill)))
         texts.append(_mistype(text, choice[row, 0]) if typo[row] else text)
     return {"title": titles, "description": texts}
 
@@ -132,12 +130,10 @@ def draw_sheet(sub: np.ndarray, hidden: np.ndarray, rng: np.random.Generator) ->
     """
     shown = (hidden + NOISE * rng.standard_normal(hidden.shape)) / np.hypot(1, NOISE)
     unit = 1 / (1 + np.exp(-1.7 * shown))  # about uniform in [0, 1]
-    n_rows = -(-len(sub) // COLUMNS)
-    sheet = np.full((n_rows * SIZE, COLUMNS * SIZE, 3), 255, np.uint8)
-    for i, picture in enumerate(_picture(s, *u, rng) for s, u in zip(sub, unit, strict=True)):
-        y, x = divmod(i, COLUMNS)
-        sheet[y * SIZE : (y + 1) * SIZE, x * SIZE : (x + 1) * SIZE] = picture
-    return sheet
+    drawn = [_picture(s, *u, rng) for s, u in zip(sub, unit, strict=True)]
+    blank = np.full((-len(sub) % COLUMNS, SIZE, SIZE, 3), 255, np.uint8)
+    rows = np.concatenate([drawn, blank]).reshape(-1, COLUMNS, SIZE, SIZE, 3)
+    return rows.swapaxes(1, 2).reshape(-1, COLUMNS * SIZE, 3)
 
 
 # outline of a category: exponent of the superellipse, number and depth of its lobes; of its four sub-categories:

@@ -153,12 +153,12 @@ class World:
         self.items = pd.DataFrame(items | words)
 
     def probabilities(self, user, item, time, position=1, surface="home") -> tuple[np.ndarray, np.ndarray]:
-        """True probabilities of an impression at a moment, whether it was shown or not.
+        """True p_click and p_purchase_given_click of an impression at a moment, whether it was shown or not; their
+        product is the probability of a purchase, be it days later.
 
         ``user`` and ``item`` are ids, ``time`` timestamps or seconds since the log's start, ``position`` 1 to 8,
         ``surface`` a name from :data:`SURFACES`; all may be arrays, which are broadcast. The user's state is what the
-        log left it in: clicks, purchases and views before ``time`` count, and the mission of the last page opened by
-        then. Returns p_click and p_purchase_given_click; their product is that of a purchase, be it days later.
+        log left it in: what was before ``time`` counts, and the mission of the last page opened by then.
         """
         if not np.issubdtype(np.asarray(time).dtype, np.number):
             time = (np.asarray(time).astype("datetime64[s]") - START).astype(np.int64)

@@ -13,6 +13,15 @@ from sklearn.linear_model import LogisticRegression
 from mtl_helpers import data
 from mtl_helpers.data import CATEGORIES, PAGE, Shop, World, make_world
 from mtl_helpers.data.shop_world import PARENT, SUBS
+from mtl_helpers.metrics import expected_auc
+
+
+def bayes_auc(shop: Shop) -> dict[str, float]:
+    """AUC of the true probabilities, weighted by themselves: no model can expect more. Of ``click`` and ``purchase``
+    over all impressions, and of ``purchase_given_click`` over clicks."""
+    click, given, bought = (shop.truth[f"p_{name}"] for name in ("click", "purchase_given_click", "purchase"))
+    aucs = {"click": expected_auc(click, click), "purchase": expected_auc(bought, bought)}
+    return aucs | {"purchase_given_click": expected_auc(given, given, click)}
 
 
 def page_of(world: World, frame: pd.DataFrame) -> np.ndarray:
@@ -60,7 +69,7 @@ def main() -> None:
     parent = dict(zip(SUBS, PARENT, strict=True)) | {"none": -1}
     clicked = train.loc[train["click"] == 1, "item_id"].value_counts().index
     said = hidden_state(shop, frames)[known]
-    print({name: round(value, 4) for name, value in data.bayes_auc(shop).items()})
+    print({name: round(value, 4) for name, value in bayes_auc(shop).items()})
     found = {
         "next category, largest class of the training part": (y == train["next_category"].mode()[0]).mean(),
         "next category is that of the last click": (y == test["last_sub_category"][known].map(parent)).mean(),
