@@ -50,16 +50,17 @@ def mmr(scores: ArrayLike, categories: ArrayLike, k: int, diversity: float) -> n
     if not np.isfinite(s).all() or not 0 <= diversity <= 1:
         raise ValueError(f"mmr needs finite scores, and a diversity from 0 to 1, not {diversity}.")
     k, codes, rows = _length(k, s.shape[1]), _category_codes(categories, s.shape[1]), np.arange(len(s))
-    order = np.argsort(-s, axis=1, kind="stable")  # so that equal values go to the higher score
-    s, category = np.take_along_axis(s, order, 1), codes[order]
-    spread = s[:, :1] - s[:, -1:]
-    value = (1 - diversity) * (s - s[:, -1:]) / np.where(spread > 0, spread, 1)
-    seen, out = np.zeros((len(s), codes.max() + 1)), np.empty((len(s), k), np.int64)
+    lowest = s.min(1, keepdims=True)
+    spread = s.max(1, keepdims=True) - lowest
+    value = (1 - diversity) * (s - lowest) / np.where(spread > 0, spread, 1)
+    seen, out = np.zeros((len(s), codes.max() + 1), bool), np.empty((len(s), k), np.int64)
     for place in range(k):
-        best = (value - diversity * np.take_along_axis(seen, category, 1)).argmax(1)
-        out[:, place] = order[rows, best]
-        seen[rows, category[rows, best]] = 1
-        value[rows, best] = -np.inf
+        equal = value == value.max(1, keepdims=True)
+        out[:, place] = best = np.where(equal, s, -np.inf).argmax(1)
+        shown = codes[best]
+        new = ~seen[rows, shown, None]
+        np.subtract(value, diversity, out=value, where=new & (codes == shown[:, None]))
+        seen[rows, shown], value[rows, best] = True, -np.inf
     return out
 
 

@@ -11,7 +11,7 @@ import html
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -22,7 +22,6 @@ from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike
 
 from mtl_helpers import ranking
-from mtl_helpers.losses import check_weights
 from mtl_helpers.metrics import pareto_mask
 from mtl_helpers.widgets.explorer import Explorer, dropdown, encode_png, slider
 from mtl_helpers.widgets.figures import GREY, HERE, INK, figure, legend_outside, minus, task_style, within
@@ -31,7 +30,6 @@ from mtl_helpers.widgets.weights import TrainedWeights
 __all__ = ["Shopfront", "shop_dashboard"]
 
 SMALLEST = 1e-12  # predictions and prices of 0 have no logarithm; they count as this much
-MOST_CARDS = 10
 RAISED = str.maketrans("0123456789.", "⁰¹²³⁴⁵⁶⁷⁸⁹·")
 HEIGHT = 2.0
 CURRENCY = "EUR"
@@ -53,20 +51,17 @@ LABELS = {
 class Shopfront:
     """What a shop could show to U users out of I items, under each of K trained task weightings.
 
-    Parameters
-    ----------
-    items : (I rows) with columns ``category``, ``brand``, ``price``, and ``title`` if there is one; item i of all
-        arrays is its row i. pictures : (I, side, side, 3) uint8, for the cards.
+    items : (I rows) with columns ``title``, ``category``, ``brand`` and ``price``; item i of all arrays is its row i.
     users : (U,) names for the picker, all different.
     weightings : (K rows), a column of weights for each task, as ``Sweep.weightings`` has them.
-    predictions : ``{signal: (K, U, I)}``, one to three; probabilities, or other values of 0 or more.
+    predictions : ``{signal: (K, U, I)}``, probabilities or other values of 0 or more; price is a further signal.
     true_purchase : (U, I) true purchase probability of an impression at the first place.
-    relevance : (U, I), 0 or more, for NDCG: say, what was bought later. ``true_purchase`` unless given.
-    counts : (I,) past interactions, for novelty; without them there is no such figure.
-    position_factors : (k,) what each place leaves of the purchase probability; 1 unless told.
-    k : length of a list, 1 to 10.
+    relevance : (U, I), 0 or more, for NDCG: say, what was bought later.
+    counts : (I,) past interactions, for novelty.
+    pictures : (I, side, side, 3) uint8, for the cards.
+    position_factors : (k,) what each place leaves of the purchase probability. k : length of a list.
 
-    Raises ValueError or KeyError, in words, for parts that do not fit each other or cannot be measured.
+    Raises ValueError for parts that do not fit each other or cannot be measured.
     """
 
     items: pd.DataFrame
@@ -74,152 +69,99 @@ class Shopfront:
     weightings: pd.DataFrame
     predictions: Mapping[str, ArrayLike]
     true_purchase: ArrayLike
-    relevance: ArrayLike | None = None
-    counts: ArrayLike | None = None
-    pictures: ArrayLike | None = None
-    position_factors: ArrayLike | None = None
-    k: int = 10
-    _logs: dict[str, Any] = field(default_factory=dict, repr=False)
+    relevance: ArrayLike
+    counts: ArrayLike
+    pictures: np.ndarray
+    position_factors: ArrayLike
+    k: int
 
     def __post_init__(self) -> None:
-        if missing := [name for name in ("category", "brand", "price") if name not in self.items]:
-            raise KeyError(f"items lack the columns {missing}; they have {list(self.items)}.")
-        self.items = self.items.reset_index(drop=True)
-        self.users = [str(user) for user in self.users]
-        if len(set(self.users)) < len(self.users) or not self.users:
-            raise ValueError("users need different names, at least one: the picker shows them.")
-        if not 1 <= self.k <= MOST_CARDS:
-            raise ValueError(f"k is {self.k}: a page shows 1 to {MOST_CARDS} products.")
-        for row in self.weightings.to_dict("records"):
-            check_weights(row, list(self.weightings))
-        self.weightings = self.weightings.reset_index(drop=True).astype(float)
-        if not 1 <= len(self.predictions) <= 3 or "price" in self.predictions:
-            raise ValueError(f"predictions need one to three beside price; got {[*self.predictions]}.")
-        self.predictions = {name: np.asarray(values) for name, values in self.predictions.items()}
-        self.true_purchase = np.asarray(self.true_purchase, float)
-        self.relevance = self.true_purchase if self.relevance is None else np.asarray(self.relevance, float)
-        one = (len(self.users), len(self.items))
-        parts = {name: (getattr(self, name), one) for name in ("true_purchase", "relevance")}
-        parts |= {name: (p, (len(self.weightings), *one)) for name, p in self.predictions.items()}
-        for name, (values, shape) in parts.items():
-            axes = "(users, items)" if shape == one else "(weightings, users, items)"
-            if values.shape != shape:
-                raise ValueError(f"{name} has shape {values.shape}, expected {axes} = {shape}.")
-            if shape != one and not (np.isfinite(values).all() and values.min() >= 0):
-                raise ValueError(f"predictions of {name!r} hold NaN, infinite or negative values.")
+        if len(set(self.users)) < len(self.users):
+            raise ValueError("users need different names: the picker shows them.")
+        shape = len(self.weightings), len(self.users), len(self.items)
+        for name, values in self.predictions.items():
+            if values.shape != shape or not (values.min() >= 0 and values.max() < math.inf):
+                wanted = f"(weightings, users, items) = {shape} numbers, finite and 0 or more"
+                raise ValueError(f"predictions of {name!r} are {wanted}; got {values.shape}.")
         self._shown: dict[int, str] = {}
         self._price = self.items["price"].to_numpy(float)
         self._category = self.items["category"].to_numpy()
-        # one trial, so that whatever cannot be measured is said now and not under a slider
-        self.measure(self.rank(0, dict.fromkeys(self.predictions, 1.0)))
-
-    @property
-    def signals(self) -> tuple[str, ...]:
-        """What may have an exponent: the predictions, and price."""
-        return (*self.predictions, "price")
 
     def picture(self, item: int) -> str:
         """An item's picture as HTML."""
-        if self.pictures is not None and item not in self._shown:
+        if item not in self._shown:
             png = base64.b64encode(encode_png(self.pictures[item])).decode("ascii")
             self._shown[item] = f'<img src="data:image/png;base64,{png}" alt="" style="{PICTURE}">'
-        return self._shown.get(item, "")
-
-    def nearest(self, weights: Mapping[str, float]) -> int:
-        """The trained weighting nearest to these weights; only their proportions count."""
-        check_weights(weights, list(self.weightings))
-        return TrainedWeights(self.weightings).nearest(weights)
+        return self._shown[item]
 
     def rank(self, weighting: int, exponents: Mapping[str, float], diversity: float = 0.0) -> np.ndarray:
-        """Every user's list under a setting, (U, k) positions of items, best first, by s = Π pᵢ^aᵢ · price^c.
-
-        Raises ValueError for exponents of other signals, below 0 or not finite.
-        """
-        if unknown := [name for name in exponents if name not in self.signals]:
-            raise ValueError(f"No signal {', '.join(unknown)}; there are {', '.join(self.signals)}.")
-        if wrong := {name: a for name, a in exponents.items() if not 0 <= a < math.inf}:
-            raise ValueError(f"A fusion exponent is a finite number, 0 or more; got {wrong}.")
-        if self._logs.get("weighting") != weighting:
-            raised = {name: p[weighting] for name, p in self.predictions.items()} | {"price": self._price}
-            logs = {name: np.log(np.maximum(p, SMALLEST, dtype=float)) for name, p in raised.items()}
-            self._logs = logs | {"weighting": weighting}
-        powers = (a * self._logs[name] for name, a in exponents.items() if a)
-        total = sum(powers, np.zeros(self.true_purchase.shape))
-        scores = np.exp(total - total.max(1, keepdims=True))  # as shares of the user's best
+        """Every user's list under a setting, (U, k) positions of items, best first, by s = Π pᵢ^aᵢ · price^c."""
+        total = np.zeros((len(self.users), len(self.items)))
+        for name, a in exponents.items():
+            if a:
+                raised = self._price if name == "price" else self.predictions[name][weighting]
+                total += a * np.log(np.maximum(raised, SMALLEST, dtype=float))
         if not diversity:
-            return ranking.top_k(scores, self.k)
-        return ranking.mmr(scores, self._category, self.k, diversity)
+            return ranking.top_k(total, self.k)
+        shares = np.exp(total - total.max(1, keepdims=True))  # of the user's best
+        return ranking.mmr(shares, self._category, self.k, diversity)
 
     def measure(self, lists: np.ndarray) -> dict[str, float]:
         """The figures of lists (U, k), as :mod:`mtl_helpers.ranking` defines them, means over users.
 
         ``revenue`` (expected, per 1,000 impressions), ``ndcg``, ``coverage`` (of the catalogue), ``categories`` (shown
-        to a user, as a share of all), ``gini`` (of exposure, places by their factor) and, where counts were given,
-        ``novelty`` (bits).
+        to a user, as a share of all), ``gini`` (of exposure, places by their factor) and ``novelty`` (bits).
         """
-        n = len(self.items)
-        revenue = ranking.expected_revenue(lists, self.true_purchase, self._price, self.position_factors)
-        found = {
-            "revenue": float(revenue.mean()),
+        n, factors = len(self.items), self.position_factors
+        return {
+            "revenue": float(
+                ranking.expected_revenue(lists, self.true_purchase, self._price, factors).mean()
+            ),
             "ndcg": ranking.user_mean(ranking.ndcg_at_k(self.relevance, lists)),
             "coverage": ranking.catalogue_coverage(lists, n),
             "categories": float(ranking.category_coverage(lists, self._category).mean()),
-            "gini": ranking.gini(ranking.exposure(lists, n, self.position_factors)),
+            "gini": ranking.gini(ranking.exposure(lists, n, factors)),
+            "novelty": float(ranking.novelty(lists, self.counts).mean()),
         }
-        if self.counts is not None:
-            found["novelty"] = float(ranking.novelty(lists, self.counts).mean())
-        return found
-
-    def settings(
-        self, exponents: Sequence[Mapping], diversities: Sequence[float] = DIVERSITIES, weightings=None
-    ) -> pd.DataFrame:
-        """Measure every combination: a row each, with ``weighting``, ``exponents``, ``diversity`` and the figures."""
-        every = range(len(self.weightings)) if weightings is None else weightings
-        combined = [*product(every, map(dict, exponents), diversities)]
-        made = pd.DataFrame(combined, columns=["weighting", "exponents", "diversity"])
-        return made.join(pd.DataFrame([self.measure(self.rank(*setting)) for setting in combined]))
 
 
 def shop_dashboard(
-    front: Shopfront, *, exponents: Mapping[str, float], weights: Mapping[str, float] | None = None
+    front: Shopfront, *, exponents: Mapping[str, float], weights: Mapping[str, float]
 ) -> Explorer:
     """Steer a shop's lists: product cards, their figures against today's setting, revenue against coverage.
 
-    All is compared with *today's setting*. Ready-made settings are every weighting with today's exponents, and today's
-    weighting with other exponents, each at three diversities; buttons lead to today's, to the one that earns most,
-    which is the first state, to the one that shows most of the catalogue, and to any of them. Task-weight sliders
-    stand on trained weightings. Cards show a product's picture, title, brand, price and predictions; bars are shares
-    of the largest prediction that this user has for any product.
+    Ready-made settings are every weighting with today's exponents, and today's weighting with other exponents, each at
+    three diversities; buttons lead to today's, to the one that earns most, which is the first state, to the one that
+    shows most of the catalogue, and to any of them. Task-weight sliders stand on trained weightings. Cards show a
+    product's picture, title, brand, price and predictions; bars are shares of the largest prediction that this user
+    has for any product.
 
-    Parameters
-    ----------
-    front : the predictions and the truth.
-    exponents : today's, one to four of ``front.signals``; these get sliders from 0 to 2, in quarters.
-    weights : today's task weights; the trained weighting nearest to equal weights unless told.
+    exponents : today's, of predictions and ``price``; these get sliders from 0 to 2, in quarters.
+    weights : today's task weights; the trained weighting nearest to them counts.
 
-    Controls are named ``<task>_weight`` (several weightings only), ``<signal>_exponent``, ``diversity`` and ``user``.
+    Controls are named as the tasks, ``<signal>_exponent``, ``diversity`` and ``user``.
     """
-    if not exponents:
-        raise ValueError(f"exponents need one to four of {', '.join(front.signals)}; got none.")
-    trained = TrainedWeights(front.weightings, "_weight")
-    start = front.nearest(weights or dict.fromkeys(front.weightings, 1.0))
+    trained = TrainedWeights(front.weightings)
+    start = trained.nearest(weights)
     shown = front.rank(start, exponents)
     today, settings = front.measure(shown), _ready_made(front, exponents, start)
     dearest, widest = (settings.loc[settings[name].idxmax()] for name in ("revenue", "coverage"))
-    several, at, groups = min(front.weightings.shape) > 1, dearest["exponents"], {}
-    if several:
-        groups["Task weights"] = trained.sliders([*front.weightings], dearest["weighting"])
-    knobs = [slider(f"{name}_exponent", name, 0.0, 2.0, at[name], step=0.25, fmt=".2f") for name in exponents]
+    knobs = [
+        slider(f"{name}_exponent", name, 0.0, 2.0, dearest["exponents"][name], step=0.25, fmt=".2f")
+        for name in exponents
+    ]
     knobs.append(slider("diversity", "diversity", 0.0, 1.0, dearest["diversity"], step=0.05))
-    groups["Exponents"] = [*knobs, dropdown("user", "user", front.users)]
+    groups = {
+        "Task weights": trained.sliders(trained.names, dearest["weighting"]),
+        "Exponents": [*knobs, dropdown("user", "user", front.users)],
+    }
     fig = figure(HEIGHT)
     left, right = fig.subplots(1, 2, width_ratios=(1.2, 1))
     move_bars = _draw_changes(left, today, settings, front.k)
     here = _draw_front(right, settings, today)
 
     def update(state: Mapping[str, Any]) -> tuple[str, str, str]:
-        user = front.users.index(state["user"])
-        at = trained.row(state) if several else 0
+        user, at = front.users.index(state["user"]), trained.row(state)
         powers = {name: state[f"{name}_exponent"] for name in exponents}
         lists = front.rank(at, powers, state["diversity"])
         now = front.measure(lists)
@@ -230,7 +172,7 @@ def shop_dashboard(
         said = (
             f"{state['user']}: {_recipe(front, powers, state['diversity'], at)}. All {len(front.users):,} users: "
             f"{now['revenue']:,.1f} {CURRENCY} per 1,000 shown "
-            f"({_change(now['revenue'], today['revenue'])}), NDCG@{front.k} {now['ndcg']:.4f} (today "
+            f"({_signed(_change(now['revenue'], today['revenue']))}), NDCG@{front.k} {now['ndcg']:.4f} (today "
             f"{today['ndcg']:.4f}), {now['coverage']:.1%} of the catalogue (today {today['coverage']:.1%}); "
             f"{int(better.sum())} of {len(better)} ready-made settings earn and show more. {new} of {front.k} products "
             "are new on this page."
@@ -239,15 +181,17 @@ def shop_dashboard(
 
     def go(setting: pd.Series) -> None:
         state = {f"{name}_exponent": a for name, a in setting["exponents"].items()}
-        state |= dict(zip(trained.keys, trained.shares[setting["weighting"]], strict=True)) if several else {}
+        state |= zip(trained.names, trained.shares[setting["weighting"]], strict=True)
         board.go(**state, diversity=setting["diversity"])
 
     now = settings[(settings["weighting"] == start) & (settings["diversity"] == 0)].iloc[0]
     presets = {"Today": now, "Most money": dearest, "Widest": widest}
     buttons = [(label, lambda setting=setting: go(setting)) for label, setting in presets.items()]
     buttons.append(("Surprise me", lambda: go(settings.iloc[random.randrange(len(settings))])))
-    title = "The shop owner's dashboard"
-    board = Explorer(fig, groups, update, title=title, link=trained.link, buttons=buttons, beside=True)
+    board = Explorer(
+        fig, groups, update,
+        title="The shop owner's dashboard", link=trained.link, buttons=buttons, beside=True,
+    )  # fmt: skip
     return board
 
 
@@ -260,10 +204,13 @@ def _recipe(front: Shopfront, powers: Mapping[str, float], diversity: float, at:
 
 
 def _ready_made(front: Shopfront, exponents: Mapping[str, float], today: int) -> pd.DataFrame:
-    varied = ({**exponents, name: a} for name in exponents for a in VARIED_EXPONENTS)
-    others = [powers for powers in varied if any(powers.values()) and powers != dict(exponents)]
-    parts = front.settings([exponents]), front.settings(others, weightings=[today])
-    return pd.concat(parts, ignore_index=True)
+    """A row for each setting: ``weighting``, ``exponents``, ``diversity`` and the figures."""
+    varied = [{**exponents, name: a} for name in exponents for a in VARIED_EXPONENTS]
+    others = [powers for powers in varied if any(powers.values()) and powers != exponents]
+    every = [*product(range(len(front.weightings)), [exponents], DIVERSITIES)]
+    every += product([today], others, DIVERSITIES)
+    made = pd.DataFrame(every, columns=["weighting", "exponents", "diversity"])
+    return made.join(pd.DataFrame([front.measure(front.rank(*setting)) for setting in every]))
 
 
 def _cards(front: Shopfront, user: int, items: list[int], before: list[int], at: int) -> tuple[str, str, int]:
@@ -281,7 +228,7 @@ def _cards(front: Shopfront, user: int, items: list[int], before: list[int], at:
             bar = f'<span><span style="{BAR};width:{share:.0f}%;background:{fill}"></span></span>'
             bars += f'<div style="{ROW}"><span>{html.escape(name)}</span>{bar}{_digits(value)}</div>'
             numbers.append(f"{name} {_digits(value)}")
-        title, cost = row.get("title", row["category"]), f"{row['price']:,.2f} {CURRENCY}"
+        title, cost = row["title"], f"{row['price']:,.2f} {CURRENCY}"
         cards += (
             f'<div style="{CARD}"><div style="{LINE}"><b>{place + 1}</b><b style="color:{color}">{moved}</b></div>'
             f'<div style="{SHOWN}">{front.picture(item)}<div style="{TITLE}">{html.escape(title)}</div></div>'
@@ -308,9 +255,8 @@ BAR = "display:block;height:7px"
 def _draw_changes(ax: Axes, today: Mapping[str, float], settings: pd.DataFrame, k: int) -> Callable:
     """A bar for each figure, its change against today as a share; returns what moves them."""
     names = list(today)
-    known = [name for name in names if name in settings and today[name]]
-    changes = [abs(settings[name] / today[name] - 1).median() for name in known]
-    limit = 110 * max(0.05, min(1.0, np.nanmax([*changes, 0.05])))
+    changes = (settings[names] / pd.Series(today) - 1).abs().median()
+    limit = 110 * float(np.clip(changes.max(), 0.05, 1.0))
     ax.axvline(0, color="black", lw=1)
     ax.set(xlim=(-limit, 2.1 * limit), ylim=(len(names) - 0.4, -0.6), xlabel="change against today, %")
     ax.set_xticks([tick for tick in ax.get_xticks() if abs(tick) <= limit])
@@ -323,12 +269,12 @@ def _draw_changes(ax: Axes, today: Mapping[str, float], settings: pd.DataFrame, 
 
     def move(now: Mapping[str, float]) -> None:
         for name, bar, text in zip(names, bars, texts, strict=True):
-            change = 100 * (now[name] / today[name] - 1) if today[name] else 0.0
+            change = _change(now[name], today[name])
             color = INK if name in ("gini", "novelty") else BETTER if change > 0 else WORSE
-            bar.set(width=float(np.clip(np.nan_to_num(change), -limit, limit)), color=color)
+            bar.set(width=np.clip(100 * np.nan_to_num(change), -limit, limit), color=color)
             text.set_color(color if change else INK)
             value = f"{now[name]:,.1f}" if name == "revenue" else f"{now[name]:.3f}"
-            text.set_text(f"{value}  ({_change(now[name], today[name])})")
+            text.set_text(f"{value}  ({_signed(change)})")
 
     return move
 
@@ -358,7 +304,9 @@ def _digits(value: float) -> str:
     return f"{value:.3f}" if value >= 0.01 else f"{value:.1e}" if 0 < value < 1e-4 else f"{value:.4f}"
 
 
-def _change(now: float, then: float) -> str:
-    if not (math.isfinite(now) and math.isfinite(then)):
-        return "undefined"
-    return minus(f"{round(now / then - 1, 4) + 0.0:+.1%}") if then else ("±0" if now == then else "from 0")
+def _change(now: float, then: float) -> float:
+    return now / then - 1 if then else math.nan
+
+
+def _signed(share: float) -> str:
+    return minus(f"{round(share, 4) + 0.0:+.1%}") if math.isfinite(share) else "undefined"

@@ -47,7 +47,7 @@ class TrainedWeights:
 
     Moving one chooses, among the weightings with that share of its task, the one whose other shares are nearest to the
     proportions they had before the first of a row of moves of the same slider, so pushing it away and back changes
-    nothing. weightings : a row each, a column for each task; only proportions count. suffix : of the controls' names.
+    nothing. weightings : a row each, a column for each task; only proportions count.
 
     >>> trained = TrainedWeights(pd.DataFrame({"a": [1, 2, 1, 0], "b": [1, 1, 2, 0], "c": [2, 1, 1, 4]}))
     >>> trained.nearest({"a": 1, "b": 1, "c": 1.5})
@@ -56,8 +56,8 @@ class TrainedWeights:
     {'a': 0.5, 'b': 0.25, 'c': 0.25}
     """
 
-    def __init__(self, weightings: pd.DataFrame, suffix: str = "") -> None:
-        self.names, self.keys = list(weightings), [name + suffix for name in weightings]
+    def __init__(self, weightings: pd.DataFrame) -> None:
+        self.names = list(weightings)
         shares = weightings.to_numpy(float)
         self.shares = (shares / shares.sum(axis=1, keepdims=True)).round(6)
         self._last, self._settled = "", self.shares[0]
@@ -69,7 +69,7 @@ class TrainedWeights:
 
     def row(self, state: Mapping[str, Any]) -> int:
         """The row on which the sliders of a state stand; one of two tasks may have none and gets the rest."""
-        stands = {name: state[key] for name, key in zip(self.names, self.keys, strict=True) if key in state}
+        stands = {name: state[name] for name in self.names if name in state}
         return self.nearest(dict.fromkeys(self.names, 1 - sum(stands.values())) | stands)
 
     def sliders(self, tasks: Sequence[str], row: int, label: str = "{}", unit: str = "") -> list[Widget]:
@@ -79,14 +79,14 @@ class TrainedWeights:
             at = self.names.index(task)
             stops, start = np.unique(self.shares[:, at]), self.shares[row, at]
             fmt = ".2f" if len(np.unique(stops.round(2))) == len(stops) else ".3f"
-            made.append(choice_slider(self.keys[at], label.format(task), stops, start, unit=unit, fmt=fmt))
+            made.append(choice_slider(task, label.format(task), stops, start, unit=unit, fmt=fmt))
         return made
 
     def link(self, state: Mapping[str, Any], moved: str) -> dict[str, Any]:
         """The state with all weights on one trained weighting, ``moved`` where it was put."""
-        if moved not in self.keys or not set(self.keys) <= set(state):
-            return dict(state)
-        now, at = np.array([state[key] for key in self.keys]), self.keys.index(moved)
+        if moved not in self.names or not set(self.names) <= set(state):
+            return state
+        now, at = np.array([state[name] for name in self.names]), self.names.index(moved)
         others = np.arange(len(now)) != at
         if self._last != moved or (self._settled != now)[others].any():  # another slider, or another start
             self._last, self._before = moved, now
@@ -96,13 +96,13 @@ class TrainedWeights:
         stops = self.shares[:, at]
         here = np.flatnonzero(np.isclose(stops, stops[np.abs(stops - now[at]).argmin()]))
         self._settled = self.shares[here[np.abs(self.shares[here] - wanted).max(axis=1).argmin()]]
-        return {**state, **dict(zip(self.keys, self._settled.tolist(), strict=True))}
+        return {**state, **dict(zip(self.names, self._settled.tolist(), strict=True))}
 
 
 def weight_explorer(
     sweep: Sweep | StoredSweep,
     *,
-    baselines: Mapping[str, Any] | None = None,
+    baselines: Mapping[str, Sequence[float]] | None = None,
     start: Mapping[str, float] | None = None,
 ) -> Explorer:
     """Task weights over models that were really trained: front, gains and learning curves (notebooks 00, 02, 04).
@@ -111,11 +111,9 @@ def weight_explorer(
     a slider each; moving one moves the other two, to the trained weighting that fits best. Metrics are validation AUC,
     accuracy or RMSE by kind of task.
 
-    Parameters
-    ----------
     sweep : of two or three tasks (else ValueError).
-    baselines : ``{task: metric of a single-task model}``, a number or one for each seed of the sweep in the order
-        of its seeds (then differences are paired). Without it gains are against the weighting nearest to equal.
+    baselines : ``{task: metrics of single-task models}``, one for each seed of the sweep in their order: differences
+        are paired. Without it gains are against the weighting nearest to equal.
     start : ``{task: weight}``; the first state is the trained weighting nearest to it, or else the one whose gains
         differ most between tasks.
     """
@@ -123,19 +121,18 @@ def weight_explorer(
     *others, last = names
     if len(names) not in (2, 3):
         raise ValueError(f"weight_explorer shows two or three tasks; this sweep has {', '.join(names)}")
-    if missing := set(names) - set(found["task"]):
-        raise ValueError(f"the sweep has no validation metric of {', '.join(sorted(missing))}")
     chosen = found.groupby("task")["metric"].first()[names].to_dict()
     labels = [f"{name} {plots.metric_name(metric)}" for name, metric in chosen.items()]
     signs = np.array([-1.0 if metric in LOWER_IS_BETTER else 1.0 for metric in chosen.values()])
     trained = TrainedWeights(sweep.weightings[names])
-    runs = _final_metrics(sweep.final(), len(trained.shares), chosen)  # (seeds, weightings, tasks)
+    final = sweep.final().query("split == 'valid'")
+    final = final[final["metric"] == final["task"].map(chosen)]
+    table = final.pivot(index="seed", columns=["task", "weighting"], values="value").sort_index(axis=1)
+    runs = np.stack([table[name] for name in names], axis=2)  # (seeds, weightings, tasks)
     equal = trained.nearest(dict.fromkeys(names, 1.0))
     base, versus = runs[:, equal], "equal weights"
     if baselines is not None:
-        given = (np.atleast_1d(np.asarray(baselines[name], float)) for name in names)
-        paired = [each if len(each) == len(runs) else np.full(len(runs), each.mean()) for each in given]
-        base, versus = np.stack(paired, axis=1), "single-task"
+        base, versus = np.transpose([baselines[name] for name in names]), "single-task"
     gains = (runs - base[:, None, :]) * signs
     centre = runs.mean(axis=0)
     front = pareto_mask(centre * signs, maximise=True)
@@ -148,7 +145,7 @@ def weight_explorer(
     moves = (
         _draw_front(left, centre, front, labels, alone),
         _draw_gains(middle, gains, names, f"gain over {versus} ({unit})"),
-        _draw_curves(right, sweep.records, names, len(front)),
+        _draw_curves(right, sweep.records, names),
     )
     legend_outside(fig)
     fmt = ".2f" if np.allclose(trained.shares * 100, (trained.shares * 100).round()) else ".3f"
@@ -171,16 +168,6 @@ def weight_explorer(
     knobs = trained.sliders(slid, first, "weight of {}", unit)
     title = f"Task weights of {', '.join(others)} and {last}"
     return Explorer(fig, knobs, update, title=title, link=trained.link)
-
-
-def _final_metrics(final: pd.DataFrame, count: int, chosen: Mapping[str, str]) -> np.ndarray:
-    """(seeds, weightings, tasks) on the validation rows; NaN where a run has no such number."""
-    found = []
-    for name, metric in chosen.items():
-        rows = final[(final["task"] == name) & (final["metric"] == metric) & (final["split"] == "valid")]
-        wide = rows.pivot(index="seed", columns="weighting", values="value")
-        found.append(wide.reindex(columns=range(count)))
-    return np.stack(found, axis=2)
 
 
 def _draw_front(ax: Axes, centre: np.ndarray, front: np.ndarray, labels: list[str], alone: dict) -> Move:
@@ -240,25 +227,21 @@ def _draw_gains(ax: Axes, gains: np.ndarray, names: list[str], label: str) -> Mo
     return move
 
 
-def _draw_curves(ax: Axes, records: pd.DataFrame, names: list[str], count: int) -> Move:
+def _draw_curves(ax: Axes, records: pd.DataFrame, names: list[str]) -> Move:
     """Losses as multiples of the first epoch's, means over seeds: a line for each task and split, on limits that hold
     every weighting."""
-    losses = records[(records["metric"] == "loss") & records["task"].isin(names)]
-    table = losses.pivot_table(index=["task", "split", "weighting"], columns="epoch", values="value")
-    splits, lines = sorted({"train", "valid"} & set(losses["split"])), {}
-    curves = table.reindex(pd.MultiIndex.from_product([names, splits, range(count)], names=table.index.names))
-    curves = curves.div(curves.iloc[:, 0].groupby(["task", "split"]).transform("mean"), axis=0).sort_index()
+    losses, lines = records[records["metric"] == "loss"], {}
+    curves = losses.groupby(["task", "split", "weighting", "epoch"])["value"].mean().unstack()
+    curves = curves.div(curves.iloc[:, 0].groupby(["task", "split"]).transform("mean"), axis=0)
     for name in names:
         color, dashes = (task_style(name)[part] for part in ("color", "linestyle"))
-        looks = {"valid": {"ls": dashes, "lw": 1.8}, "train": {"ls": "-", "lw": 1, "alpha": 0.45}}
-        for split in splits:
-            (line,) = ax.plot([], [], color=color, animated=True, **looks[split])
+        looks = {"train": {"ls": "-", "lw": 1, "alpha": 0.45}, "valid": {"ls": dashes, "lw": 1.8}}
+        for split, look in looks.items():
+            (line,) = ax.plot([], [], color=color, animated=True, **look)
             lines[line] = curves.loc[name, split].to_numpy()
         ax.plot([], [], color=color, label=name, **looks["valid"])
-    if "train" in splits:
-        ax.plot([], [], color=GREY, lw=1, alpha=0.6, label="training")
-    finite = curves.to_numpy()[np.isfinite(curves.to_numpy())]
-    low, high = (finite.min(), np.quantile(finite, 0.999)) if len(finite) else (0, 1)
+    ax.plot([], [], color=GREY, lw=1, alpha=0.6, label="training")
+    low, high = np.nanmin(curves), np.nanquantile(curves, 0.999)
     pad, epochs = 0.06 * (high - low) or 0.1, curves.columns
     room = 0.05 * (epochs[-1] - epochs[0]) or 0.05
     ax.set(xlim=(epochs[0] - room, epochs[-1] + room), ylim=(low - pad, high + pad), title="Learning curves")

@@ -99,7 +99,7 @@ def scarcity():
 
 
 def weights_of_two():
-    return weight_explorer(MadeUpSweep(), baselines={"click": 0.70, "purchase": (0.71, 0.712, 0.708)})
+    return weight_explorer(MadeUpSweep(), baselines={"click": (0.70,) * 3, "purchase": (0.71, 0.712, 0.708)})
 
 
 def weights_of_three():
@@ -135,17 +135,30 @@ def shopfront(users: int = 200, items: int = 800, points: int = 6, seed: int = 0
         "next item": softmax(guessed(wish + quality, 2)),
     }
     brands = [f"brand {number}" for number in rng.integers(1, 40, items)]
-    table = pd.DataFrame({"category": names[category], "brand": brands, "price": price})
-    people = [f"user {number}" for number in range(users)]
-    options = {"counts": rng.poisson(np.exp(1 + quality))} | options
-    return Shopfront(table, people, weightings, signals, 1 / (1 + np.exp(4.5 - wish)), **options)
+    titles = [f"Thing {number}" for number in range(items)]
+    table = pd.DataFrame({"title": titles, "category": names[category], "brand": brands, "price": price})
+    truth = 1 / (1 + np.exp(4.5 - wish))
+    parts = {
+        "items": table,
+        "users": [f"user {number}" for number in range(users)],
+        "weightings": weightings,
+        "predictions": signals,
+        "true_purchase": truth,
+        "relevance": truth,
+        "counts": rng.poisson(np.exp(1 + quality)),
+        "pictures": rng.integers(0, 256, (items, 16, 16, 3), dtype=np.uint8),
+        "position_factors": np.ones(10),
+        "k": 10,
+    }
+    return Shopfront(**parts | options)
 
 
 TODAY = {"purchase": 1.0, "favourite": 0.5, "next item": 0.0, "price": 0.0}
 
 
 def dashboard(**options):
-    return shop_dashboard(shopfront(**options), exponents=TODAY)
+    equal = {"purchase": 1.0, "next_category": 1.0, "next_item": 1.0}
+    return shop_dashboard(shopfront(**options), exponents=TODAY, weights=equal)
 
 
 def live() -> LiveTraining:
