@@ -8,7 +8,7 @@ A reader needs four calls, which answer in words and never raise::
     progress()                                 what has been passed so far, on this computer
 
 A later cell takes ``use("01.precision_at", precision_at)``: the reader's function if it passes, else the reference.
-``strict=True`` or ``MTL_STRICT=1`` raises instead of answering. ``python -m mtl_helpers.check`` lists all exercises.
+``MTL_STRICT=1`` raises instead of answering; ``python notebooks/source/list_exercises.py`` lists all exercises.
 
 An exercise is, in the notebook, a stub that returns ``...`` under a docstring with shapes and a worked example, then
 its ``check``; in ``mtl_helpers/exercises`` a reference, cases and planted mistakes with their hints (``nb00.py`` has
@@ -25,15 +25,13 @@ explains all that is wrong, so mistakes must differ somewhere in the cases.
 from __future__ import annotations
 
 import contextlib
-import datetime
 import html
 import inspect
 import json
 import os
-import sys
 import textwrap
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -84,34 +82,33 @@ class Answer:
         return f'<div class="mtl-check" role="status" style="line-height:1.5;padding:2px 0">{said}</div>'
 
 
-def check(id: str, fn: Callable[..., Any], *, strict: bool = False) -> Answer:
+def check(id: str, fn: Callable[..., Any]) -> Answer:
     """Try your function ``fn`` on the cases of the exercise ``id`` and say in words what came of it.
 
-    ``strict``, or the environment variable ``MTL_STRICT=1``, raises AssertionError unless it is correct. A correct one
-    is noted in the progress file.
+    The environment variable ``MTL_STRICT=1`` raises AssertionError unless it is correct. A correct one is noted in the
+    progress file.
     """
     try:
-        answer = _examine(find(id), fn)
+        answer = examine(find(id), fn)
     except KeyError as error:
-        return _settle(Answer("note", error.args[0]), strict)
+        return _settle(Answer("note", error.args[0]))
     passed, _ = _passed()
     if answer.state == "correct" and id not in passed:
-        passed[id] = datetime.date.today().isoformat()
         path = progress_file()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with write_atomically(path) as file:
-                file.write(json.dumps({"passed": passed}, indent=1).encode())
+                file.write(json.dumps({"passed": [*passed, id]}, indent=1).encode())
         except OSError as error:  # nothing depends on it
             said = f"{path}: {error.strerror}, so progress() will not know of it"
             answer = replace(answer, lines=(*answer.lines, ("not kept", said)))
-    return _settle(answer, strict)
+    return _settle(answer)
 
 
 def use(id: str, fn: Callable[..., Any]) -> Callable[..., Any]:
     """``fn`` if it passes its check, else the reference, with a printed notice. Raises KeyError on an unknown id."""
     exercise = find(id)
-    answer = _examine(exercise, fn)
+    answer = examine(exercise, fn)
     if answer.state == "correct":
         return fn
     _settle(answer)
@@ -143,7 +140,7 @@ def solution(id: str) -> Answer:
     return Answer("note", f"{id} · one solution of many", (("", source),))
 
 
-def _examine(exercise: Exercise, fn: Callable[..., Any]) -> Answer:
+def examine(exercise: Exercise, fn: Callable[..., Any]) -> Answer:
     """The answer to a function, recorded nowhere. What goes wrong outside of it is said to be ours."""
     id, names = exercise.id, list(inspect.signature(exercise.reference).parameters)
     stuck = f'replace the `...`, run both cells. Stuck? hint("{id}")'
@@ -266,8 +263,8 @@ def _same(exercise: Exercise, a: Outcome, b: Outcome) -> bool:
     return wild or not difference(a.gradients, b.gradients, exercise.rtol, exercise.atol)
 
 
-def _settle(answer: Answer, strict: bool = False) -> Answer:
-    if (strict or os.environ.get("MTL_STRICT") == "1") and answer.state != "correct":
+def _settle(answer: Answer) -> Answer:
+    if os.environ.get("MTL_STRICT") == "1" and answer.state != "correct":
         raise AssertionError(str(answer))
     return answer
 
@@ -278,16 +275,15 @@ def progress_file() -> Path:
     return Path(os.environ.get("MTL_PROGRESS") or own).expanduser()
 
 
-def _passed() -> tuple[dict[str, str], str]:
-    """``{id: day}`` of passed exercises, and a complaint about the file, if any."""
+def _passed() -> tuple[list[str], str]:
+    """Ids of passed exercises, and a complaint about the file, if any."""
     path = progress_file()
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))["passed"]
-        return {str(id): str(day) for id, day in found.items()}, ""
+        return list(json.loads(path.read_text(encoding="utf-8"))["passed"]), ""
     except FileNotFoundError:
-        return {}, ""
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return {}, f"{path} cannot be read ({type(error).__name__}); it starts anew with your next pass."
+        return [], ""
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return [], f"{path} cannot be read ({type(error).__name__}); it starts anew with your next pass."
 
 
 def progress() -> Answer:
@@ -300,26 +296,5 @@ def progress() -> Answer:
         notebooks[exercise.notebook] = f"{before}{'✓' if id in passed else '○'} {exercise.name}"
     lines = [*notebooks.items(), *[("note", complaint)] * bool(complaint)]
     lines.append(("kept", "in one file on this computer: progress_file() names it, delete it to start anew"))
-    done = len(passed.keys() & exercises)
+    done = len(exercises.keys() & passed)
     return Answer("note", f"{done} of {len(exercises)} exercises passed (✓ passed, ○ open)", tuple(lines))
-
-
-def listing() -> Iterator[str]:
-    """All exercises with their planted mistakes and hints, line by line."""
-    exercises = all_exercises()
-    yield f"{len(exercises)} exercises, {sum(len(one.mistakes) for one in exercises.values())} planted mistakes"
-    for id, exercise in exercises.items():
-        yield from ("", f"{id}{inspect.signature(exercise.reference)}")
-        for level, text in enumerate(exercise.hints, start=1):
-            yield f"  hint {level}   {text}"
-        for mistake in exercise.mistakes:
-            answer = _examine(exercise, mistake.answer)
-            found = "brings up" if ("hint", mistake.hint) in answer.lines else "DOES NOT BRING UP"
-            yield f"  mistake  [{answer.state}] {found}: {mistake.hint}"
-
-
-if __name__ == "__main__":
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")  # a console that knows no ✓ shows a question mark
-    for line in listing():
-        print(line)

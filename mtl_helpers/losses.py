@@ -71,8 +71,7 @@ def check_weights(weights: Mapping[str, float], names: Sequence[str]) -> None:
     if set(weights) != set(names):
         given, wanted = (", ".join(map(repr, tasks)) or "no task" for tasks in (weights, names))
         raise ValueError(f"Weights are given for {given}; expected one for each of {wanted}.")
-    fits = {name: isinstance(w, Real) and math.isfinite(w) and w >= 0 for name, w in weights.items()}
-    if bad := {name: weights[name] for name, fit in fits.items() if not fit}:
+    if bad := {name: w for name, w in weights.items() if not (isinstance(w, Real) and 0 <= w < math.inf)}:
         raise ValueError(f"A task weight must be a finite number, 0 or more; got {bad}.")
     if not any(weights.values()):
         raise ValueError("All task weights are 0: nothing would be learned. Give one task a weight above 0.")

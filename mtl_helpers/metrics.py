@@ -1,8 +1,7 @@
 """Metrics on labels and predicted probabilities, and intervals over seeds.
 
 Taught in notebook 01; calibration in notebook 05. Inputs are 1-D arrays or tensors of equal length; a metric that is
-not defined for its input (an AUC with one class only, a precision without a positive prediction) is NaN, never an
-error and never a guess.
+not defined for its input (an AUC with one class only, a log-loss of no row) is NaN, never an error and never a guess.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Interval", "accuracy", "auc", "calibration_error", "confusion", "correct_downsampling",
     "expected_auc", "expected_log_loss", "grouped_auc", "holm", "log_loss", "mean_interval", "paired_difference",
-    "pareto_mask", "precision_recall", "reliability_curve",
+    "pareto_mask", "reliability_curve",
 ]  # fmt: skip
 LOWER_IS_BETTER = ("loss", "rmse")
 EPS = 1e-7  # a log-loss takes probabilities no nearer to 0 and 1
@@ -107,15 +106,6 @@ def confusion(labels: ArrayLike, probabilities: ArrayLike, threshold: float = 0.
     y, p = _pair(labels, probabilities)
     code = np.where(p >= threshold, y == 0, 2 + (y == 0))
     return dict(zip(("tp", "fp", "fn", "tn"), np.bincount(code, minlength=4).tolist(), strict=True))
-
-
-def precision_recall(
-    labels: ArrayLike, probabilities: ArrayLike, threshold: float = 0.5
-) -> tuple[float, ...]:
-    """Precision and recall of the decisions p ≥ threshold; NaN where there is nothing to divide by."""
-    count = confusion(labels, probabilities, threshold)
-    said_yes, are_yes = count["tp"] + count["fp"], count["tp"] + count["fn"]
-    return tuple(count["tp"] / n if n else float("nan") for n in (said_yes, are_yes))
 
 
 def calibration_error(labels: ArrayLike, probabilities: ArrayLike, bins: int = 10) -> float:

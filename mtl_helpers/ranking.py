@@ -17,7 +17,7 @@ from mtl_helpers.metrics import check_probabilities
 
 __all__ = [
     "average_precision_at_k", "catalogue_coverage", "category_coverage", "expected_ndcg", "expected_revenue",
-    "exposure", "gini", "mmr", "ndcg_at_k", "novelty", "precision_at_k", "recall_at_k", "top_k", "user_mean",
+    "exposure", "gini", "mmr", "ndcg_at_k", "novelty", "recall_at_k", "top_k", "user_mean",
 ]  # fmt: skip
 
 
@@ -64,14 +64,9 @@ def mmr(scores: ArrayLike, categories: ArrayLike, k: int, diversity: float) -> n
     return out
 
 
-def precision_at_k(relevance: ArrayLike, ranking: ArrayLike) -> np.ndarray:
-    """Share of the list that is relevant, (U,): ``relevance`` (U, I) is 0 or 1, ``ranking`` (U, k) holds items."""
-    hits, relevance = _gains(relevance, ranking)
-    return np.where(relevance.sum(1) > 0, hits.mean(1), np.nan)
-
-
 def recall_at_k(relevance: ArrayLike, ranking: ArrayLike) -> np.ndarray:
-    """Share of a user's relevant items that stand among the first k, (U,); below 1 where these are more than k."""
+    """Share of a user's relevant items that stand among the first k, (U,); below 1 where these are more than k.
+    ``relevance`` (U, I) is 0 or 1, ``ranking`` (U, k) holds items."""
     hits, relevance = _gains(relevance, ranking)
     return _ratio(hits.sum(1), relevance.sum(1))
 

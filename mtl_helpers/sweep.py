@@ -90,15 +90,14 @@ class Sweep:
 
 
 def simplex_grid(
-    tasks: Sequence[Task] | Sequence[str], n: int | None = None, lowest: float = 0.0
+    tasks: Sequence[Task] | Sequence[str], n: int, lowest: float = 0.0
 ) -> list[dict[str, float]]:
     """Evenly spaced weights of two or more tasks that sum to 1, as a list for :func:`sweep`.
 
-    ``n`` points lie along each edge of the simplex: n weightings for two tasks (33 unless given), n·(n+1)/2 for three
-    (36: n = 8). No weight falls below ``lowest``; above 0 it leaves out the corners, which do not train every task.
+    ``n`` points lie along each edge of the simplex: n weightings for two tasks, n·(n+1)/2 for three. No weight falls
+    below ``lowest``; above 0 it leaves out the corners, which do not train every task.
     """
-    names = [task.name if isinstance(task, Task) else task for task in tasks]
-    n, free = (33 if len(names) == 2 else 8) if n is None else n, 1 - lowest * len(names)
+    names, free = [getattr(task, "name", task) for task in tasks], 1 - lowest * len(tasks)
     if len(names) < 2 or n < 2 or lowest < 0 or free <= 0:
         wanted = f"two or more tasks, n of 2 or more, and lowest from 0 to below 1/{len(names)}"
         raise ValueError(f"A grid needs {wanted}; got {len(names)} tasks, n = {n}, lowest = {lowest}.")

@@ -24,25 +24,26 @@ from mtl_helpers.losses import check_weights, label_counts, task_loss, to_predic
 from mtl_helpers.metrics import LOWER_IS_BETTER, accuracy, auc
 from mtl_helpers.weighting import Fixed, Weighting
 
-__all__ = [
-    "History", "Step", "TrainingDiverged", "evaluate", "fit", "predict", "task_metrics", "training_steps",
-]  # fmt: skip
+__all__ = ["History", "Step", "TrainingDiverged", "evaluate", "fit", "predict", "training_steps"]
 
-METRICS = {"binary": ("auc", "accuracy"), "multiclass": ("accuracy",), "regression": ("rmse",)}
-MAIN_METRIC = {kind: metrics[0] for kind, metrics in METRICS.items()}
+METRICS = {  # of labels (n,) and probabilities (n,) or (n, n_classes), or values (n,)
+    "binary": {"auc": auc, "accuracy": accuracy},
+    "multiclass": {"accuracy": lambda labels, p: float(np.mean(p.argmax(-1) == labels))},
+    "regression": {"rmse": lambda labels, values: float(np.sqrt(np.mean((values - labels) ** 2)))},
+}
+MAIN_METRIC = {kind: next(iter(metrics)) for kind, metrics in METRICS.items()}
 Values = dict[str, dict[str, float]]  # {task: {metric: value}}
 States = Mapping[str, Mapping[str, Tensor]]  # {task: state_dict}
 
 
 class TrainingDiverged(RuntimeError):
-    """A loss became NaN or infinite; ``task``, ``epoch`` and ``step`` say where."""
+    """A loss became NaN or infinite."""
 
     def __init__(self, task: str, epoch: int, step: int, value: float) -> None:
         super().__init__(
             f"The loss of task {task!r} became {value} in epoch {epoch}, step {step}. Usual causes: a learning rate or "
             "task weight that is too large, inputs not standardised. The model keeps its best weights."
         )
-        self.task, self.epoch, self.step = task, epoch, step
 
 
 @dataclass
@@ -330,25 +331,8 @@ def predict(model: nn.Module, data: MultiTaskDataset, states: States | None = No
     return {task.name: to_prediction(task, logits[task.name], data.scales).cpu() for task in model.tasks}
 
 
-def task_metrics(task: Task, predictions: object, labels: object, mask: object = None) -> dict[str, float]:
-    """One task's :data:`METRICS` over labelled rows: ``auc``, ``accuracy`` (threshold 0.5) or ``rmse``.
-
-    ``predictions`` are probabilities (n,) or (n, n_classes), or values (n,); ``mask`` is True where the label is known.
-    """
-    values, y = np.asarray(predictions), np.asarray(labels)
-    if mask is not None:
-        values, y = values[np.asarray(mask, bool)], y[np.asarray(mask, bool)]
-    if task.kind == "binary":
-        return {"auc": auc(y, values), "accuracy": accuracy(y, values)}
-    if not len(y):
-        return {MAIN_METRIC[task.kind]: math.nan}
-    if task.kind == "multiclass":
-        return {"accuracy": float(np.mean(values.argmax(-1) == y))}
-    return {"rmse": float(np.sqrt(np.mean((values - y) ** 2)))}
-
-
 def evaluate(model: nn.Module, data: MultiTaskDataset, states: States | None = None) -> Values:
-    """``{task: {metric: value}}`` over the labelled rows: the loss and the metrics of :func:`task_metrics`.
+    """``{task: {metric: value}}`` over the labelled rows: ``loss``, and ``auc``, ``accuracy`` (of p ≥ 0.5) or ``rmse``.
 
     The loss is what training minimises: of standardised labels for a regression task with ``data.scales``, and with
     ``data.weights`` a weighted mean. The metrics count every row alike, and ``rmse`` is in the label's own unit. A task
@@ -365,6 +349,7 @@ def measured(task: Task, logits: Tensor, data: MultiTaskDataset) -> dict[str, fl
     values = {"loss": loss if has_label(data, task.name) else math.nan}
     if math.isfinite(logits.sum().item()):
         truth = to_prediction(task, labels, data.scales) if task.kind == "regression" else labels
-        known = None if mask is None else mask.cpu()
-        values |= task_metrics(task, to_prediction(task, logits, data.scales).cpu(), truth.cpu(), known)
+        known = slice(None) if mask is None else mask.cpu()
+        y, said = (part.cpu()[known].numpy() for part in (truth, to_prediction(task, logits, data.scales)))
+        values |= {name: of(y, said) if len(y) else math.nan for name, of in METRICS[task.kind].items()}
     return values

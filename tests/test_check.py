@@ -24,13 +24,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fake_device import FakeDevice
+from sklearn.metrics import precision_score
 
 import build
 from execute import execute
+from list_exercises import listing
 from mtl_helpers.check import check, hint, progress, progress_file, solution, use
 from mtl_helpers.exercises import Exercise, Mistake, all_exercises, compare, find
 from mtl_helpers.gradients import combine
-from mtl_helpers.metrics import correct_downsampling, precision_recall
+from mtl_helpers.metrics import correct_downsampling
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = build.find_sources()
@@ -52,10 +54,8 @@ def every(exercises=EXERCISES):
 
 
 @every()
-def test_every_planted_mistake_brings_up_its_own_hint(exercise, monkeypatch):
-    """As ``python -m mtl_helpers.check`` lists it."""
-    monkeypatch.setattr(engine, "all_exercises", lambda: {exercise.id: exercise})
-    shown = list(engine.listing())
+def test_every_planted_mistake_brings_up_its_own_hint(exercise):
+    shown = list(listing({exercise.id: exercise}))
     assert shown[0] == f"1 exercises, {len(exercise.mistakes)} planted mistakes"
     assert shown[2].startswith(f"{exercise.id}(")
     for mistake in exercise.mistakes:
@@ -65,7 +65,7 @@ def test_every_planted_mistake_brings_up_its_own_hint(exercise, monkeypatch):
 
 @every()
 def test_an_exercise_is_complete(exercise):
-    assert re.fullmatch(r"\d\d\.[a-z_0-9]+", exercise.id) and exercise.name == exercise.reference.__name__
+    assert re.fullmatch(r"\d\d\.[a-z_0-9]+", exercise.id)
     assert len(exercise.mistakes) >= 3 and len(exercise.hints) == 3
     texts = [*exercise.hints, *(mistake.hint for mistake in exercise.mistakes)]
     assert len(set(texts)) == len(texts)
@@ -91,6 +91,7 @@ def test_neither_a_constant_nor_known_inputs_pass(exercise):
         assert check(exercise.id, fake).state in ("not yet", "raised")
 
 
+WORKED = "00.click_rate"  # which the notebook solves together with the reader
 HERE = {id: one for id, one in EXERCISES.items() if any(name[:2] == one.notebook for name in SOURCES)}
 
 
@@ -113,7 +114,7 @@ def test_the_stub_is_not_attempted(exercise):
     assert list(inspect.signature(stub).parameters) == list(inspect.signature(exercise.reference).parameters)
     assert stub.__doc__ and re.search(r"\b(example|for|gives?)\b", stub.__doc__, re.IGNORECASE)
     answer = check(exercise.id, stub)
-    assert answer.state == ("correct" if exercise.worked else "not attempted")
+    assert answer.state == ("correct" if exercise.id == WORKED else "not attempted")
     assert sum(f'check("{exercise.id}", {exercise.name})' in cell for cell in code_cells(exercise)) == 1
 
 
@@ -155,7 +156,7 @@ def brute_force(points):
 
 
 ORACLES = {
-    "01.precision_at": lambda *args: precision_recall(*args)[0],
+    "01.precision_at": lambda y, p, t: precision_score(y, p >= t, zero_division=np.nan),
     "01.stable_log_loss": F.binary_cross_entropy_with_logits,
     "02.masked_loss": lambda z, y, m: (
         F.binary_cross_entropy_with_logits(z[m], y[m]) if m.any() else 0 * z.sum()
@@ -437,12 +438,11 @@ def test_output_that_looks_like_html_is_shown_as_text_and_marks_differ():
 
 @pytest.mark.parametrize("state", ["not attempted", "not yet", "raised"])
 def test_strict_raises(state, monkeypatch):
-    with pytest.raises(AssertionError, match=RATE):
-        check(RATE, FOUR[state], strict=True)
     monkeypatch.setenv("MTL_STRICT", "1")
-    with pytest.raises(AssertionError, match=RATE):
-        use(RATE, FOUR[state])
-    assert check(RATE, right, strict=True).state == "correct"
+    for call in (check, use):
+        with pytest.raises(AssertionError, match=RATE):
+            call(RATE, FOUR[state])
+    assert check(RATE, right).state == "correct"
 
 
 def test_use_gives_yours_or_the_solution(capsys):
@@ -496,12 +496,11 @@ def test_the_file_lies_in_the_readers_state_folder_and_need_not_be_written(tmp_p
     assert progress_file() == platformdirs.user_state_path("mtl-for-recommenders", False) / "progress.json"
 
 
-def test_the_listing_says_which_mistake_does_not_come(monkeypatch):
+def test_the_listing_says_which_mistake_does_not_come():
     none = Mistake(right, "A hint that never comes.")
-    broken = Exercise(RATE, right, find(RATE).cases, (none,), ("", "", ""))
-    monkeypatch.setattr(engine, "all_exercises", lambda: {RATE: broken})
-    assert any("DOES NOT BRING UP" in line for line in engine.listing())
-    command = [sys.executable, "-u", "-m", "mtl_helpers.check"]
+    blind = dataclasses.replace(find(RATE), mistakes=(none,))
+    assert any("DOES NOT BRING UP" in line for line in listing({RATE: blind}))
+    command = [sys.executable, "-u", "notebooks/source/list_exercises.py"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
         assert process.stdout.readline().startswith(b"%d exercises" % len(EXERCISES))
         process.kill()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import ttest_1samp
 from sklearn import metrics as sk
 
-from mtl_helpers.data import Task
+from mtl_helpers.data import MultiTaskDataset, Task
 from mtl_helpers.metrics import (
     accuracy,
     auc,
@@ -19,10 +20,9 @@ from mtl_helpers.metrics import (
     log_loss,
     mean_interval,
     paired_difference,
-    precision_recall,
     reliability_curve,
 )
-from mtl_helpers.training import task_metrics
+from mtl_helpers.training import measured
 
 
 def draw(n: int = 400, seed: int = 0, ties: bool = True):
@@ -39,9 +39,6 @@ def test_against_scikit_learn(seed, ties):
     assert auc(y, p) == pytest.approx(sk.roc_auc_score(y, p), abs=1e-12)
     assert log_loss(y, p) == pytest.approx(sk.log_loss(y, np.clip(p, 1e-7, 1 - 1e-7)))
     assert accuracy(y, p, 0.4) == sk.accuracy_score(y, p >= 0.4)
-    assert precision_recall(y, p, 0.4) == pytest.approx(
-        (sk.precision_score(y, p >= 0.4), sk.recall_score(y, p >= 0.4))
-    )
     tn, fp, fn, tp = sk.confusion_matrix(y, p >= 0.4).ravel()
     assert confusion(y, p, 0.4) == {"tp": tp, "fp": fp, "fn": fn, "tn": tn}
 
@@ -51,8 +48,6 @@ def test_constant_scores_and_single_classes():
     assert auc(y, np.ones(len(y))) == 0.5
     assert np.isnan(auc(np.zeros(5), np.arange(5)))
     assert np.isnan(auc([], []))
-    assert np.isnan(precision_recall([0, 1], [0.1, 0.2], 0.5)[0])
-    assert np.isnan(precision_recall([0, 0], [0.9, 0.2], 0.5)[1])
 
 
 def test_grouped_auc_against_a_loop():
@@ -89,21 +84,28 @@ def test_calibration_error():
     ],
 )
 def test_bad_input(labels, scores, word):
-    for metric in (auc, log_loss, accuracy, precision_recall, calibration_error):
+    for metric in (auc, log_loss, accuracy, confusion, calibration_error):
         with pytest.raises(ValueError, match=word):
             metric(labels, scores)
 
 
-def test_task_metrics_leave_out_unlabelled_rows():
-    y, p = draw()
-    mask = np.arange(len(y)) < 100
-    assert task_metrics(Task("b"), p, y, mask)["auc"] == pytest.approx(sk.roc_auc_score(y[:100], p[:100]))
-    three = np.eye(3)[[0, 1, 2, 2]]
-    assert task_metrics(Task("m", "multiclass", 3), three, [0, 1, 1, 2]) == {"accuracy": 0.75}
-    assert task_metrics(Task("r", "regression"), [1.0, 2.0], [1.0, 4.0]) == {
-        "rmse": pytest.approx(np.sqrt(2))
-    }
-    assert np.isnan(task_metrics(Task("r", "regression"), [1.0], [1.0], [False])["rmse"])
+def measured_on(task, logits, labels, mask=None):
+    n, masks = len(labels), {} if mask is None else {task.name: torch.tensor(mask)}
+    numeric, categorical = torch.zeros(n, 1), torch.zeros(n, 0, dtype=torch.long)
+    data = MultiTaskDataset(numeric, categorical, {task.name: torch.tensor(labels)}, masks, (task,))
+    return measured(task, torch.tensor(logits), data)
+
+
+def test_a_task_is_measured_on_its_labelled_rows():
+    y, p = draw(ties=False)
+    found = measured_on(Task("b"), np.log(p / (1 - p)), y.astype(float), np.arange(len(y)) < 100)
+    assert found["auc"] == pytest.approx(sk.roc_auc_score(y[:100], p[:100]))
+    assert found["accuracy"] == np.mean((p[:100] >= 0.5) == y[:100])
+    three, kind, value = np.eye(3)[[0, 1, 2, 2]], Task("m", "multiclass", 3), Task("r", "regression")
+    assert measured_on(kind, three, [0, 1, 1, 2])["accuracy"] == 0.75
+    assert measured_on(value, [1.0, 2.0], [1.0, 4.0])["rmse"] == pytest.approx(np.sqrt(2))
+    for task, logits, labels in ((Task("b"), [1.0], [1.0]), (kind, three[:1], [0]), (value, [1.0], [1.0])):
+        assert all(np.isnan(number) for number in measured_on(task, logits, labels, [False]).values())
 
 
 def test_interval_against_the_t_table():

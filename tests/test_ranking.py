@@ -22,13 +22,12 @@ from mtl_helpers.ranking import (
     mmr,
     ndcg_at_k,
     novelty,
-    precision_at_k,
     recall_at_k,
     top_k,
     user_mean,
 )
 
-ACCURACY = (precision_at_k, recall_at_k, average_precision_at_k, ndcg_at_k)
+ACCURACY = (recall_at_k, average_precision_at_k, ndcg_at_k)
 
 
 def draw(users: int = 7, items: int = 20, seed: int = 0, ties: bool = True):
@@ -118,17 +117,15 @@ def test_ndcg_and_average_precision_are_scikit_learns(seed, k, ties):
 
 
 @pytest.mark.parametrize("k", [1, 4, 20])
-def test_precision_recall_and_map_by_hand(k):
+def test_recall_and_map_by_hand(k):
     scores, relevance, _ = draw(seed=4)
     ranking = top_k(scores, 20)
-    found = [
-        metric(relevance, ranking[:, :k]) for metric in (precision_at_k, recall_at_k, average_precision_at_k)
-    ]
+    found = [metric(relevance, ranking[:, :k]) for metric in (recall_at_k, average_precision_at_k)]
     for user in range(1, len(scores)):
         wanted = set(np.flatnonzero(relevance[user]))
         hits = [item in wanted for item in ranking[user, :k]]
         at_hits = [sum(hits[: j + 1]) / (j + 1) for j in range(k) if hits[j]]
-        expected = (sum(hits) / k, sum(hits) / len(wanted), sum(at_hits) / min(k, len(wanted)))
+        expected = (sum(hits) / len(wanted), sum(at_hits) / min(k, len(wanted)))
         assert [values[user] for values in found] == pytest.approx(expected)
 
 
@@ -178,7 +175,7 @@ def test_expected_ndcg_is_what_drawn_labels_have_on_average_without_their_noise(
 
 
 def test_users_without_anything_relevant_are_left_out():
-    values = precision_at_k([[0, 0], [1, 0], [1, 1]], [[0], [0], [1]])
+    values = recall_at_k([[0, 0], [1, 0], [0, 1]], [[0], [0], [1]])
     assert user_mean(values) == 1 and np.isnan(values[0])
     assert np.isnan(user_mean(recall_at_k([[0, 0]], [[1]]))) and np.isnan(user_mean([]))
     assert user_mean([1, np.nan, 0]) == 0.5

@@ -330,8 +330,8 @@ def test_a_grid_lies_evenly_on_the_simplex(tasks, n, count):
 
 
 def test_a_grid_s_size_order_and_lowest_weight():
-    grid = simplex_grid(TWO)
-    assert len(grid) == 33 and grid[16] == {"click": 0.5, "dwell": 0.5} and len(simplex_grid("abc")) == 36
+    grid = simplex_grid(TWO, 33)
+    assert len(grid) == 33 and grid[16] == {"click": 0.5, "dwell": 0.5} and len(simplex_grid("abc", 8)) == 36
     assert grid[0] == {"click": 0, "dwell": 1} and grid[-1] == {"click": 1, "dwell": 0}
     points = pd.DataFrame(simplex_grid("abc", 4, lowest=0.1))
     assert points.min().min() == pytest.approx(0.1) and points.max().max() == pytest.approx(0.8)

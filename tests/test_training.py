@@ -126,9 +126,8 @@ class TestThingsThatGoWrong:
         train, model = splits.train.take(slice(None)), make()
         train.labels["dwell"] = train.labels["dwell"].clone()
         train.labels["dwell"][train.masks["dwell"].nonzero()[5]] = float("nan")
-        with pytest.raises(TrainingDiverged, match=r"'dwell' became nan in epoch 1, step \d+") as caught:
+        with pytest.raises(TrainingDiverged, match=r"'dwell' became nan in epoch 1, step \d+"):
             fit(model, train, splits.valid, epochs=2, batch_size=64, progress=False)
-        assert caught.value.task == "dwell" and caught.value.epoch == 1
         assert torch.isfinite(weights_of(model)).all()
 
     def test_divergence_after_a_good_epoch_restores_that_epoch(self, splits, monkeypatch):

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Case", "Exercise", "Mistake", "all_exercises", "find", "planted"]
+__all__ = ["Case", "Exercise", "Mistake", "all_exercises", "exercise", "find"]
 
 # numbers, in order
 NOTEBOOKS = sorted(entry.name[2:] for entry in pkgutil.iter_modules(__path__) if entry.name.startswith("nb"))
@@ -35,17 +35,10 @@ class Mistake:
     hint: str
 
 
-def planted(*answers_and_hints: Any) -> tuple[Mistake, ...]:
-    """Mistakes from an answer, its hint, the next answer, its hint, and so on."""
-    pairs = zip(answers_and_hints[::2], answers_and_hints[1::2], strict=True)
-    return tuple(Mistake(answer, hint) for answer, hint in pairs)
-
-
 @dataclass(frozen=True)
 class Exercise:
-    """One exercise.
+    """One exercise; its ``id``, ``"01.precision_at"``, is its notebook and the name of the reference.
 
-    id : notebook and name, ``"01.precision_at"``.
     reference : the solution, an ordinary commented function; its source is what ``solution`` prints, its parameters
         are those of the stub.
     cases : ``cases(rng) -> iterable of Case`` (a bare tuple of arguments will do). ``rng`` is a NumPy generator, and
@@ -58,10 +51,8 @@ class Exercise:
     changes : names of arguments that the function may change.
     draws : whether it may use the global random generators, as a function that makes a layer does.
     rtol, atol : how near numbers must come.
-    worked : True for one that the notebook solves together with the reader.
     """
 
-    id: str
     reference: Callable[..., Any]
     cases: Callable[[np.random.Generator], Iterable[Case | tuple[Any, ...]]]
     mistakes: tuple[Mistake, ...]
@@ -72,21 +63,32 @@ class Exercise:
     draws: bool = False
     rtol: float = 1e-4
     atol: float = 1e-6
-    worked: bool = False
 
     @property
     def notebook(self) -> str:
-        return self.id.partition(".")[0]
+        return self.reference.__module__[-2:]
 
     @property
     def name(self) -> str:
-        return self.id.partition(".")[2]
+        return self.reference.__name__
+
+    @property
+    def id(self) -> str:
+        return f"{self.notebook}.{self.name}"
+
+
+def exercise(
+    reference: Callable[..., Any], cases: Callable[..., Any], *planted: Any, **rest: Any
+) -> Exercise:
+    """An exercise whose mistakes are ``planted``: an answer, its hint, the next answer, its hint, and so on."""
+    pairs = zip(planted[::2], planted[1::2], strict=True)
+    return Exercise(reference, cases, tuple(Mistake(answer, hint) for answer, hint in pairs), **rest)
 
 
 def all_exercises(numbers: Iterable[str] = NOTEBOOKS) -> dict[str, Exercise]:
     """The exercises of the notebooks with these numbers, by id, in order."""
     modules = (importlib.import_module(f"{__name__}.nb{number}") for number in numbers)
-    return {exercise.id: exercise for module in modules for exercise in module.EXERCISES}
+    return {one.id: one for module in modules for one in module.EXERCISES}
 
 
 def find(id: str) -> Exercise:

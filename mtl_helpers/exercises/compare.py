@@ -111,11 +111,13 @@ def _call(fn: Callable[..., Any], given: tuple[Any, ...], exercise: Exercise) ->
         outcome.fault = "your code leaves autograd switched off. Use `with torch.no_grad():`"
         torch.set_grad_enabled(True)
     elif not exercise.draws and difference(state, random_state()):
-        said = "your code draws from, or seeds, the global random generators. The answer needs no chance"
-        outcome.fault = said
+        outcome.fault = (
+            "your code draws from, or seeds, the global random generators. The answer needs no chance"
+        )
     elif changed:
-        said = f"your code changes its argument {' and '.join(changed)}, which the caller still needs"
-        outcome.fault = said
+        outcome.fault = (
+            f"your code changes its argument {' and '.join(changed)}, which the caller still needs"
+        )
     try:
         if exercise.observe is not None and outcome.raw is not None and outcome.raw is not ...:
             outcome.value = exercise.observe(outcome.raw, *args.values())

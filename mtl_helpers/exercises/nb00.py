@@ -1,13 +1,9 @@
 """Exercises of notebook 00: two rates, and a mix of two losses."""
 
-from __future__ import annotations
-
 import pandas as pd
 import torch
 
-from mtl_helpers.exercises import Case, Exercise, planted
-
-__all__ = ["EXERCISES"]
+from mtl_helpers.exercises import Case, exercise
 
 
 def click_rate(log):
@@ -46,61 +42,51 @@ def two_losses(rng):
 
 
 EXERCISES = (
-    Exercise(
-        "00.click_rate",
+    exercise(
         click_rate,
         logs,
-        mistakes=planted(
-            lambda log: log["click"].sum(),
-            "You count the clicks. Divide by the rows.",
-            lambda log: len(log) / log["click"].sum(),
-            "Upside down: the smaller number, the clicks, belongs on top.",
-            lambda log: log["purchase"].mean(),
-            "You take the purchases; the clicks are in the column `click`.",
-            lambda log: 100 * log["click"].mean(),
-            "You answer in percent. A share lies between 0 and 1.",
-        ),
+        lambda log: log["click"].sum(),
+        "You count the clicks. Divide by the rows.",
+        lambda log: len(log) / log["click"].sum(),
+        "Upside down: the smaller number, the clicks, belongs on top.",
+        lambda log: log["purchase"].mean(),
+        "You take the purchases; the clicks are in the column `click`.",
+        lambda log: 100 * log["click"].mean(),
+        "You answer in percent. A share lies between 0 and 1.",
         hints=(
             "How many of the rows have a 1?",
             "The mean of zeros and ones is the share of ones.",
             'Return `log["click"].mean()`.',
         ),
-        worked=True,
     ),
-    Exercise(
-        "00.conversion_rate",
+    exercise(
         conversion_rate,
         logs,
-        mistakes=planted(
-            lambda log: log["purchase"].mean(),
-            "You divide by all rows. Which rows could have become a purchase at all?",
-            lambda log: log["click"].sum() / log["purchase"].sum(),
-            "Upside down: the smaller number, the purchases, belongs on top.",
-            lambda log: 100 * log["purchase"].sum() / log["click"].sum(),
-            "You answer in percent. A share lies between 0 and 1.",
-            lambda log: log["click"].mean(),
-            "That is the click rate of exercise one. Here the clicks are what you divide by.",
-        ),
+        lambda log: log["purchase"].mean(),
+        "You divide by all rows. Which rows could have become a purchase at all?",
+        lambda log: log["click"].sum() / log["purchase"].sum(),
+        "Upside down: the smaller number, the purchases, belongs on top.",
+        lambda log: 100 * log["purchase"].sum() / log["click"].sum(),
+        "You answer in percent. A share lies between 0 and 1.",
+        lambda log: log["click"].mean(),
+        "That is the click rate of exercise one. Here the clicks are what you divide by.",
         hints=(
             "Two numbers: how many were bought, and how many could have been.",
             "Divide by the number of clicks, not by the number of rows.",
             "Sum the column `purchase`, sum the column `click`, divide the first by the second.",
         ),
     ),
-    Exercise(
-        "00.mixed_loss",
+    exercise(
         mixed_loss,
         two_losses,
-        mistakes=planted(
-            lambda loss_click, loss_purchase, w: w * loss_click + (1 - w) * loss_purchase,
-            "The weights are swapped: w belongs to the purchase.",
-            lambda loss_click, loss_purchase, w: loss_click + w * loss_purchase,
-            "The click counts in full, whatever w is. The two weights must add up to one.",
-            lambda loss_click, loss_purchase, w: (loss_click + loss_purchase) / 2,
-            "That is the plain mean; w does not appear in it.",
-            lambda loss_click, loss_purchase, w: (1 - w) * loss_click.item() + w * loss_purchase.item(),
-            "`.item()` makes plain numbers of tensors. Leave the losses as tensors: training needs their gradient.",
-        ),
+        lambda loss_click, loss_purchase, w: w * loss_click + (1 - w) * loss_purchase,
+        "The weights are swapped: w belongs to the purchase.",
+        lambda loss_click, loss_purchase, w: loss_click + w * loss_purchase,
+        "The click counts in full, whatever w is. The two weights must add up to one.",
+        lambda loss_click, loss_purchase, w: (loss_click + loss_purchase) / 2,
+        "That is the plain mean; w does not appear in it.",
+        lambda loss_click, loss_purchase, w: (1 - w) * loss_click.item() + w * loss_purchase.item(),
+        "`.item()` makes plain numbers of tensors. Leave the losses as tensors: training needs their gradient.",
         hints=(
             "The two weights add up to one.",
             "The purchase has weight w. At w = 0 only the click is left, so what is its weight?",

@@ -1,15 +1,11 @@
 """Exercises of notebook 01: precision at a threshold, leaks, a log-loss that does not overflow."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
-from mtl_helpers.exercises import Case, Exercise, planted
-
-__all__ = ["EXERCISES"]
+from mtl_helpers.exercises import Case, exercise
 
 
 def precision_at(labels, probabilities, threshold):
@@ -118,53 +114,47 @@ def _by_probability(margin=0.0):
 
 
 EXERCISES = (
-    Exercise(
-        "01.precision_at",
+    exercise(
         precision_at,
         flagged_rows,
-        mistakes=planted(
-            lambda y, p, t: (y[p >= t].sum() / y.sum()) if (p >= t).any() else float("nan"),
-            "That is recall: you divide by all positives. Precision divides by the flagged rows.",
-            lambda y, p, t: y[p > t].mean() if (p > t).any() else float("nan"),
-            "A row exactly at the threshold is flagged, too: ≥, not >.",
-            lambda y, p, t: y[p >= t].mean() if (p >= t).any() else 0.0,
-            "With nothing flagged you answer 0. That would say “all wrong”; the answer is unknown: NaN.",
-            lambda y, p, t: ((p >= t) == y).mean(),
-            "That is accuracy: it counts the rows that were rightly left alone. Look at the flagged rows only.",
-        ),
+        lambda y, p, t: (y[p >= t].sum() / y.sum()) if (p >= t).any() else float("nan"),
+        "That is recall: you divide by all positives. Precision divides by the flagged rows.",
+        lambda y, p, t: y[p > t].mean() if (p > t).any() else float("nan"),
+        "A row exactly at the threshold is flagged, too: ≥, not >.",
+        lambda y, p, t: y[p >= t].mean() if (p >= t).any() else 0.0,
+        "With nothing flagged you answer 0. That would say “all wrong”; the answer is unknown: NaN.",
+        lambda y, p, t: ((p >= t) == y).mean(),
+        "That is accuracy: it counts the rows that were rightly left alone. Look at the flagged rows only.",
         hints=(
             "Which rows are flagged? Look at no others.",
             "`flagged = probabilities >= threshold` is a mask. What is the mean of a 0/1 array over a mask?",
             "`labels[flagged].mean()`, and `float('nan')` if `flagged.any()` is False.",
         ),
     ),
-    Exercise(
-        "01.leaking",
+    exercise(
         leaking,
         feature_makers,
-        mistakes=planted(
-            _compare_rows(lambda row: (0, None)),
-            "You accuse honest features: later rows may know this label. Compare the rows up to and with the "
-            "flipped one.",
-            _compare_rows(lambda row: (0, row)),
-            "You miss features that contain the row's own label: the flipped row itself must not change either.",
-            _compare_rows(lambda row: (row, row + 1)),
-            "You look at the flipped row alone. An earlier row that knows this click leaks, too.",
-            _compare_rows(other=lambda click: 1),
-            "You set the click to 1. Where it is 1 already nothing changes: flip it, 1 − click.",
-            _compare_rows(other=lambda click: 0),
-            "You set the click to 0. Where it is 0 already nothing changes: flip it, 1 − click.",
-            lambda make, log, rows: set(make(log).columns) - leaking(make, log, rows),
-            "You return the honest features. Asked for are the ones that leak.",
-            lambda make, log, rows: leaking(make, log, rows[:1]),
-            "You try the first row alone. Is the `return` inside of the loop?",
-            lambda make, log, rows: leaking(make, log, rows[-1:]),
-            "You keep what the last row shows, and forget the others. Gather: `found |= …`.",
-            _compare_rows(stays=pd.DataFrame.copy),
-            "A flipped click stays flipped while you try the next row. Take a new copy for each.",
-            _compare_rows(stays=lambda log: log),
-            "You flip labels in the log itself, and they stay flipped. Flip them in a copy.",
-        ),
+        _compare_rows(lambda row: (0, None)),
+        "You accuse honest features: later rows may know this label. Compare the rows up to and with the "
+        "flipped one.",
+        _compare_rows(lambda row: (0, row)),
+        "You miss features that contain the row's own label: the flipped row itself must not change either.",
+        _compare_rows(lambda row: (row, row + 1)),
+        "You look at the flipped row alone. An earlier row that knows this click leaks, too.",
+        _compare_rows(other=lambda click: 1),
+        "You set the click to 1. Where it is 1 already nothing changes: flip it, 1 − click.",
+        _compare_rows(other=lambda click: 0),
+        "You set the click to 0. Where it is 0 already nothing changes: flip it, 1 − click.",
+        lambda make, log, rows: set(make(log).columns) - leaking(make, log, rows),
+        "You return the honest features. Asked for are the ones that leak.",
+        lambda make, log, rows: leaking(make, log, rows[:1]),
+        "You try the first row alone. Is the `return` inside of the loop?",
+        lambda make, log, rows: leaking(make, log, rows[-1:]),
+        "You keep what the last row shows, and forget the others. Gather: `found |= …`.",
+        _compare_rows(stays=pd.DataFrame.copy),
+        "A flipped click stays flipped while you try the next row. Take a new copy for each.",
+        _compare_rows(stays=lambda log: log),
+        "You flip labels in the log itself, and they stay flipped. Flip them in a copy.",
         hints=(
             "What would happen to an honest feature of row i if the label of row i had come out the other way?",
             "Flip one label in a copy of the log, make the features again, and see which columns changed in the rows "
@@ -173,26 +163,23 @@ EXERCISES = (
             "then `(before.iloc[: row + 1] != after.iloc[: row + 1]).any()` tells which columns changed.",
         ),
     ),
-    Exercise(
-        "01.stable_log_loss",
+    exercise(
         stable_log_loss,
         confident_logits,
-        mistakes=planted(
-            _by_probability(),
-            "The sigmoid rounds to 0 or 1, and log 0 is infinite. Go from the logit to the loss without the "
-            "probability in between.",
-            _by_probability(1e-7),
-            "Clamping hides the overflow and caps the loss: a very wrong row costs as much as a fairly wrong "
-            "one, and its gradient is 0.",
-            lambda z, y: (softplus(z) - y * z).sum(),
-            "You sum over the rows. Asked for is the mean.",
-            lambda z, y: (softplus(z) - (1 - y) * z).mean(),
-            "The labels are swapped: for label 1 a large logit must cost little.",
-            lambda z, y: (z.clamp(min=0) - y * z + (-z).exp().log1p()).mean(),
-            "Beside max(z, 0) the exponent is −|z|: for a negative z, e^(−z) counts it twice and overflows.",
-            lambda z, y: binary_cross_entropy_with_logits(z.sigmoid(), y),
-            "The sigmoid is taken twice: once by you, once by the function that expects logits.",
-        ),
+        _by_probability(),
+        "The sigmoid rounds to 0 or 1, and log 0 is infinite. Go from the logit to the loss without the "
+        "probability in between.",
+        _by_probability(1e-7),
+        "Clamping hides the overflow and caps the loss: a very wrong row costs as much as a fairly wrong "
+        "one, and its gradient is 0.",
+        lambda z, y: (softplus(z) - y * z).sum(),
+        "You sum over the rows. Asked for is the mean.",
+        lambda z, y: (softplus(z) - (1 - y) * z).mean(),
+        "The labels are swapped: for label 1 a large logit must cost little.",
+        lambda z, y: (z.clamp(min=0) - y * z + (-z).exp().log1p()).mean(),
+        "Beside max(z, 0) the exponent is −|z|: for a negative z, e^(−z) counts it twice and overflows.",
+        lambda z, y: binary_cross_entropy_with_logits(z.sigmoid(), y),
+        "The sigmoid is taken twice: once by you, once by the function that expects logits.",
         hints=(
             "Where does the obvious formula lose the number: in the sigmoid or in the logarithm?",
             "−log σ(z) = log(1 + e^(−z)), and `torch.nn.functional.softplus(u)` is log(1 + e^u) without overflow.",

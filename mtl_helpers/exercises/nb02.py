@@ -1,16 +1,12 @@
 """Exercises of notebook 02: a third task, how much is shared, a loss that skips gaps."""
 
-from __future__ import annotations
-
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from mtl_helpers.data.tables import Schema, Task
-from mtl_helpers.exercises import Case, Exercise, planted
+from mtl_helpers.exercises import Case, exercise
 from mtl_helpers.models.layers import Tower, count_parameters
 from mtl_helpers.models.sharing import SharedBottom
-
-__all__ = ["EXERCISES"]
 
 CLICK, PURCHASE, DWELL = Task("click"), Task("purchase"), Task("dwell", "regression")
 
@@ -101,25 +97,22 @@ def _rows(logits, labels):
 
 
 EXERCISES = (
-    Exercise(
-        "02.add_task",
+    exercise(
         add_task,
         grown_models,
-        mistakes=planted(
-            lambda model, task: SharedBottom(model.schema, (*model.tasks, task), **model.settings),
-            "You build a new model, and what the old one had learned is gone. Add to the one you were given.",
-            _tower_of(None, listed=False),
-            "The tower is there, but `model.tasks` does not list its task, so no loss would be computed for it.",
-            _tower_of(None, kind=list),
-            "`model.tasks` has become a list. It is a tuple: `(*model.tasks, task)`.",
-            _tower_of(None, squeezed=False),
-            "Your tower gives (n, 1) for a yes/no task. The package's own give (n,): squeeze, or take `Tower`.",
-            _tower_of(32),
-            "Your tower expects 32 inputs whatever the bottom gives. Ask the model how wide its last shared layer "
-            "is: `model.settings['hidden'][-1]`.",
-            _tower_of(None, outputs=2),
-            "The tower has a fixed number of outputs. `Tower(width, task)` takes it from the task.",
-        ),
+        lambda model, task: SharedBottom(model.schema, (*model.tasks, task), **model.settings),
+        "You build a new model, and what the old one had learned is gone. Add to the one you were given.",
+        _tower_of(None, listed=False),
+        "The tower is there, but `model.tasks` does not list its task, so no loss would be computed for it.",
+        _tower_of(None, kind=list),
+        "`model.tasks` has become a list. It is a tuple: `(*model.tasks, task)`.",
+        _tower_of(None, squeezed=False),
+        "Your tower gives (n, 1) for a yes/no task. The package's own give (n,): squeeze, or take `Tower`.",
+        _tower_of(32),
+        "Your tower expects 32 inputs whatever the bottom gives. Ask the model how wide its last shared layer "
+        "is: `model.settings['hidden'][-1]`.",
+        _tower_of(None, outputs=2),
+        "The tower has a fixed number of outputs. `Tower(width, task)` takes it from the task.",
         hints=(
             "`model.towers` is a ModuleDict, which takes new entries as a dict does.",
             "`mtl_helpers.models.Tower(width, task)` makes a tower; the width is `model.settings['hidden'][-1]`. "
@@ -130,20 +123,17 @@ EXERCISES = (
         changes=("model",),
         draws=True,
     ),
-    Exercise(
-        "02.shared_share",
+    exercise(
         shared_share,
         models_to_count,
-        mistakes=planted(
-            lambda model: len(list(model.shared_parameters())) / len(list(model.parameters())),
-            "You count tensors, large and small alike. `.numel()` counts the numbers in one.",
-            lambda model: 1 - shared_share(model),
-            "That is the share of the towers, which are not shared.",
-            lambda model: count_parameters(model.bottom) / count_parameters(model),
-            "The embeddings are shared, too: all tasks read the same vectors.",
-            lambda model: shared_share(model) / (1 - shared_share(model)),
-            "You divide by the towers' parameters. A share divides by all of them.",
-        ),
+        lambda model: len(list(model.shared_parameters())) / len(list(model.parameters())),
+        "You count tensors, large and small alike. `.numel()` counts the numbers in one.",
+        lambda model: 1 - shared_share(model),
+        "That is the share of the towers, which are not shared.",
+        lambda model: count_parameters(model.bottom) / count_parameters(model),
+        "The embeddings are shared, too: all tasks read the same vectors.",
+        lambda model: shared_share(model) / (1 - shared_share(model)),
+        "You divide by the towers' parameters. A share divides by all of them.",
         hints=(
             "Two counts of numbers: the shared ones, and all of them.",
             "`model.shared_parameters()` yields tensors; `.numel()` counts the numbers in one.",
@@ -151,27 +141,24 @@ EXERCISES = (
         ),
         rtol=1e-6,
     ),
-    Exercise(
-        "02.masked_loss",
+    exercise(
         masked_loss,
         gappy_labels,
-        mistakes=planted(
-            lambda z, y, m: _rows(z, y).mean(),
-            "Rows without a label count as if theirs were known. Use the mask.",
-            lambda z, y, m: (_rows(z, y) * m).mean(),
-            "You divide by all rows, so a task with few labels gets a small loss: a weight nobody chose. Divide "
-            "by the number of known labels.",
-            lambda z, y, m: (_rows(z, y) * m).sum() / m.sum(),
-            "Without a known label you divide 0 by 0. Divide by the number of known labels or by 1, whichever "
-            "is larger.",
-            lambda z, y, m: (_rows(z, y) * m).sum(),
-            "You sum over the known rows. Asked for is their mean.",
-            lambda z, y, m: (_rows(z, y) * ~m).sum() / (~m).sum().clamp(min=1),
-            "The mask is True where the label is known; you keep the others.",
-            lambda z, y, m: masked_loss(z, y, m) if m.any() else torch.tensor(0.0, dtype=z.dtype),
-            "Without a known label you return a new tensor, and `backward()` would fail on it. The zero must come "
-            "from the logits: multiply by the mask.",
-        ),
+        lambda z, y, m: _rows(z, y).mean(),
+        "Rows without a label count as if theirs were known. Use the mask.",
+        lambda z, y, m: (_rows(z, y) * m).mean(),
+        "You divide by all rows, so a task with few labels gets a small loss: a weight nobody chose. Divide "
+        "by the number of known labels.",
+        lambda z, y, m: (_rows(z, y) * m).sum() / m.sum(),
+        "Without a known label you divide 0 by 0. Divide by the number of known labels or by 1, whichever "
+        "is larger.",
+        lambda z, y, m: (_rows(z, y) * m).sum(),
+        "You sum over the known rows. Asked for is their mean.",
+        lambda z, y, m: (_rows(z, y) * ~m).sum() / (~m).sum().clamp(min=1),
+        "The mask is True where the label is known; you keep the others.",
+        lambda z, y, m: masked_loss(z, y, m) if m.any() else torch.tensor(0.0, dtype=z.dtype),
+        "Without a known label you return a new tensor, and `backward()` would fail on it. The zero must come "
+        "from the logits: multiply by the mask.",
         hints=(
             "Ask the loss function for one value per row, then decide which rows count.",
             '`reduction="none"`, multiply by the mask, divide by the number of known labels or by 1, whichever is '

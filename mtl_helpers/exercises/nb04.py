@@ -1,13 +1,9 @@
 """Exercises of notebook 04: uncertainty weighting, DWA, PCGrad for two tasks, dominated points."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 
-from mtl_helpers.exercises import Case, Exercise, planted
-
-__all__ = ["EXERCISES"]
+from mtl_helpers.exercises import Case, exercise
 
 
 def uncertainty_total(losses, log_variance):
@@ -90,24 +86,21 @@ def clouds(rng):
 
 
 EXERCISES = (
-    Exercise(
-        "04.uncertainty_total",
+    exercise(
         uncertainty_total,
         losses_and_variances,
-        mistakes=planted(
-            lambda losses, s: (torch.exp(-s) * losses).sum(),
-            "Without the second term, log σ = s/2, a growing variance makes every loss vanish.",
-            lambda losses, s: (torch.exp(-s) * losses / 2 + s / 2).sum(),
-            "The half before the loss belongs to squared errors (regression). Cross-entropy has none.",
-            lambda losses, s: (torch.exp(s) * losses + s / 2).sum(),
-            "You multiply by the variance. A noisy task must weigh less: divide, e^(−s).",
-            lambda losses, s: (torch.exp(-s) * losses + s / 2).mean(),
-            "You take the mean over the tasks. Asked for is the sum.",
-            lambda losses, s: (torch.exp(-s) * losses + s).sum(),
-            "The second term is log σ. With s = log σ² that is s/2.",
-            lambda losses, s: (torch.exp(-s.detach()) * losses + s.detach() / 2).sum(),
-            "The log-variances are detached, so they would never be learned.",
-        ),
+        lambda losses, s: (torch.exp(-s) * losses).sum(),
+        "Without the second term, log σ = s/2, a growing variance makes every loss vanish.",
+        lambda losses, s: (torch.exp(-s) * losses / 2 + s / 2).sum(),
+        "The half before the loss belongs to squared errors (regression). Cross-entropy has none.",
+        lambda losses, s: (torch.exp(s) * losses + s / 2).sum(),
+        "You multiply by the variance. A noisy task must weigh less: divide, e^(−s).",
+        lambda losses, s: (torch.exp(-s) * losses + s / 2).mean(),
+        "You take the mean over the tasks. Asked for is the sum.",
+        lambda losses, s: (torch.exp(-s) * losses + s).sum(),
+        "The second term is log σ. With s = log σ² that is s/2.",
+        lambda losses, s: (torch.exp(-s.detach()) * losses + s.detach() / 2).sum(),
+        "The log-variances are detached, so they would never be learned.",
         hints=(
             "Each task has two terms. The second one stops the variance from growing.",
             "With s = log σ²: the loss divided by the variance, plus log σ.",
@@ -115,68 +108,59 @@ EXERCISES = (
         ),
         gradients=("losses", "log_variance"),
     ),
-    Exercise(
-        "04.dwa_weights",
+    exercise(
         dwa_weights,
         two_epochs,
-        mistakes=planted(
-            _dwa(lambda last, before, t: before / last / t),
-            "The ratio is upside down: the task whose loss fell *less* gets more weight, so last over before.",
-            _dwa(lambda last, before, t: last / before),
-            "The temperature is missing: it divides the ratio before the exponential.",
-            _dwa(lambda last, before, t: last / before / t, total=1),
-            "Your weights sum to 1. DWA scales them to sum to the number of tasks, as equal weights of 1 do.",
-            _dwa(lambda last, before, t: last / t),
-            "You take the losses themselves, which depend on their units. Take how they changed: last over before.",
-        ),
+        _dwa(lambda last, before, t: before / last / t),
+        "The ratio is upside down: the task whose loss fell *less* gets more weight, so last over before.",
+        _dwa(lambda last, before, t: last / before),
+        "The temperature is missing: it divides the ratio before the exponential.",
+        _dwa(lambda last, before, t: last / before / t, total=1),
+        "Your weights sum to 1. DWA scales them to sum to the number of tasks, as equal weights of 1 do.",
+        _dwa(lambda last, before, t: last / t),
+        "You take the losses themselves, which depend on their units. Take how they changed: last over before.",
         hints=(
             "How much of its loss did each task keep? That ratio has no unit.",
             "A softmax of the ratios with a temperature, then scaled so that the weights sum to K.",
             "`grown = np.exp(last / before / temperature)`, then `len(last) * grown / grown.sum()`.",
         ),
     ),
-    Exercise(
-        "04.pcgrad_of_two",
+    exercise(
         pcgrad_of_two,
         gradient_pairs,
-        mistakes=planted(
-            lambda g1, g2: g1 + g2,
-            "That is the plain sum. When the inner product is negative, each must lose its part along the other.",
-            lambda g1, g2: g1 - g1 @ g2 / (g2 @ g2) * g2 + g2 - g1 @ g2 / (g1 @ g1) * g1,
-            "You project even where the gradients agree, and throw progress away. Only if the inner product is "
-            "negative.",
-            _one_after_the_other,
-            "Only one of the two gives way: once it is projected, it no longer conflicts with the other. Project "
-            "each against the *original* other.",
-            _lengths_not_squared,
-            "You divide by the other's length. The projection divides by its square, g·g.",
-            lambda g1, g2: pcgrad_of_two(g1, g2) / 2,
-            "You take the mean of the two; PCGrad adds them.",
-        ),
+        lambda g1, g2: g1 + g2,
+        "That is the plain sum. When the inner product is negative, each must lose its part along the other.",
+        lambda g1, g2: g1 - g1 @ g2 / (g2 @ g2) * g2 + g2 - g1 @ g2 / (g1 @ g1) * g1,
+        "You project even where the gradients agree, and throw progress away. Only if the inner product is "
+        "negative.",
+        _one_after_the_other,
+        "Only one of the two gives way: once it is projected, it no longer conflicts with the other. Project "
+        "each against the *original* other.",
+        _lengths_not_squared,
+        "You divide by the other's length. The projection divides by its square, g·g.",
+        lambda g1, g2: pcgrad_of_two(g1, g2) / 2,
+        "You take the mean of the two; PCGrad adds them.",
         hints=(
             "When do two gradients conflict? Look at the sign of `g1 @ g2`.",
             "Only then: take from each its part along the *original* other, (g1·g2 / g2·g2) g2, and add what is left.",
             "`dot = min(g1 @ g2, 0)`, then `(g1 - dot / (g2 @ g2) * g2) + (g2 - dot / (g1 @ g1) * g1)`.",
         ),
     ),
-    Exercise(
-        "04.dominated",
+    exercise(
         dominated,
         clouds,
-        mistakes=planted(
-            lambda p: (p[None] < p[:, None]).all(-1).any(1),
-            "A point that ties on one task and is better on the other dominates, too.",
-            lambda p: (p[None] <= p[:, None]).all(-1).any(1),
-            "Every point is as good as itself, so you mark them all. Ask for “better on one” as well.",
-            lambda p: ((p[None] <= p[:, None]).all(-1) & ~np.eye(len(p), dtype=bool)).any(1),
-            "Two equal points: neither is better on any task, so neither dominates. Ask for “better on one”.",
-            lambda p: dominated(-p),
-            "These are losses: smaller is better.",
-            lambda p: ~dominated(p),
-            "You mark the front. Asked for are the dominated points.",
-            lambda p: (p[None] < p[:, None]).any(-1).any(1),
-            "Better on one task is not enough: the other point must not be worse on the other task.",
-        ),
+        lambda p: (p[None] < p[:, None]).all(-1).any(1),
+        "A point that ties on one task and is better on the other dominates, too.",
+        lambda p: (p[None] <= p[:, None]).all(-1).any(1),
+        "Every point is as good as itself, so you mark them all. Ask for “better on one” as well.",
+        lambda p: ((p[None] <= p[:, None]).all(-1) & ~np.eye(len(p), dtype=bool)).any(1),
+        "Two equal points: neither is better on any task, so neither dominates. Ask for “better on one”.",
+        lambda p: dominated(-p),
+        "These are losses: smaller is better.",
+        lambda p: ~dominated(p),
+        "You mark the front. Asked for are the dominated points.",
+        lambda p: (p[None] < p[:, None]).any(-1).any(1),
+        "Better on one task is not enough: the other point must not be worse on the other task.",
         hints=(
             "Compare every point with every other, on both tasks.",
             "`points[None]` against `points[:, None]` gives (n, n, 2) comparisons. Two conditions, joined by &.",

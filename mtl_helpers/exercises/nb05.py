@@ -1,15 +1,11 @@
 """Exercises of notebook 05: recall and coverage, fusion by powers, undoing down-sampling."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
 import torch
 
-from mtl_helpers.exercises import Case, Exercise, planted
-
-__all__ = ["EXERCISES"]
+from mtl_helpers.exercises import Case, exercise
 
 
 def recall_and_coverage(lists, bought, n_items):
@@ -33,8 +29,9 @@ def top_lists(rng):
     yield Case((lists, [{0, 7}, set(), {1}], 8), "the second user bought nothing")
 
 
-def _recall(lists, bought, share):
-    return float(np.mean([share(set(a.tolist()), b) for a, b in zip(lists, bought, strict=True) if b]))
+def _other_recall(lists, bought, n_items, share):
+    shares = [share(set(a.tolist()), b) for a, b in zip(lists, bought, strict=True) if b]
+    return float(np.mean(shares)), len(np.unique(lists)) / n_items
 
 
 def power_fusion(probabilities, exponents):
@@ -73,37 +70,25 @@ def sampled_probabilities(rng):
 
 
 EXERCISES = (
-    Exercise(
-        "05.recall_and_coverage",
+    exercise(
         recall_and_coverage,
         top_lists,
-        mistakes=planted(
-            lambda lists, bought, n: (
-                _recall(lists, bought, lambda a, b: len(a & b) / len(a)),
-                len(np.unique(lists)) / n,
-            ),
-            "You divide the hits by k: that is precision. Recall divides by what the user bought.",
-            lambda lists, bought, n: (
-                _recall(lists, bought, lambda a, b: bool(a & b)),
-                len(np.unique(lists)) / n,
-            ),
-            "You count users with at least one hit: the hit rate. Recall is the share of each user's purchases "
-            "that was found.",
-            lambda lists, bought, n: (recall_and_coverage(lists, bought, n)[0], lists.size / n),
-            "Coverage counts an item once, however many lists show it: `np.unique`.",
-            lambda lists, bought, n: (
-                _recall(lists, [b or {-1} for b in bought], lambda a, b: len(a & b) / len(b)),
-                len(np.unique(lists)) / n,
-            ),
-            "A user who bought nothing counts as a miss with you. There was nothing to find: leave that user out.",
-            lambda lists, bought, n: (
-                recall_and_coverage(lists, bought, n)[0],
-                len(np.unique(lists[[bool(b) for b in bought]])) / n,
-            ),
-            "Your coverage skips the lists of users who bought nothing. They count, too: only recall skips them.",
-            lambda lists, bought, n: recall_and_coverage(lists, bought, n)[::-1],
-            "The two numbers are in the wrong order: recall first, then coverage.",
+        lambda lists, bought, n: _other_recall(lists, bought, n, lambda a, b: len(a & b) / len(a)),
+        "You divide the hits by k: that is precision. Recall divides by what the user bought.",
+        lambda lists, bought, n: _other_recall(lists, bought, n, lambda a, b: bool(a & b)),
+        "You count users with at least one hit: the hit rate. Recall is the share of each user's purchases "
+        "that was found.",
+        lambda lists, bought, n: (recall_and_coverage(lists, bought, n)[0], lists.size / n),
+        "Coverage counts an item once, however many lists show it: `np.unique`.",
+        lambda lists, bought, n: recall_and_coverage(lists, [b or {-1} for b in bought], n),
+        "A user who bought nothing counts as a miss with you. There was nothing to find: leave that user out.",
+        lambda lists, bought, n: (
+            recall_and_coverage(lists, bought, n)[0],
+            len(np.unique(lists[[bool(b) for b in bought]])) / n,
         ),
+        "Your coverage skips the lists of users who bought nothing. They count, too: only recall skips them.",
+        lambda lists, bought, n: recall_and_coverage(lists, bought, n)[::-1],
+        "The two numbers are in the wrong order: recall first, then coverage.",
         hints=(
             "Recall belongs to one user at a time, coverage to all lists together.",
             "Per user: hits divided by the number of bought items, users without a purchase left out; then the mean. "
@@ -111,43 +96,37 @@ EXERCISES = (
             "`len(set(items.tolist()) & wanted) / len(wanted)` for each user; `len(np.unique(lists)) / n_items`.",
         ),
     ),
-    Exercise(
-        "05.power_fusion",
+    exercise(
         power_fusion,
         predictions_and_exponents,
-        mistakes=planted(
-            lambda p, powers: sum(a * p[task] for task, a in powers.items()),
-            "That is fusion by a sum: one good prediction makes up for a hopeless one. Multiply the powers.",
-            lambda p, powers: math.prod(a * p[task] for task, a in powers.items()),
-            "You multiply by the exponent: a factor common to all items that changes no order. Raise p to it.",
-            lambda p, powers: math.prod(x**a for x, a in zip(p.values(), powers.values(), strict=False)),
-            "You pair the two dicts by their order. Pair them by the task's name: `probabilities[task]`.",
-            lambda p, powers: math.prod(a ** p[task] for task, a in powers.items()),
-            "Base and exponent are swapped: it is p ** a.",
-            lambda p, powers: math.prod(x ** powers.get(task, 1.0) for task, x in p.items()),
-            "A task without an exponent must not count. Go through `exponents`, not through `probabilities`.",
-        ),
+        lambda p, powers: sum(a * p[task] for task, a in powers.items()),
+        "That is fusion by a sum: one good prediction makes up for a hopeless one. Multiply the powers.",
+        lambda p, powers: math.prod(a * p[task] for task, a in powers.items()),
+        "You multiply by the exponent: a factor common to all items that changes no order. Raise p to it.",
+        lambda p, powers: math.prod(x**a for x, a in zip(p.values(), powers.values(), strict=False)),
+        "You pair the two dicts by their order. Pair them by the task's name: `probabilities[task]`.",
+        lambda p, powers: math.prod(a ** p[task] for task, a in powers.items()),
+        "Base and exponent are swapped: it is p ** a.",
+        lambda p, powers: math.prod(x ** powers.get(task, 1.0) for task, x in p.items()),
+        "A task without an exponent must not count. Go through `exponents`, not through `probabilities`.",
         hints=(
             "Which exponent makes a task count for nothing, and what does p to that power give?",
             "A product over the tasks of p ** a. Start from 1.",
             "`for task, a in exponents.items(): score = score * probabilities[task] ** a`.",
         ),
     ),
-    Exercise(
-        "05.undo_downsampling",
+    exercise(
         undo_downsampling,
         sampled_probabilities,
-        mistakes=planted(
-            lambda p, keep: keep * p,
-            "Multiplying probabilities works only near 0; at p = 1 it gives the share kept. It is the odds "
-            "that are scaled.",
-            lambda p, keep: p / (p + keep * (1 - p)),
-            "You make the probabilities larger still. Dropped negatives had made them too large.",
-            lambda p, keep: keep * p / (1 - p),
-            "Those are odds. Turn them into probabilities: odds / (1 + odds).",
-            lambda p, keep: p,
-            "You return what the model says of the thinned log. There, positives are more frequent than in truth.",
-        ),
+        lambda p, keep: keep * p,
+        "Multiplying probabilities works only near 0; at p = 1 it gives the share kept. It is the odds "
+        "that are scaled.",
+        lambda p, keep: p / (p + keep * (1 - p)),
+        "You make the probabilities larger still. Dropped negatives had made them too large.",
+        lambda p, keep: keep * p / (1 - p),
+        "Those are odds. Turn them into probabilities: odds / (1 + odds).",
+        lambda p, keep: p,
+        "You return what the model says of the thinned log. There, positives are more frequent than in truth.",
         hints=(
             "Dropping negatives leaves the number of positives as it is. What happens to their ratio?",
             "The odds p / (1 − p) were multiplied by 1 / keep. Multiply them back, then return to probabilities.",

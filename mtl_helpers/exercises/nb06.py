@@ -1,13 +1,9 @@
 """Exercises of notebook 06: a gate's mixture, the logit of a product, a load term."""
 
-from __future__ import annotations
-
 import torch
 from torch.nn.functional import logsigmoid
 
-from mtl_helpers.exercises import Case, Exercise, planted
-
-__all__ = ["EXERCISES"]
+from mtl_helpers.exercises import Case, exercise
 
 
 def gated_mixture(gate_logits, experts):
@@ -56,22 +52,19 @@ def gate_tables(rng):
 
 
 EXERCISES = (
-    Exercise(
-        "06.gated_mixture",
+    exercise(
         gated_mixture,
         mixtures,
-        mistakes=planted(
-            lambda gate_logits, experts: experts.mean(0),
-            "That is the plain mean of the experts. Each row has shares of its own.",
-            lambda gate_logits, experts: (gate_logits.softmax(0).T.unsqueeze(-1) * experts).sum(0),
-            "Your shares sum to one over the rows. They must sum to one over the experts: the last axis.",
-            _without_shift,
-            "Your softmax overflows for large logits. Take each row's largest logit away first, or `.softmax(-1)`.",
-            lambda gate_logits, experts: (gate_logits.T.unsqueeze(-1) * experts).sum(0),
-            "You weigh with the logits. Shares are their softmax.",
-            lambda gate_logits, experts: (gate_logits.softmax(-1).T.unsqueeze(-1) * experts).mean(0),
-            "The shares sum to one already: add the weighted experts up, do not average them.",
-        ),
+        lambda gate_logits, experts: experts.mean(0),
+        "That is the plain mean of the experts. Each row has shares of its own.",
+        lambda gate_logits, experts: (gate_logits.softmax(0).T.unsqueeze(-1) * experts).sum(0),
+        "Your shares sum to one over the rows. They must sum to one over the experts: the last axis.",
+        _without_shift,
+        "Your softmax overflows for large logits. Take each row's largest logit away first, or `.softmax(-1)`.",
+        lambda gate_logits, experts: (gate_logits.T.unsqueeze(-1) * experts).sum(0),
+        "You weigh with the logits. Shares are their softmax.",
+        lambda gate_logits, experts: (gate_logits.softmax(-1).T.unsqueeze(-1) * experts).mean(0),
+        "The shares sum to one already: add the weighted experts up, do not average them.",
         hints=(
             "First the shares: which axis of `gate_logits` counts the experts?",
             "Bring the shares to shape (experts, rows, 1); then they multiply `experts` of shape (experts, rows, d).",
@@ -79,24 +72,21 @@ EXERCISES = (
         ),
         atol=1e-5,
     ),
-    Exercise(
-        "06.logit_of_product",
+    exercise(
         logit_of_product,
         two_logits,
-        mistakes=planted(
-            lambda a, b: a + b,
-            "Adding logits multiplies odds, not probabilities.",
-            lambda a, b: a * b,
-            "You multiply the logits. Multiply the probabilities, then go back to a logit.",
-            lambda a, b: a.sigmoid() * b.sigmoid(),
-            "That is the probability itself; its logit is asked for.",
-            lambda a, b: logsigmoid(a) + logsigmoid(b),
-            "That is log p. A logit is log p − log(1 − p).",
-            lambda a, b: torch.log(a.sigmoid() * b.sigmoid()),
-            "That is log p, and a sigmoid that rounds to 0 makes it infinite. A logit is log p − log(1 − p).",
-            lambda a, b: torch.log(a.sigmoid() * b.sigmoid()) - torch.log1p(-a.sigmoid() * b.sigmoid()),
-            "Infinite at the ends, where a sigmoid rounds to 0 or 1. Stay with a and b, and use logsumexp.",
-        ),
+        lambda a, b: a + b,
+        "Adding logits multiplies odds, not probabilities.",
+        lambda a, b: a * b,
+        "You multiply the logits. Multiply the probabilities, then go back to a logit.",
+        lambda a, b: a.sigmoid() * b.sigmoid(),
+        "That is the probability itself; its logit is asked for.",
+        lambda a, b: logsigmoid(a) + logsigmoid(b),
+        "That is log p. A logit is log p − log(1 − p).",
+        lambda a, b: torch.log(a.sigmoid() * b.sigmoid()),
+        "That is log p, and a sigmoid that rounds to 0 makes it infinite. A logit is log p − log(1 − p).",
+        lambda a, b: torch.log(a.sigmoid() * b.sigmoid()) - torch.log1p(-a.sigmoid() * b.sigmoid()),
+        "Infinite at the ends, where a sigmoid rounds to 0 or 1. Stay with a and b, and use logsumexp.",
         hints=(
             "Write 1 / (p q) with e^-a and e^-b, and subtract one: those are the odds against.",
             "The odds against are e^-a + e^-b + e^-(a+b). The logit is minus their logarithm.",
@@ -104,20 +94,17 @@ EXERCISES = (
         ),
         atol=1e-5,
     ),
-    Exercise(
-        "06.load_term",
+    exercise(
         load_term,
         gate_tables,
-        mistakes=planted(
-            lambda gates: (gates.var(-1, unbiased=False) / gates.mean(-1) ** 2).mean(),
-            "You punish every row that prefers an expert. Average over rows first: only total use must be even.",
-            lambda gates: gates.mean(0).var() / gates.mean() ** 2,
-            "Divide by the number of experts, not by one less: `unbiased=False`.",
-            lambda gates: gates.mean(0).std(unbiased=False) / gates.mean(),
-            "The coefficient of variation is asked for squared.",
-            lambda gates: gates.mean(0).var(unbiased=False),
-            "Divide by the squared mean use, so that the term means the same for any number of experts.",
-        ),
+        lambda gates: (gates.var(-1, unbiased=False) / gates.mean(-1) ** 2).mean(),
+        "You punish every row that prefers an expert. Average over rows first: only total use must be even.",
+        lambda gates: gates.mean(0).var() / gates.mean() ** 2,
+        "Divide by the number of experts, not by one less: `unbiased=False`.",
+        lambda gates: gates.mean(0).std(unbiased=False) / gates.mean(),
+        "The coefficient of variation is asked for squared.",
+        lambda gates: gates.mean(0).var(unbiased=False),
+        "Divide by the squared mean use, so that the term means the same for any number of experts.",
         hints=(
             "What is each expert's use, over all rows?",
             "Take the mean over the rows, then that vector's variance over its squared mean.",

@@ -1,13 +1,9 @@
 """Exercises of notebook 08: odds after sampling, the focal loss, a mean from what was selected, corrupted rows."""
 
-from __future__ import annotations
-
 import torch
 from torch.nn.functional import logsigmoid
 
-from mtl_helpers.exercises import Case, Exercise, planted
-
-__all__ = ["EXERCISES"]
+from mtl_helpers.exercises import Case, exercise
 
 
 def undo_sampling(q, rate):
@@ -50,59 +46,51 @@ def tables(rng):
 
 # fmt: off
 EXERCISES = (
-    Exercise(
-        "08.undo_sampling", undo_sampling, sampled,
-        mistakes=planted(
-            lambda q, rate: q * rate,
-            "You scale the probability. What sampling scales are the odds q / (1 − q).",
-            lambda q, rate: q / (q + (1 - q) * rate),
-            "The wrong way round: dropping negatives made the rows look more positive, so the odds must fall.",
-            lambda q, rate: rate * q / (1 - q),
-            "Those are odds. Turn them back into a probability: odds / (1 + odds).",
-        ),
+    exercise(
+        undo_sampling, sampled,
+        lambda q, rate: q * rate,
+        "You scale the probability. What sampling scales are the odds q / (1 − q).",
+        lambda q, rate: q / (q + (1 - q) * rate),
+        "The wrong way round: dropping negatives made the rows look more positive, so the odds must fall.",
+        lambda q, rate: rate * q / (1 - q),
+        "Those are odds. Turn them back into a probability: odds / (1 + odds).",
         hints=("A share `rate` of the negatives was kept. By which factor did the odds change?",
                "The odds rose by 1 / rate. Take `rate * q / (1 - q)`, and go back to a probability.",
                "`odds = rate * q / (1 - q)`, then `odds / (1 + odds)`."),
     ),
-    Exercise(
-        "08.focal", focal, rare_labels,
-        mistakes=planted(
-            lambda z, y, g: ((z * (2 * y - 1)).sigmoid() ** g * -logsigmoid(z * (2 * y - 1))).mean(),
-            "You favour the easy rows: the factor is (1 − p_t), how wrong the model was.",
-            lambda z, y, g: ((1 - z.sigmoid()) ** g * -logsigmoid(z * (2 * y - 1))).mean(),
-            "Your factor takes 1 − p in every row. Where the label is 0, what happened has probability 1 − p.",
-            lambda z, y, g: -((1 - (z * (2 * y - 1)).sigmoid()) ** g * logsigmoid(z * (2 * y - 1))).sum(),
-            "You sum over the rows. Asked for is their mean.",
-        ),
+    exercise(
+        focal, rare_labels,
+        lambda z, y, g: ((z * (2 * y - 1)).sigmoid() ** g * -logsigmoid(z * (2 * y - 1))).mean(),
+        "You favour the easy rows: the factor is (1 − p_t), how wrong the model was.",
+        lambda z, y, g: ((1 - z.sigmoid()) ** g * -logsigmoid(z * (2 * y - 1))).mean(),
+        "Your factor takes 1 − p in every row. Where the label is 0, what happened has probability 1 − p.",
+        lambda z, y, g: -((1 - (z * (2 * y - 1)).sigmoid()) ** g * logsigmoid(z * (2 * y - 1))).sum(),
+        "You sum over the rows. Asked for is their mean.",
         hints=("First p_t, the probability of what happened: p where the label is 1, else 1 − p.",
                "Its logit is `logits * (2 * labels - 1)`; `logsigmoid` of that is log p_t.",
                "With `s = logits * (2 * labels - 1)`: minus the mean of `(1 - s.sigmoid()) ** gamma * logsigmoid(s)`."),
         gradients=("logits",),
     ),
-    Exercise(
-        "08.selected_mean", selected_mean, selections,
-        mistakes=planted(
-            lambda v, s, p, c: (s * v).sum() / s.sum(),
-            "That is the mean of the rows that were seen: it forgets that some are seen more easily.",
-            lambda v, s, p, c: (s * v / p.clamp(min=c)).sum() / s.sum(),
-            "Divide by all rows, seen or not: the weights already make the seen ones stand for all.",
-            lambda v, s, p, c: (s * v / p.clamp(max=1 - c)).mean(),
-            "A propensity near 0 makes a weight without bound. Raise propensities below `clip` to `clip`.",
-        ),
+    exercise(
+        selected_mean, selections,
+        lambda v, s, p, c: (s * v).sum() / s.sum(),
+        "That is the mean of the rows that were seen: it forgets that some are seen more easily.",
+        lambda v, s, p, c: (s * v / p.clamp(min=c)).sum() / s.sum(),
+        "Divide by all rows, seen or not: the weights already make the seen ones stand for all.",
+        lambda v, s, p, c: (s * v / p.clamp(max=1 - c)).mean(),
+        "A propensity near 0 makes a weight without bound. Raise propensities below `clip` to `clip`.",
         hints=("A row that is seen one time in ten stands for ten rows.",
                "Weigh what was seen by 1 / propensity, where propensities below `clip` are raised to it.",
                "`(seen * values / propensity.clamp(min=clip)).mean()`."),
     ),
-    Exercise(
-        "08.corrupt_rows", corrupt_rows, tables,
-        mistakes=planted(
-            lambda x, h, d: torch.where(h, x[d[:, 0]], x),
-            "All cells of a row come from one donor. Each cell has a donor of its own: `donors[i, c]`.",
-            lambda x, h, d: torch.where(h, x, x.gather(0, d)),
-            "You replace the cells that should stay: `hit` is True where a cell changes.",
-            lambda x, h, d: x * ~h,
-            "You blank the cells. SCARF fills in the same column's value of another row.",
-        ),
+    exercise(
+        corrupt_rows, tables,
+        lambda x, h, d: torch.where(h, x[d[:, 0]], x),
+        "All cells of a row come from one donor. Each cell has a donor of its own: `donors[i, c]`.",
+        lambda x, h, d: torch.where(h, x, x.gather(0, d)),
+        "You replace the cells that should stay: `hit` is True where a cell changes.",
+        lambda x, h, d: x * ~h,
+        "You blank the cells. SCARF fills in the same column's value of another row.",
         hints=("For row i and column c, the new value is `cells[donors[i, c], c]`.",
                "`cells.gather(0, donors)` takes exactly those; then choose by `hit`.",
                "`torch.where(hit, cells.gather(0, donors), cells)`."),

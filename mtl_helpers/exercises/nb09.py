@@ -1,13 +1,9 @@
 """Exercises of notebook 09: neighbours that exist by then, LoRA, a causal mask, semantic ids."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 
-from mtl_helpers.exercises import Case, Exercise, planted
-
-__all__ = ["EXERCISES"]
+from mtl_helpers.exercises import Case, exercise
 
 
 def neighbours(vectors, product, on_sale, k):
@@ -80,81 +76,65 @@ def vectors_and_books(rng):
         yield rng.normal(size=(n, 4)), [rng.normal(size=(5, 4)) / 2**level for level in range(levels)]
 
 
-def _flat(vectors, books):
-    return np.stack([((vectors[:, None] - book) ** 2).sum(-1).argmin(1) for book in books], 1)
-
-
 EXERCISES = (
-    Exercise(
-        "09.neighbours",
+    exercise(
         neighbours,
         catalogues,
-        mistakes=planted(
-            lambda v, p, s, k: neighbours(v, p, s | True, k),
-            "Products that are not on sale yet are among your neighbours: that is the future.",
-            lambda v, p, s, k: np.append(p, neighbours(v, p, s, k - 1)),
-            "The nearest product is the product itself. Leave it out.",
-            lambda v, p, s, k: _top(v @ v[p], p, s, k),
-            "A long vector wins without being near. Divide each by its length: that is the cosine.",
-            lambda v, p, s, k: _top(-(v @ v[p]) / np.linalg.norm(v, axis=1), p, s, k),
-            "You return the products that are farthest away.",
-        ),
+        lambda v, p, s, k: neighbours(v, p, s | True, k),
+        "Products that are not on sale yet are among your neighbours: that is the future.",
+        lambda v, p, s, k: np.append(p, neighbours(v, p, s, k - 1)),
+        "The nearest product is the product itself. Leave it out.",
+        lambda v, p, s, k: _top(v @ v[p], p, s, k),
+        "A long vector wins without being near. Divide each by its length: that is the cosine.",
+        lambda v, p, s, k: _top(-(v @ v[p]) / np.linalg.norm(v, axis=1), p, s, k),
+        "You return the products that are farthest away.",
         hints=(
             "Lengths first, then products, then who may be shown at all.",
             "`vectors / np.linalg.norm(vectors, axis=1, keepdims=True)`; what may not be shown gets `-np.inf`.",
             "`near = unit @ unit[product]`, -inf at `~on_sale` and at `product`, then `np.argsort(-near)[:k]`.",
         ),
     ),
-    Exercise(
-        "09.lora",
+    exercise(
         lora,
         layers,
-        mistakes=planted(
-            lambda x, w, a, b, s: x @ w.T + (x @ a.T) @ b.T,
-            "The scale is missing.",
-            lambda x, w, a, b, s: s * (x @ a.T) @ b.T,
-            "You return the update alone. The frozen layer still answers, too.",
-            lambda x, w, a, b, s: s * (x @ w.T + (x @ a.T) @ b.T),
-            "You scale the frozen layer, too: it must stay as it is.",
-        ),
+        lambda x, w, a, b, s: x @ w.T + (x @ a.T) @ b.T,
+        "The scale is missing.",
+        lambda x, w, a, b, s: s * (x @ a.T) @ b.T,
+        "You return the update alone. The frozen layer still answers, too.",
+        lambda x, w, a, b, s: s * (x @ w.T + (x @ a.T) @ b.T),
+        "You scale the frozen layer, too: it must stay as it is.",
         hints=(
             "Two paths from x to y: the frozen one, and one through r numbers.",
             "`x @ a.T` is (n, r); times `b.T` it is (n, out).",
             "`x @ weight.T + scale * (x @ a.T) @ b.T`.",
         ),
     ),
-    Exercise(
-        "09.may_look",
+    exercise(
         may_look,
         histories,
-        mistakes=planted(
-            lambda t: t[:, None, :].expand(-1, t.shape[1], -1) | torch.eye(t.shape[1], dtype=torch.bool),
-            "An event looks at those after it: the future. Keep the lower triangle.",
-            lambda t: _tril(t).expand(len(t), -1, -1),
-            "Padding is looked at as if it were an event.",
-            lambda t: _tril(t) & t[:, None, :],
-            "A padded place may look nowhere, and its softmax is NaN. Let each place look at itself.",
-            lambda t: _tril(t).T & t[:, None, :] | torch.eye(t.shape[1], dtype=torch.bool),
-            "The triangle is upside down: each event sees the future alone.",
-        ),
+        lambda t: t[:, None, :].expand(-1, t.shape[1], -1) | torch.eye(t.shape[1], dtype=torch.bool),
+        "An event looks at those after it: the future. Keep the lower triangle.",
+        lambda t: _tril(t).expand(len(t), -1, -1),
+        "Padding is looked at as if it were an event.",
+        lambda t: _tril(t) & t[:, None, :],
+        "A padded place may look nowhere, and its softmax is NaN. Let each place look at itself.",
+        lambda t: _tril(t).T & t[:, None, :] | torch.eye(t.shape[1], dtype=torch.bool),
+        "The triangle is upside down: each event sees the future alone.",
         hints=(
             "Two conditions on the place that is looked at: not later, and there. And one exception.",
             "`torch.ones(L, L, dtype=torch.bool).tril()` is the first, `there[:, None, :]` the second.",
             "`past & there[:, None, :] | torch.eye(L, dtype=torch.bool)`.",
         ),
     ),
-    Exercise(
-        "09.semantic_ids",
+    exercise(
         semantic_ids,
         vectors_and_books,
-        mistakes=planted(
-            _flat,
-            "Every level codes the whole vector. After the first, code what is left over.",
-            lambda v, books: semantic_ids(v, books)[:, ::-1],
-            "The coarsest code comes first.",
-            lambda v, books: semantic_ids(v, books).T,
-            "A row for each product, a column for each level: yours is turned.",
-        ),
+        lambda v, books: np.stack([((v[:, None] - book) ** 2).sum(-1).argmin(1) for book in books], 1),
+        "Every level codes the whole vector. After the first, code what is left over.",
+        lambda v, books: semantic_ids(v, books)[:, ::-1],
+        "The coarsest code comes first.",
+        lambda v, books: semantic_ids(v, books).T,
+        "A row for each product, a column for each level: yours is turned.",
         hints=(
             "A loop over the levels, and one array that shrinks.",
             "The nearest row of `book` to each row of `rest`; then subtract it.",

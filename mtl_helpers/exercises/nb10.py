@@ -1,13 +1,9 @@
 """Exercises of notebook 10: test then train, a mean over two machines, clipping and noise, drift in one number."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 
-from mtl_helpers.exercises import Case, Exercise, planted
-
-__all__ = ["EXERCISES"]
+from mtl_helpers.exercises import Case, exercise
 
 
 def test_then_train(state, x, y, predict, learn, delay):
@@ -89,90 +85,78 @@ def populations(rng):
     yield Case((rng.normal(size=60), rng.normal(6, 1, 40), 4), "bins that no new value falls into")
 
 
-def _shares(before, after, edges, bins, half=0.5):
-    counts = [np.bincount(np.searchsorted(edges, x, side="right"), minlength=bins) for x in (before, after)]
-    return [(count + half) / (count.sum() + half * bins) for count in counts]
-
-
 def _inner(x, bins):
     return np.quantile(x, np.linspace(0, 1, bins + 1)[1:-1])
 
 
-def _psi(p, q):
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return float(((q - p) * np.log(q / p)).sum())
+def _index(before, after, bins, edges, half=0.5, factor=np.subtract):
+    counts = [np.bincount(np.searchsorted(edges, x, side="right"), minlength=bins) for x in (before, after)]
+    p, q = ((count + half) / (count.sum() + half * bins) for count in counts)
+    return float((factor(q, p) * np.log(q / p)).sum())
 
 
 # fmt: off
 EXERCISES = (
-    Exercise(
-        "10.test_then_train", test_then_train, days,
-        mistakes=planted(
-            lambda *a: _replay(*a, serve="next"),
-            "You learn from a day before you predict it: the test has seen its answers.",
-            lambda *a: _replay(*a, serve="first"),
-            "Every day is predicted by the first state. What was learned must serve the next day.",
-            lambda *a: _replay(*a[:5], 0),
-            "You ignore the delay: a day's labels are known only `delay` days later.",
-            lambda *a: _replay(*a, learn_from="first"),
-            "You learn from the first state each time, and forget the days between.",
-        ),
+    exercise(
+        test_then_train, days,
+        lambda *a: _replay(*a, serve="next"),
+        "You learn from a day before you predict it: the test has seen its answers.",
+        lambda *a: _replay(*a, serve="first"),
+        "Every day is predicted by the first state. What was learned must serve the next day.",
+        lambda *a: _replay(*a[:5], 0),
+        "You ignore the delay: a day's labels are known only `delay` days later.",
+        lambda *a: _replay(*a, learn_from="first"),
+        "You learn from the first state each time, and forget the days between.",
         hints=(
             "One loop. In it, two lines whose order is the exercise.",
             "At day i the labels that have just come in are those of day `i - delay`, if there is one.",
             "Predict `x[i]`; then, `if i >= delay`, `state = learn(state, x[i - delay], y[i - delay])`.",
         ),
     ),
-    Exercise(
-        "10.rank_losses", rank_losses, ranks,
-        mistakes=planted(
-            lambda z, m: (z * m).sum(1) / m.sum(1).clamp(min=1),
-            "Each rank divides by its own labels: a label on a rank with few counts more than one on the other.",
-            lambda z, m: (z * m).sum(1) / m.sum().clamp(min=1),
-            "DDP takes the *mean* over ranks. Yours comes out smaller, by the number of ranks.",
-            lambda z, m: (z * m).mean(1),
-            "You divide by rows. Rows without a label do not count, above the line or below.",
-            lambda z, m: len(z) * z.sum(1) / m.sum().clamp(min=1),
-            "Losses of rows without a label are in your sum.",
-        ),
+    exercise(
+        rank_losses, ranks,
+        lambda z, m: (z * m).sum(1) / m.sum(1).clamp(min=1),
+        "Each rank divides by its own labels: a label on a rank with few counts more than one on the other.",
+        lambda z, m: (z * m).sum(1) / m.sum().clamp(min=1),
+        "DDP takes the *mean* over ranks. Yours comes out smaller, by the number of ranks.",
+        lambda z, m: (z * m).mean(1),
+        "You divide by rows. Rows without a label do not count, above the line or below.",
+        lambda z, m: len(z) * z.sum(1) / m.sum().clamp(min=1),
+        "Losses of rows without a label are in your sum.",
         hints=(
             "Write down what the mean of your answers over the ranks must be, and solve for one rank.",
             "The divisor is the same on every rank: all labels, `masks.sum()`.",
             "`len(masks) * (losses * masks).sum(1) / masks.sum().clamp(min=1)`.",
         ),
     ),
-    Exercise(
-        "10.private_mean", private_mean, private_batches,
-        mistakes=planted(
-            lambda g, b, s, z: (g.sum(0) * (b / g.sum(0).norm().clamp(min=1e-12)).clamp(max=1) + s * b * z) / len(g),
-            "You clip the sum. One row with a huge gradient still decides its direction: clip row by row.",
-            lambda g, b, s, z: ((g * b / g.norm(dim=1, keepdim=True).clamp(min=1e-12)).sum(0) + s * b * z) / len(g),
-            "Short gradients are stretched to the bound. They stay as they are.",
-            lambda g, b, s, z: private_mean(g, b, s / b, z),
-            "The noise must grow with the bound: its deviation is sigma · bound.",
-            lambda g, b, s, z: (private_mean(g, b, 0, z) + s * b * z),
-            "Add the noise to the sum, then divide by the number of rows.",
-            lambda g, b, s, z: (g.clamp(-b, b).sum(0) + s * b * z) / len(g),
-            "You clip number by number. The bound is for the length of a row's whole gradient.",
-        ),
+    exercise(
+        private_mean, private_batches,
+        lambda g, b, s, z: (g.sum(0) * (b / g.sum(0).norm().clamp(min=1e-12)).clamp(max=1) + s * b * z) / len(g),
+        "You clip the sum. One row with a huge gradient still decides its direction: clip row by row.",
+        lambda g, b, s, z: ((g * b / g.norm(dim=1, keepdim=True).clamp(min=1e-12)).sum(0) + s * b * z) / len(g),
+        "Short gradients are stretched to the bound. They stay as they are.",
+        lambda g, b, s, z: private_mean(g, b, s / b, z),
+        "The noise must grow with the bound: its deviation is sigma · bound.",
+        lambda g, b, s, z: (private_mean(g, b, 0, z) + s * b * z),
+        "Add the noise to the sum, then divide by the number of rows.",
+        lambda g, b, s, z: (g.clamp(-b, b).sum(0) + s * b * z) / len(g),
+        "You clip number by number. The bound is for the length of a row's whole gradient.",
         hints=(
             "Three steps: shorten each row, sum and add noise, divide.",
             "A row's factor is `bound / norm`, but never above 1.",
             "`clipped = gradients * (bound / norms.clamp(min=1e-12)).clamp(max=1)`.",
         ),
     ),
-    Exercise(
-        "10.stability", stability, populations,
-        mistakes=planted(
-            lambda a, b, k: _psi(*_shares(a, b, _inner(b, k), k)),
-            "Your bins follow the new values. The old ones set them, once and for all days.",
-            lambda a, b, k: _psi(*_shares(a, b, np.linspace(a.min(), a.max(), k + 1)[1:-1], k)),
-            "Your bins are equally wide. They must hold equally many of the old values.",
-            lambda a, b, k: _psi(*_shares(a, b, _inner(a, k), k, 0)),
-            "A bin may be empty. Half a row more in each keeps the logarithm finite.",
-            lambda a, b, k: (lambda p, q: float((q * np.log(q / p)).sum()))(*_shares(a, b, _inner(a, k), k)),
-            "That is the divergence one way. The index has (q − p) in front of the logarithm, and is symmetric.",
-        ),
+    exercise(
+        stability, populations,
+        lambda a, b, k: _index(a, b, k, _inner(b, k)),
+        "Your bins follow the new values. The old ones set them, once and for all days.",
+        lambda a, b, k: _index(a, b, k, np.linspace(a.min(), a.max(), k + 1)[1:-1]),
+        "Your bins are equally wide. They must hold equally many of the old values.",
+        lambda a, b, k: _index(a, b, k, _inner(a, k), half=0),
+        "A bin may be empty. Half a row more in each keeps the logarithm finite.",
+        lambda a, b, k: _index(a, b, k, _inner(a, k), factor=lambda q, p: q),
+        "That is the divergence one way. The index has (q − p) in front of the logarithm, and is symmetric.",
         hints=(
             "Edges from `before`; shares of both in the same bins; one sum.",
             "`np.quantile(before, np.linspace(0, 1, bins + 1)[1:-1])`, then `searchsorted` and `bincount`.",
