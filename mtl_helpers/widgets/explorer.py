@@ -193,10 +193,10 @@ class Explorer:
         buttons: Sequence[tuple[str, Callable[[], None]]] = (), beside: bool = False,
     ) -> None:  # fmt: skip
         self.groups = dict(controls) if isinstance(controls, Mapping) else {"": list(controls)}
-        names = [control.name for row in self.groups.values() for control in row]
-        if len(set(names)) < len(names):
-            raise ValueError(f"controls need distinct names; got {names}")
-        self.controls = {control.name: control for row in self.groups.values() for control in row}
+        every = [control for row in self.groups.values() for control in row]
+        self.controls = {control.name: control for control in every}
+        if len(self.controls) < len(every):
+            raise ValueError(f"controls need distinct names; got {[control.name for control in every]}")
         self.title, self.update, self.link = title, update, link
         self.figure, self.stage, self.error, self._longest = figure, Stage(figure), "", ""
         self.state = self.first = {name: control.value for name, control in self.controls.items()}
@@ -313,8 +313,10 @@ class Explorer:
         columns = f"repeat(auto-fill, minmax(min(100%, {cell}px), 1fr))"
         layout = {"grid_template_columns": columns, "grid_gap": "0 12px"}
         layout |= {} if len(self.groups) > 1 else {"flex": f"1 1 {cell}px"}
-        rows = [ipywidgets.GridBox(list(row), layout=layout) for row in self.groups.values()]
-        self.buttons = {}
+        rows, self.buttons = [], {}
+        for heading, row in self.groups.items():
+            rows += [ipywidgets.HTML(f"<b>{html.escape(heading)}</b>")] if heading else []
+            rows.append(ipywidgets.GridBox(list(row), layout=layout))
         for label, action in {**dict(buttons), "Reset": dict(buttons).get("Reset", self.reset)}.items():
             width = {"width": f"{44 + 7 * len(label)}px"}
             self.buttons[label] = pressed = ipywidgets.Button(description=label, layout=width)
@@ -322,9 +324,6 @@ class Explorer:
         box = ipywidgets.HBox(
             [*self.buttons.values()], layout={"margin": "0 0 0 auto", "flex_flow": "row wrap"}
         )
-        for heading, grid in zip(self.groups, list(rows), strict=True):
-            if heading:
-                rows.insert(rows.index(grid), ipywidgets.HTML(f"<b>{html.escape(heading)}</b>"))
         rows[0] = ipywidgets.HBox([rows[0], box], layout={"flex_flow": "row wrap"})
         made = ipywidgets.VBox(rows, layout={"max_width": f"{100 * WIDTH:.0f}px"})
         made.add_class("mtl-knobs")

@@ -34,9 +34,8 @@ if TYPE_CHECKING:
     from mtl_helpers.training import History
 
 __all__ = [
-    "epochs", "figure", "figure_png", "interval_rows", "learning_curves", "legend_outside", "metric_name",
-    "metric_style", "minus", "model_style", "name_lines", "stored_picture", "table", "task_style",
-    "use_course_style", "value_labels", "within",
+    "epochs", "figure", "interval_rows", "learning_curves", "legend_outside", "metric_name", "minus", "model_style",
+    "name_lines", "stored_picture", "table", "task_style", "use_course_style", "value_labels", "within",
 ]  # fmt: skip
 
 # Okabe and Ito's palette, told apart by readers with any colour vision; markers and dashes say it a second time.
@@ -70,7 +69,6 @@ METRIC_STYLES = {
     "precision": {"color": "#332288", "marker": "o", "linestyle": "-"},
     "recall": {"color": "#882255", "marker": "s", "linestyle": "--"},
     "accuracy": {"color": "#8C510A", "marker": "D", "linestyle": "-."},
-    "auc": {"color": "#222222", "marker": "^", "linestyle": "-"},
 }
 GREY, INK, HERE = "#777777", "#222222", "#F0E442"  # HERE: the point that a slider moves
 HALO = [withStroke(linewidth=3, foreground="white")]  # path effects of texts that may cross a line
@@ -86,15 +84,12 @@ STYLE = {
     "axes.spines.right": False,
     "axes.titlesize": 11,
     "axes.titlelocation": "left",
-    "axes.labelsize": 10,
-    "axes.unicode_minus": True,
     "grid.color": "#e4e4e4",
     "grid.linewidth": 0.8,
     "legend.frameon": False,
     "legend.fontsize": 9,
     "xtick.labelsize": 9,
     "ytick.labelsize": 9,
-    "font.size": 10,
     "lines.linewidth": 1.8,
     "lines.markersize": 5,
 }
@@ -116,17 +111,11 @@ def figure(height: float = 3.6) -> Figure:
     return made
 
 
-def figure_png(fig: Figure) -> bytes:
-    """The figure as PNG bytes."""
-    buffer = BytesIO()
-    fig.savefig(buffer, format="png", dpi=fig.dpi)
-    return buffer.getvalue()
-
-
 def _shown(fig: Figure) -> tuple[bytes, dict[str, int]]:
     """PNG bytes and the size at which the page shows them."""
-    width, height = fig.get_size_inches()
-    return figure_png(fig), {"width": round(100 * width), "height": round(100 * height)}
+    buffer, (width, height) = BytesIO(), fig.get_size_inches()
+    fig.savefig(buffer, format="png", dpi=fig.dpi)
+    return buffer.getvalue(), {"width": round(100 * width), "height": round(100 * height)}
 
 
 def stored_picture(path: str | Path, caption: str) -> HTML:
@@ -147,21 +136,13 @@ def task_style(name: str) -> dict[str, str]:
 def model_style(name: str) -> dict[str, str]:
     """Colour, marker and line style of a model, which no task has: "shared bottom", "MMoE", "PLE", "single task"."""
     known = name.lower().replace("-", " ").replace("_", " ")
-    return dict(MODEL_STYLES.get(ALIASES.get(known, known)) or _other(known, MODEL_STYLES))
-
-
-def metric_style(name: str) -> dict[str, str]:
-    """Colour, marker and line style of a metric, which no task has."""
-    return dict(METRIC_STYLES.get(name.lower()) or _other(name, METRIC_STYLES))
+    found, others = MODEL_STYLES.get(ALIASES.get(known, known)), list(MODEL_STYLES.values())
+    return dict(found or others[zlib.crc32(known.encode()) % len(others)])
 
 
 def metric_name(metric: str) -> str:
     """A metric as labels have it: AUC and RMSE in capitals, a word as it is."""
     return metric if metric == "accuracy" else metric.upper()
-
-
-def _other(name: str, styles: Mapping[str, dict]) -> dict[str, str]:
-    return list(styles.values())[zlib.crc32(name.encode()) % len(styles)]
 
 
 def minus(text: str) -> str:
@@ -171,9 +152,8 @@ def minus(text: str) -> str:
 
 def within(ax: Axes, low: float | None = None, high: float | None = None, axis: str = "y") -> None:
     """Cuts an axis at what the quantity allows: a loss is 0 or more, a share from 0 to 1."""
-    now = ax.get_ylim() if axis == "y" else ax.get_xlim()
-    bounds = (now[0] if low is None else max(low, now[0]), now[1] if high is None else min(high, now[1]))
-    (ax.set_ylim if axis == "y" else ax.set_xlim)(*bounds)
+    shown = ax.get_ylim() if axis == "y" else ax.get_xlim()
+    ax.set(**{f"{axis}lim": np.clip(shown, low, high)})
 
 
 def epochs(ax: Axes) -> None:
@@ -202,14 +182,12 @@ def name_lines(ax: Axes) -> None:
     ax.autoscale_view()
     low, high = ax.get_ylim()
     gap = 14 / 72 / (ax.figure.get_size_inches()[1] * 0.75) * (high - low)
-    last = -np.inf
+    place = {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "annotation_clip": False}
+    right, last = max(end[0] for end in ends.values()), -np.inf
     for line in sorted(lines, key=lambda line: ends[line][1]):
         last = max(last + gap, ends[line][1])
-        right = max(end[0] for end in ends.values())
-        place = {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "annotation_clip": False}
-        ax.annotate(
-            line.get_label(), (right, last), color=line.get_color(), fontsize=9, path_effects=HALO, **place
-        )
+        look = {"color": line.get_color(), "fontsize": 9, "path_effects": HALO}
+        ax.annotate(line.get_label(), (right, last), **look, **place)
 
 
 def value_labels(ax: Axes, fmt: str = ".3f") -> None:
@@ -219,37 +197,28 @@ def value_labels(ax: Axes, fmt: str = ".3f") -> None:
     ax.margins(**{"x" if bars.orientation == "horizontal" else "y": 0.15})
 
 
-def learning_curves(history: History, metric: str = "loss", title: str = "") -> Figure:
-    """Training and validation curves by epoch, one panel a task; the kept epoch is marked."""
-    frame = history.frame().query("metric == @metric")
+def learning_curves(history: History, title: str) -> Figure:
+    """Training and validation losses by epoch, one panel a task; the kept epoch is marked."""
+    frame = history.frame().query("metric == 'loss'")
     tasks = list(dict.fromkeys(frame["task"]))
-    if not tasks:
-        known = sorted(set(history.frame()["metric"]))
-        raise ValueError(f"This history has no metric {metric!r}: it has {known}.")
     fig = figure(3.0)
     for ax, task in zip(fig.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
         color = task_style(task)["color"]
         for split, style in (("train", ":"), ("valid", "-")):
-            rows = frame.query("task == @task and split == @split")
-            if len(rows):
-                ax.plot(rows["epoch"], rows["value"], style, color=color, label=split)
+            rows = frame[(frame["task"] == task) & (frame["split"] == split)]
+            ax.plot(rows["epoch"], rows["value"], style, color=color)
         ax.axvline(history.best_epoch, color="#999999", linewidth=1)
         side = "right" if history.best_epoch > frame["epoch"].max() / 2 else "left"
         look = {"ha": side, "va": "bottom", "fontsize": 8, "color": "#666666"}
-        ax.annotate(
-            f"kept: epoch {history.best_epoch}",
-            (history.best_epoch, 1),
-            xycoords=("data", "axes fraction"),
-            **look,
-        )
+        kept, over = f"kept: epoch {history.best_epoch}", ax.get_xaxis_transform()
+        ax.text(history.best_epoch, 1, kept, transform=over, **look)
         ax.set_title(task, pad=16)
-        ax.set_ylabel(metric + (" (nats)" if metric == "loss" else ""))
+        ax.set_ylabel("loss (nats)")
         epochs(ax)
         within(ax, 0)
     lines = [Line2D([], [], color=INK, linestyle=dashes) for dashes in (":", "-")]
     fig.legend(lines, ["training", "validation"], loc="outside lower left", ncols=2)
-    if title:
-        fig.suptitle(title, x=0.01, ha="left")
+    fig.suptitle(title, x=0.01, ha="left")
     return fig
 
 

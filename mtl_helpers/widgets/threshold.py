@@ -67,7 +67,7 @@ def threshold_explorer(
 def _draw_curves(ax: Axes, stops: list[float], curves: dict, majority: float) -> dict[str, Any]:
     dots = {}
     for metric, values in curves.items():
-        color, marker = (plots.metric_style(metric)[part] for part in ("color", "marker"))
+        color, marker = (plots.METRIC_STYLES[metric][part] for part in ("color", "marker"))
         ax.plot(stops, values, color=color, lw=1.6, label=metric if np.isfinite(values).any() else None)
         dots[metric] = ax.plot([], [], marker, color=color, ms=8, mec="white", animated=True)[0]
     ax.plot([stops[0], stops[-1]], [majority] * 2, color=plots.GREY, ls=":", lw=1.4, label="majority")

@@ -289,14 +289,17 @@ def size_complaint(name: str, notebook: NotebookNode, size: int) -> str:
 # --- the two commands ---------------------------------------------------------------------------------------
 
 
-def run(name: str, why: str) -> NotebookNode:
-    """A notebook executed from its text, ``MTL_BUILD`` set to ``why``; BuildError tells the line of a failing cell."""
+def run(name: str, moving: bool = False) -> NotebookNode:
+    """A notebook executed from its text; with ``moving`` its demos bring all their states along, and ``FAST`` counts.
+
+    BuildError tells the line of a failing cell.
+    """
     source, notebook = find_sources()[name], load(name)
-    before = [nbformat.v4.new_code_cell(FIRST_CELL)] if why == "site" else []
+    before = [nbformat.v4.new_code_cell(FIRST_CELL)] if moving else []
     notebook.cells[:0] = before
     # Threads that wait busily slow each other on a machine that has other work.
-    env = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", **os.environ, "MTL_BUILD": why}
-    if why != "site":
+    env = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", **os.environ, "MTL_BUILD": "1"}
+    if not moving:
         env.pop("FAST", None)
     try:
         execute(notebook, NOTEBOOKS, env)
@@ -315,7 +318,7 @@ def site(names: list[str], out: Path) -> None:
 
     books = {}
     for name in names:
-        books[name] = run(name, "site")
+        books[name] = run(name, moving=True)
         clean(books[name])
         print(f"{name}: executed", flush=True)
     write_site(books, (NOTEBOOKS / "glossary.md").read_text(encoding="utf-8"), out)
@@ -328,7 +331,7 @@ def site(names: list[str], out: Path) -> None:
 def build(name: str) -> None:
     """Execute one notebook in full and write it; raises BuildError and leaves the old one if that fails."""
     started = time.perf_counter()
-    notebook = run(name, "1")
+    notebook = run(name)
     seconds = time.perf_counter() - started
     notes = clean(notebook)
     content = to_bytes(notebook)
