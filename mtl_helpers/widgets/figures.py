@@ -183,7 +183,7 @@ def name_lines(ax: Axes) -> None:
     low, high = ax.get_ylim()
     gap = 14 / 72 / (ax.figure.get_size_inches()[1] * 0.75) * (high - low)
     place = {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "annotation_clip": False}
-    right, last = max(end[0] for end in ends.values()), -np.inf
+    right, last = max((end[0] for end in ends.values()), default=0.0), -np.inf
     for line in sorted(lines, key=lambda line: ends[line][1]):
         last = max(last + gap, ends[line][1])
         look = {"color": line.get_color(), "fontsize": 9, "path_effects": HALO}
