@@ -11,7 +11,6 @@ came back to the host, each of which makes a real GPU wait.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -176,32 +175,30 @@ def become(kind: str) -> None:
         torch.backends.mps.is_available = lambda: True
 
 
-def run_notebook(path: Path, kind: str) -> None:
+def run_notebook(notebook, kind: str) -> None:
     """Run a built notebook with FAST=1 on the pretended GPU; raises where a cell fails or the CPU was chosen."""
-    import nbformat
+    from nbformat.v4 import new_code_cell
+    from solved import run
 
-    from execute import execute
-
-    notebook = nbformat.read(path, as_version=4)
-    notebook.cells.insert(0, nbformat.v4.new_code_cell(HEAD.format(kind=kind)))
-    env = {name: value for name, value in os.environ.items() if name != "MTL_DEVICE"}
-    execute(notebook, path.parent, env | {"FAST": "1", "MTL_BUILD": "1", "OMP_WAIT_POLICY": "PASSIVE"})
+    notebook.cells.insert(0, new_code_cell(HEAD.format(kind=kind)))
+    run(notebook)
     said = [out.text for cell in notebook.cells[:6] for out in cell.get("outputs", []) if "text" in out]
     if not any(f"· {kind} (" in text for text in said):
-        raise AssertionError(f"{path.name} did not take the {kind} device: {said}")
+        raise AssertionError(f"The notebook did not take the {kind} device: {said}")
 
 
 def main() -> None:
     root = Path(__file__).resolve().parents[1]
-    sys.path.insert(0, str(root / "notebooks" / "source"))
+    sys.path[:0] = [str(root), str(root / "notebooks" / "source")]
+    from solved import NOTEBOOKS, solved
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    every = sorted((root / "notebooks").glob("[0-9]*.ipynb"))
-    parser.add_argument("notebooks", nargs="*", type=Path, default=every)
+    parser.add_argument("notebooks", nargs="*", type=Path, default=NOTEBOOKS)
     parser.add_argument("--kind", nargs="+", choices=("cuda", "mps"), default=["cuda", "mps"])
     options = parser.parse_args()
     for path in options.notebooks:
         for kind in options.kind:
-            run_notebook(path, kind)
+            run_notebook(solved(path), kind)
             print(f"{path.stem}: runs on {kind}", flush=True)
 
 

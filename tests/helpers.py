@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 
 from mtl_helpers.data import Splits, Task, prepare, split_by_time
 
+ROOT = Path(__file__).resolve().parents[1]
 MIXED_TASKS = (Task("click"), Task("kind", "multiclass", 3), Task("dwell", "regression"))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import urllib.request
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -125,9 +124,8 @@ def test_everything_works_offline(offline, splits, products):
 
 
 @pytest.fixture
-def encoders(monkeypatch):
+def encoders():
     """The study that computes the stored vectors, as a module."""
-    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[1] / "notebooks" / "studies")
     return pytest.importorskip("nb09_text_vectors")
 
 

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import base64
 import re
-import sys
 from dataclasses import fields
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from matplotlib.image import imread as read_png
-
-sys.path.insert(0, str(Path(__file__).parent / "browser"))
-
 import widget_demos as demos
+from matplotlib.image import imread as read_png
 
 from mtl_helpers import ranking
 from mtl_helpers.models import Fusion

@@ -5,12 +5,10 @@ What a real GPU adds, its own rounding and its speed, cannot be seen this way.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from fake_device import Elsewhere, FakeDevice, run_notebook
+from fake_device import Elsewhere, FakeDevice
 from helpers import MIXED_TASKS, toy_frame, toy_splits
 
 from mtl_helpers import gradients, models, weighting
@@ -24,7 +22,6 @@ from mtl_helpers.training import evaluate, fit, predict, training_steps
 from mtl_helpers.widgets.live import LiveTraining
 
 KINDS = ("cuda", "mps")
-ROOT = Path(__file__).resolve().parents[1]
 SPLITS = toy_splits(300)
 kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -222,10 +219,3 @@ def test_a_loaded_model_scores_raw_rows_there(kind, tmp_path):
         return score_rows(model.to(place), encoder, toy_frame(20, seed=9))
 
     same(*both(kind, work))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["05_ecommerce_case", "06_sharing_architectures"])
-def test_a_notebook_runs_there(name):
-    """On Apple's GPU, the stricter one. ``python tests/fake_device.py`` runs all notebooks on both."""
-    run_notebook(ROOT / "notebooks" / f"{name}.ipynb", "mps")

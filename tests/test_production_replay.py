@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from nb10_refresh import Refresher
 
 from mtl_helpers.data import FeatureEncoder, MultiTaskDataset, Task
 from mtl_helpers.models import SharedBottom
@@ -21,9 +19,6 @@ from mtl_helpers.production.replay import (
     replay,
 )
 from mtl_helpers.training import predict
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "notebooks" / "studies"))
-from nb10_refresh import Refresher
 
 TASKS = (Task("click"), Task("purchase"))
 

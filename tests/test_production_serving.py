@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import socket
-import sys
-from pathlib import Path
 
+import nb10_serving as study
 import numpy as np
 import pytest
 import torch
@@ -23,27 +21,13 @@ from mtl_helpers.data import (
 from mtl_helpers.models import Fusion, SharedBottom, candidates, save_model, score_rows
 from mtl_helpers.production.serving import Ranker, export_onnx, hammer, milliseconds, served
 
-STUDIES = Path(__file__).resolve().parents[1] / "notebooks" / "studies"
 NAMES = "SingleTask SharedBottom CrossStitch MMoE PLE ESMM AITM STEM PEPNet GatedBottom HistoryBottom"
 NAMES = [*NAMES.split(), "ContentBottom", "SequenceBottom", "CaseModel"]
 WEIGHTS = {"click": 1.0, "purchase": 1.0}
 
 
 @pytest.fixture(scope="module")
-def study():
-    """The study of this part of notebook 10 as a module; it knows all architectures and the notebook's app."""
-    sys.path.insert(0, str(STUDIES))
-    try:
-        spec = importlib.util.spec_from_file_location("nb10_serving", STUDIES / "nb10_serving.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(STUDIES))
-    return module
-
-
-@pytest.fixture(scope="module")
-def zoo(study):
+def zoo():
     return {name: rest for name, *rest in study.architectures(load_shop(), 200)}
 
 
@@ -52,7 +36,7 @@ def test_the_study_knows_every_architecture(zoo):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_exported_program_answers_as_the_model_for_any_number_of_rows(name, zoo, study, tmp_path):
+def test_an_exported_program_answers_as_the_model_for_any_number_of_rows(name, zoo, tmp_path):
     make, rows = zoo[name]
     torch.manual_seed(0)
     model = make().eval()
@@ -65,7 +49,7 @@ def test_an_exported_program_answers_as_the_model_for_any_number_of_rows(name, z
     "name",
     [pytest.param(n, marks=[] if n in ("SharedBottom", "AITM") else pytest.mark.slow) for n in NAMES],
 )
-def test_onnx_answers_as_the_model_for_any_number_of_rows(name, zoo, study, tmp_path):
+def test_onnx_answers_as_the_model_for_any_number_of_rows(name, zoo, tmp_path):
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
     make, rows = zoo[name]
@@ -105,7 +89,7 @@ def test_a_list_has_the_scores_of_the_raw_rows_in_order_and_reasons(shelf):
 
 
 @pytest.fixture(scope="module")
-def app(study, shelf):
+def app(shelf):
     pytest.importorskip("fastapi")
     pytest.importorskip("httpx")
     pytest.importorskip("uvicorn")

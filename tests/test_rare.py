@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from helpers import toy_splits
+from nb08_rare import selection_loss
 from scipy.optimize import minimize_scalar
 
 from mtl_helpers.data import Schema, Task
@@ -87,10 +86,8 @@ def test_weights_of_ips_and_dr_are_right_on_average_over_what_is_seen():
     assert expected(wrong, guess) != pytest.approx(error.mean(), rel=0.01)
 
 
-def test_losses_of_six_models_of_selected_labels_are_their_equations(monkeypatch):
+def test_losses_of_six_models_of_selected_labels_are_their_equations():
     """As the study of notebook 08 trains them; in units of the losses of constants."""
-    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[1] / "notebooks" / "studies")
-    loss = importlib.import_module("nb08_rare").selection_loss
     rng = np.random.default_rng(0)
     logits = {name: rng.normal(-1, 1, 50) for name in ("click", "purchase", "imputed")}
     click = rng.random(50) < 0.4
@@ -111,7 +108,7 @@ def test_losses_of_six_models_of_selected_labels_are_their_equations(monkeypatch
     given = {name: torch.tensor(value) for name, value in logits.items()}
     labels = {"click": torch.tensor(click).double(), "purchase": torch.tensor(bought).double()}
     for name, value in expected.items():
-        assert loss(name, given, labels, units, 3.0).item() == pytest.approx(value), name
+        assert selection_loss(name, given, labels, units, 3.0).item() == pytest.approx(value), name
 
 
 def test_propensities_of_zero_are_clipped_and_a_clip_of_zero_is_refused():

@@ -16,21 +16,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import widget_demos as demos
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from PIL import Image
 from sklearn.metrics import accuracy_score, precision_score, recall_score
 
-BROWSER = Path(__file__).parent / "browser"
-sys.path.insert(0, str(BROWSER))
-
-import widget_demos as demos  # noqa: E402
-
-from mtl_helpers.losses import task_losses  # noqa: E402
-from mtl_helpers.models import SharedBottom  # noqa: E402
-from mtl_helpers.training import TrainingDiverged, training_steps  # noqa: E402
-from mtl_helpers.widgets import (  # noqa: E402
+from mtl_helpers.losses import task_losses
+from mtl_helpers.models import SharedBottom
+from mtl_helpers.training import TrainingDiverged, training_steps
+from mtl_helpers.widgets import (
     Explorer,
     LiveTraining,
     Stage,
@@ -235,7 +231,7 @@ def test_what_a_notebook_stores():
 
 @pytest.mark.parametrize("python", [p for p in (sys.executable, os.environ.get("MTL_COLAB_PYTHON")) if p])
 def test_every_control_of_every_demo_answers(python):
-    command = [python, str(BROWSER / "drive_widgets.py")]
+    command = [python, str(Path(demos.__file__).with_name("drive_widgets.py"))]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
 

@@ -2,40 +2,22 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
+import nbformat
 import pytest
-
-HERE = str(Path(__file__).parent)
-sys.path.insert(0, HERE)
-
-from lab import DEMOS, EXPLORERS, LIVE, Book, Lab, missing, open_browser, write_notebook  # noqa: E402
-
-WRITTEN = (DEMOS, LIVE.format("a"), LIVE.format("b"))
-SETUP = (
-    f"# @title Setup\nimport sys; sys.path[:0] = ['..', {HERE!r}]\n"
-    "import widget_demos\n"
-    "from mtl_helpers.notebook import start; start()"
+from lab import (
+    BROKEN,
+    DEMOS,
+    EXPLORERS,
+    GUESSES,
+    LIVE,
+    SETUP,
+    Book,
+    Lab,
+    missing,
+    open_browser,
+    write_notebook,
 )
-GUESSES = (
-    "asked = widget_demos.guess('How far?', unit='AUC'); asked",
-    "named = widget_demos.guess('Who?', choices=['click', 'purchase']); named",
-    "print(asked.answer(0.9).data, named.answer('purchase').data)",
-)
-BROKEN = """\
-from mtl_helpers.widgets import Explorer, dropdown, figure, slider
-fig = figure(2)
-line, = fig.subplots().plot([0], [0], "o", animated=True)
-
-def show(state):
-    line.set(data=([0], [0.04 * (1 - state["w"])]), color=state["color"], markersize=20 if state["big"] else 5)
-    reciprocal = 1 / round(1 - state["w"], 6)
-    return f"1 / (1 - w) is {reciprocal:.2f}, a {'big' if state['big'] else 'small'} {state['color']} point"
-
-controls = [slider("w", "weight", 0, 1, 0.9, step=0.1), dropdown("color", "color", ["red", "blue"])]
-controls += [dropdown("big", "big", [False, True])]
-Explorer(fig, controls, show, title="An update that fails at w = 1")"""
+from solved import NOTEBOOKS, solved
 
 
 @pytest.fixture(scope="module")  # not longer: while Playwright is open, asyncio.run() does not work elsewhere
@@ -48,7 +30,9 @@ def lab(tmp_path_factory):
     for copy in "ab":
         cells = [SETUP, "live = widget_demos.live(); live", "print(live.frame().to_json(orient='split'))"]
         write_notebook(root / LIVE.format(copy), cells)
-    server = Lab(root, FAST="1")
+    server = Lab(root, FAST="1", MTL_STRICT="1", MTL_PROGRESS=str(root / "progress.json"))
+    for path in NOTEBOOKS:
+        nbformat.write(solved(path), root / "notebooks" / path.name)
     yield server
     server.stop()
 
@@ -80,7 +64,7 @@ def open_book(browser, lab, demo_book):
     books = []
 
     def opened(path: str) -> Book:
-        if path in WRITTEN:
+        if path in (DEMOS, LIVE.format("a"), LIVE.format("b")):
             return demo_book(path)
         books.append(Book(browser, lab, path))
         books[-1].run_all()

@@ -36,6 +36,29 @@ SETTINGS = {
     "docmanager-extension/plugin": {"autosave": False},
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
 }
+SETUP = (
+    f"# @title Setup\nimport sys; sys.path[:0] = ['..', {str(REPO / 'tests' / 'browser')!r}]\n"
+    "import widget_demos\n"
+    "from mtl_helpers.notebook import start; start()"
+)
+GUESSES = (
+    "asked = widget_demos.guess('How far?', unit='AUC'); asked",
+    "named = widget_demos.guess('Who?', choices=['click', 'purchase']); named",
+    "print(asked.answer(0.9).data, named.answer('purchase').data)",
+)
+BROKEN = """\
+from mtl_helpers.widgets import Explorer, dropdown, figure, slider
+fig = figure(2)
+line, = fig.subplots().plot([0], [0], "o", animated=True)
+
+def show(state):
+    line.set(data=([0], [0.04 * (1 - state["w"])]), color=state["color"], markersize=20 if state["big"] else 5)
+    reciprocal = 1 / round(1 - state["w"], 6)
+    return f"1 / (1 - w) is {reciprocal:.2f}, a {'big' if state['big'] else 'small'} {state['color']} point"
+
+controls = [slider("w", "weight", 0, 1, 0.9, step=0.1), dropdown("color", "color", ["red", "blue"])]
+controls += [dropdown("big", "big", [False, True])]
+Explorer(fig, controls, show, title="An update that fails at w = 1")"""
 NOTHING_SLEEPS_LONGER = 600  # ms; a live training that runs draws several pictures in that time
 CHROMIUM = (
     "--no-sandbox",
@@ -154,11 +177,6 @@ class Lab:
 
     def url(self, notebook: str) -> str:
         return f"http://127.0.0.1:{self.port}/lab/workspaces/{secrets.token_hex(4)}/tree/{notebook}?token={self.token}"
-
-
-def notebooks() -> list[Path]:
-    """The notebooks of the course, in order."""
-    return sorted((REPO / "notebooks").glob("[0-9]*.ipynb"))
 
 
 def write_notebook(path: Path, cells: list[str]) -> None:

@@ -7,23 +7,23 @@ import re
 
 import pandas as pd
 import pytest
-from conftest import SETUP
 from lab import (
     DEMOS,
     EXPLORERS,
     LIVE,
     NOTHING_SLEEPS_LONGER,
+    SETUP,
     drawing,
-    notebooks,
     picture,
     reading,
     wait_for_change,
     wait_until,
     write_notebook,
 )
+from solved import NOTEBOOKS
 
 pytestmark = pytest.mark.browser
-COURSE = [f"notebooks/{path.name}" for path in notebooks()]
+COURSE = [f"notebooks/{path.name}" for path in NOTEBOOKS]
 
 
 @pytest.mark.parametrize("path", [DEMOS, LIVE.format("a"), *COURSE])

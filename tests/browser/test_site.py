@@ -10,8 +10,7 @@ import nbformat
 import numpy as np
 import pytest
 import widget_demos
-from conftest import GUESSES, SETUP
-from lab import REPO, missing, open_browser
+from lab import GUESSES, REPO, SETUP, missing, open_browser
 from PIL import Image
 
 from build import clean
