@@ -139,7 +139,7 @@ def test_modules_without_figures_import_only_torch_and_pandas():
     "command",
     [
         "python -m pip install -r requirements.txt && jupyter lab notebooks/00_start_here.ipynb",
-        "python -m pip install -r requirements.txt -r tests/requirements.txt && python -m pytest",
+        "python -m pip install -r requirements.txt -r tests/requirements.txt && python -m pytest -n 2",
     ],
 )
 def test_the_readme_says_both_commands(command):

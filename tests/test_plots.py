@@ -47,13 +47,6 @@ def test_interval_rows_draw_what_they_return():
     assert ax.lines[1].get_xdata() == pytest.approx([found["a"].low, found["a"].high])
 
 
-def test_no_global_figure_is_left_open():
-    from matplotlib import pyplot
-
-    figure()
-    assert pyplot.get_fignums() == []
-
-
 def test_models_and_metrics_have_colours_of_no_task():
     tasks = {
         task_style(name)["color"] for name in ("click", "purchase", "next_category", "long_view", "like")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from sklearn.metrics import roc_auc_score
 
-from mtl_helpers import gradients, metrics, weighting
+from mtl_helpers import gradients, metrics
 from mtl_helpers.data import CATEGORIES, Task, clean_items
 from mtl_helpers.losses import task_loss
 from mtl_helpers.sweep import pareto_mask
@@ -46,14 +46,6 @@ def test_binary_loss_is_finite_above_zero_and_its_gradient_bounded(logits, seed)
     assert torch.allclose(logits.grad, (logits.detach().sigmoid() - labels) / len(labels), atol=1e-6)
 
 
-@given(npst.arrays(np.float32, st.tuples(st.integers(1, 20), st.just(3)), elements=numbers), numbers, seeds)
-def test_class_loss_ignores_a_shift_of_all_logits(logits, shift, seed):
-    logits = torch.tensor(logits).double()
-    labels = torch.randint(0, 3, (len(logits),), generator=torch.Generator().manual_seed(seed))
-    a, b = (task_loss(CLASSES, values, labels) for values in (logits, logits + shift))
-    assert torch.allclose(a, b, rtol=1e-6, atol=1e-6) and a >= 0
-
-
 @given(st.sampled_from([BINARY, CLASSES, VALUE]), st.integers(1, 20), seeds)
 def test_a_masked_row_counts_for_nothing(task, n, seed):
     draw = torch.Generator().manual_seed(seed)
@@ -85,66 +77,11 @@ def test_auc_is_scikit_learns_and_turns_over_with_the_scores(pair):
     assert metrics.auc(labels, np.exp(scores)) == pytest.approx(value), "only the order counts"
 
 
-@given(scored(), seeds)
-def test_metrics_ignore_the_order_of_rows(pair, seed):
-    labels, scores = pair
-    order = np.random.default_rng(seed).permutation(len(labels))
-    for metric in (metrics.auc, metrics.log_loss, metrics.accuracy):
-        assert metric(labels[order], scores[order]) == pytest.approx(metric(labels, scores), nan_ok=True)
-
-
-@given(scored(), st.integers(1, 12))
-def test_calibration_error_lies_between_the_bias_and_one(pair, bins):
-    labels, scores = pair
-    value = metrics.calibration_error(labels, scores, bins)
-    assert abs(labels.mean() - scores.mean()) - 1e-9 <= value <= 1
-
-
-@given(scored(least=3), st.integers(1, 4), seeds)
-def test_grouped_auc_of_one_group_is_the_auc(pair, groups, seed):
-    labels, scores = pair
-    one = metrics.grouped_auc(labels, scores, np.zeros(len(labels)))
-    assert one == pytest.approx(metrics.auc(labels, scores), nan_ok=True)
-    drawn = np.random.default_rng(seed).integers(0, groups, len(labels))
-    value = metrics.grouped_auc(labels, scores, drawn)
-    assert np.isnan(value) or 0 <= value <= 1
-
-
-@given(st.lists(st.floats(-100, 100), min_size=2, max_size=20), st.floats(-50, 50))
-def test_intervals_hold_their_mean_and_move_with_the_data(values, shift):
-    found, moved = metrics.mean_interval(values), metrics.mean_interval([value + shift for value in values])
-    assert found.low <= found.mean <= found.high
-    assert moved.mean == pytest.approx(found.mean + shift, abs=1e-6)
-    assert moved.high - moved.low == pytest.approx(found.high - found.low, abs=1e-6)
-
-
-# --- strategies and gradients -----------------------------------------------------------------------------------
-
-STRATEGIES = ("Fixed", "UncertaintyWeighting", "IMTLL", "DWA", "GLS", "STCH", "FAMO", "RandomWeighting")
-
-
-@pytest.mark.parametrize("name", STRATEGIES)
-@given(losses=st.lists(st.floats(1e-3, 100), min_size=2, max_size=5))
-def test_every_strategy_gives_finite_weights_above_zero(name, losses):
-    strategy = getattr(weighting, name)([Task(f"t{i}") for i in range(len(losses))])
-    leaf = torch.tensor(losses, requires_grad=True)
-    strategy(leaf).backward()
-    assert torch.isfinite(leaf.grad).all() and (leaf.grad >= 0).all() and leaf.grad.sum() > 0
-
-
-@given(st.lists(st.floats(1e-2, 10), min_size=2, max_size=5), st.floats(0.1, 10))
-def test_geometric_mean_does_not_see_the_unit_of_a_loss(losses, unit):
-    tasks, shares = [Task(f"t{i}") for i in range(len(losses))], []
-    for scale in (1.0, unit):
-        leaf = torch.tensor([losses[0] * scale, *losses[1:]], dtype=torch.float64, requires_grad=True)
-        weighting.GLS(tasks)(leaf).backward()
-        part = (leaf.grad * leaf).detach()
-        shares.append(part / part.sum())
-    assert torch.allclose(*shares, rtol=1e-6)
+# --- gradients --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", gradients.METHODS)
-@given(n_tasks=st.integers(2, 4), width=st.integers(4, 9), seed=seeds)
+@given(n_tasks=st.integers(1, 4), width=st.integers(4, 9), seed=seeds)
 def test_one_shared_gradient_is_left_alone_in_direction(name, n_tasks, width, seed):
     row = torch.randn(width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     combined = gradients.combine(name, row.repeat(n_tasks, 1))

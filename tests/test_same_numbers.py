@@ -126,22 +126,33 @@ SETTINGS = {"epochs": 15, "lr": 3e-3, "weight_decay": 0.1, "patience": 3, "progr
 
 @pytest.fixture(scope="module")
 def fresh_shops():
-    """Three new shops, as ``(shop, splits)``."""
+    """Three new shops, as ``(seed, shop, splits)``."""
     made = []
     for seed in FRESH:
-        log = simulate(ShopConfig(seed=seed, n_users=720, n_impressions=80_000))
+        log = simulate(ShopConfig(seed=seed, n_users=360, n_impressions=40_000))
         frames = shop_splits(shop_frame(log))
-        made.append((log, prepare(frames, SHOP_TASKS, SHOP_NUMERIC, SHOP_CATEGORICAL)))
+        made.append((seed, log, prepare(frames, SHOP_TASKS, SHOP_NUMERIC, SHOP_CATEGORICAL)))
     return made
+
+
+def learned(splits, tasks, train=None, valid=None, kind=SharedBottom, seed=0, **how):
+    """A model of a shop, fitted."""
+    torch.manual_seed(seed)
+    model = kind(splits.schema, tasks, embedding_dim=4)
+    fit(model, train or splits.train, valid or splits.valid, seed=seed, **SETTINGS | how)
+    return model
+
+
+def per_constant(data) -> dict[str, float]:
+    """Weights that make the best constant's losses equal."""
+    return {name: 1 / loss for name, loss in weighting.constant_losses(data).items()}
 
 
 @pytest.mark.slow
 def test_accuracy_cannot_tell_a_model_from_always_no_but_auc_can(fresh_shops):
     """Notebook 01."""
-    for log, splits in fresh_shops:
-        torch.manual_seed(0)
-        model = SingleTask(splits.schema, splits.tasks[1], embedding_dim=4)
-        fit(model, splits.train, splits.valid, **SETTINGS)
+    for _, log, splits in fresh_shops:
+        model = learned(splits, splits.tasks[1], kind=SingleTask)
         labels, truth = splits.test.labels["purchase"].numpy(), log.truth["p_purchase"]
         lead = accuracy(labels, predict(model, splits.test)["purchase"].numpy()) - (1 - labels.mean())
         assert lead < 0.005, "accuracy"
@@ -161,20 +172,15 @@ DECAYED = SETTINGS | {"lr": 1e-3, "weight_decay": 1.0}
 @pytest.mark.slow
 def test_a_leak_beats_the_truth_and_a_louder_task_drowns_purchases(fresh_shops):
     """Notebook 01."""
-    for log, splits in fresh_shops:
+    for _, log, splits in fresh_shops:
         frames = {name: f.assign(dwell=f["dwell_seconds"].fillna(0)) for name, f in splits.frames.items()}
         leaky = prepare(frames, splits.tasks[1:2], (*SHOP_NUMERIC, "dwell"), SHOP_CATEGORICAL)
-        torch.manual_seed(0)
-        model = SingleTask(leaky.schema, splits.tasks[1], embedding_dim=4)
-        fit(model, leaky.train, leaky.valid, **DECAYED)
-        truth = log.truth["p_purchase"]
+        model, truth = learned(leaky, leaky.tasks[0], kind=SingleTask, **DECAYED), log.truth["p_purchase"]
         assert evaluate(model, leaky.test)["purchase"]["auc"] > expected_auc(truth, truth)
         names, found = ("purchase", "next_category"), []
         train, valid = splits.train.select(names), splits.valid.select(names)
-        for weights in (None, {name: 1 / loss for name, loss in weighting.constant_losses(train).items()}):
-            torch.manual_seed(0)
-            model = SharedBottom(splits.schema, splits.tasks[1:], embedding_dim=4)
-            fit(model, train, valid, weights=weights, **DECAYED)
+        for weights in (None, per_constant(train)):
+            model = learned(splits, splits.tasks[1:], train, valid, weights=weights, **DECAYED)
             scores = predict(model, splits.test.select(names))["purchase"]
             found.append(purchase_auc(log, splits, scores))
         assert found[0] < found[1] - 0.02
@@ -187,8 +193,8 @@ def test_the_mended_project_says_no_to_all_and_a_coin_ranks_as_well(fresh_shops)
     (program,) = (cell.source for cell in cells if cell.source.startswith("def project("))
     (changes,) = (cell.source for cell in cells if "mends = {" in cell.source)
     exec(changes, names := {})
-    for log, splits in fresh_shops:
-        few = splits.train.take(range(len(splits.train) - 20_000, len(splits.train)))
+    for _, log, splits in fresh_shops:
+        few = splits.train.take(range(len(splits.train) - 10_000, len(splits.train)))
         ten = [SHOP_NUMERIC.index(name) for name in SHOP_COUNTS]
         x, y = few.numeric[:, ten], few.labels["purchase"]
         c = few.labels["next_category"].where(few.masks["next_category"], torch.tensor(-100))
@@ -220,13 +226,11 @@ def test_sharing_pays_when_purchase_labels_are_scarce_and_changes_little_otherwi
 ):
     """Notebook 02."""
     found = {SharedBottom: [], SingleTask: []}
-    for seed, (_, splits) in zip(FRESH, fresh_shops, strict=True):
+    for seed, _, splits in fresh_shops:
         train = splits.train if budget is None else hide_labels(splits.train, "purchase", budget, seed=seed)
         for kind, values in found.items():
-            torch.manual_seed(seed)
             tasks = splits.tasks[:2] if kind is SharedBottom else splits.tasks[1]
-            model = kind(splits.schema, tasks, embedding_dim=4)
-            fit(model, train, splits.valid, seed=seed, monitor="purchase.auc", **SETTINGS)
+            model = learned(splits, tasks, train, kind=kind, seed=seed, monitor="purchase.auc")
             values.append(evaluate(model, splits.test)["purchase"]["auc"])
     assert low < paired_difference(found[SharedBottom], found[SingleTask]).mean < high
 
@@ -235,12 +239,10 @@ def test_sharing_pays_when_purchase_labels_are_scarce_and_changes_little_otherwi
 def test_with_few_purchase_labels_a_model_of_clicks_ranks_purchases_better(fresh_shops):
     """Notebook 02: against a single-task model of purchases with 1,500 labels."""
     gains = []
-    for seed, (_, splits) in zip(FRESH, fresh_shops, strict=True):
+    for seed, _, splits in fresh_shops:
         few, aucs = hide_labels(splits.train, "purchase", 1500, seed=seed), []
         for task in splits.tasks[:2]:
-            torch.manual_seed(seed)
-            model = SingleTask(splits.schema, task, embedding_dim=4)
-            fit(model, few, splits.valid, seed=seed, monitor=f"{task.name}.auc", **SETTINGS)
+            model = learned(splits, task, few, kind=SingleTask, seed=seed, monitor=f"{task.name}.auc")
             said = predict(model, splits.test)[task.name]
             aucs.append(auc(splits.test.labels["purchase"], said))
         gains.append(aucs[0] - aucs[1])
@@ -251,14 +253,11 @@ def test_with_few_purchase_labels_a_model_of_clicks_ranks_purchases_better(fresh
 def test_variances_arrive_at_a_rate_of_their_own_and_beat_equal_weights(fresh_shops):
     """Notebook 04: purchases, the rare task, get most of the weight, and are ranked better than under equal weights."""
     gains = []
-    for seed, (log, splits) in zip(FRESH, fresh_shops, strict=True):
+    for seed, log, splits in fresh_shops:
         strategies = [weighting.UncertaintyWeighting(splits.tasks, lr=rate) for rate in (0.05, None)]
-        aucs, scale = [], {name: 1 / loss for name, loss in weighting.constant_losses(splits.train).items()}
+        aucs, scale = [], per_constant(splits.train)
         for weights in (*strategies, None):
-            torch.manual_seed(seed)
-            model = SharedBottom(splits.schema, splits.tasks, embedding_dim=4)
-            own = {"weights": weights, "monitor": scale, "seed": seed}
-            fit(model, splits.train, splits.valid, **own, **SETTINGS)
+            model = learned(splits, splits.tasks, seed=seed, weights=weights, monitor=scale)
             aucs.append(purchase_auc(log, splits, predict(model, splits.test)["purchase"]))
         arrived, slow = (each.effective[1] / each.effective.sum() for each in strategies)
         assert arrived > 0.75 and slow < arrived - 0.1
@@ -270,7 +269,7 @@ def test_variances_arrive_at_a_rate_of_their_own_and_beat_equal_weights(fresh_sh
 def test_a_common_factor_matters_only_where_decay_sits_inside_adam(fresh_shops):
     """Notebook 04: equal weights divided by 30; the mean of both AUCs, weighted by the truth, and the accuracy."""
     falls = {torch.optim.Adam: [], torch.optim.AdamW: []}
-    for (kind, found), (seed, (log, splits)) in product(falls.items(), zip(FRESH, fresh_shops, strict=True)):
+    for (kind, found), (seed, log, splits) in product(falls.items(), fresh_shops):
         truth = log.truth.set_index("impression_id").loc[splits.frames["test"]["impression_id"]]
         scores = []
         for factor in (1.0, 1 / 30):
@@ -294,7 +293,7 @@ def test_ranking_by_price_earns_more_and_sells_less(fresh_shops):
     """Notebook 05: true worth of the pages of an evening, and conversion learned on clicked rows alone."""
     gains, said = [], []
     settings = SETTINGS | {"lr": 1e-2}
-    for seed, (log, _) in zip(FRESH, fresh_shops, strict=True):
+    for seed, log, _ in fresh_shops:
         frames = ecommerce.case_frames(log)
         items = ecommerce.item_table(log, frames["train"])
         data = ecommerce.case_data(frames, len(items))
@@ -328,7 +327,7 @@ def test_ranking_by_price_earns_more_and_sells_less(fresh_shops):
 def test_gated_architectures_of_one_size_move_little_against_a_shared_bottom(fresh_shops):
     """Notebook 06: AUC of click and purchase, weighted by the truth, each task at its own best epoch."""
     gaps, kinds = [], {"MMoE": MMoE, "CGC": PLE}
-    for seed, (log, splits) in zip(FRESH, fresh_shops, strict=True):
+    for seed, log, splits in fresh_shops:
         truth = splits.frames["test"][["impression_id"]].merge(log.truth, on="impression_id")
         like = SharedBottom(splits.schema, splits.tasks, embedding_dim=4, hidden=(128, 64))
         makes = match_parameters(like, {"shared": SharedBottom, **kinds}, embedding_dim=4)
@@ -364,7 +363,7 @@ def test_gates_part_when_tasks_have_nothing_in_common():
 @pytest.mark.slow
 def test_thinner_labels_widen_an_auc_and_leave_its_middle(fresh_shops):
     """Notebook 08: purchases kept at random, drawn two hundred times."""
-    for seed, (log, splits) in zip(FRESH, fresh_shops, strict=True):
+    for seed, log, splits in fresh_shops:
         rng, test = np.random.default_rng(seed), splits.frames["test"]
         truth = log.truth.set_index("impression_id").loc[test["impression_id"], "p_purchase"].to_numpy()
         scores, widths = test["item_past_ctr"].to_numpy(), []
@@ -381,7 +380,7 @@ def test_thinner_labels_widen_an_auc_and_leave_its_middle(fresh_shops):
 def test_made_rows_in_place_of_copies_rank_purchases_worse(fresh_shops):
     """Notebook 08: purchases ten times as frequent, the new ones copies or a generator's; AUC weighted by the truth."""
     gaps, levels = [], []
-    for seed, (log, splits) in zip(FRESH, fresh_shops, strict=True):
+    for seed, log, splits in fresh_shops:
         train, valid = (part.select(["purchase"]) for part in (splits.train, splits.valid))
         train = train.take(range(len(train) - 20_000, len(train)))
         yes = train.labels["purchase"].nonzero().squeeze(-1)
@@ -392,9 +391,7 @@ def test_made_rows_in_place_of_copies_rank_purchases_worse(fresh_shops):
         made = [torch.cat(pair) for pair in pairs]
         copies, aucs = train.take(torch.cat([torch.arange(len(train)), yes.repeat(9)])), []
         for part in (copies, replace(copies, numeric=made[0], categorical=made[1])):
-            torch.manual_seed(seed)
-            model = SharedBottom(splits.schema, train.tasks, embedding_dim=4)
-            fit(model, part, valid, seed=seed, monitor="purchase.auc", **DECAYED)
+            model = learned(splits, train.tasks, part, valid, seed=seed, monitor="purchase.auc", **DECAYED)
             said = predict(model, splits.test)["purchase"].double()
             aucs.append(purchase_auc(log, splits, said))
             if part is copies:
@@ -409,18 +406,17 @@ def test_made_rows_in_place_of_copies_rank_purchases_worse(fresh_shops):
 def test_a_learned_propensity_mends_observed_selection_and_not_hidden_taste(fresh_shops):
     """Notebook 08: the mean of p(purchase given click) over all rows, from clicked ones; clicks drawn fifty times."""
     off = {}
-    for seed, (log, splits) in zip(FRESH, fresh_shops, strict=True):
+    for seed, log, splits in fresh_shops:
         truth = log.truth.set_index("impression_id").loc[splits.frames["train"]["impression_id"]]
         given = torch.tensor(truth["p_purchase_given_click"].to_numpy())
-        torch.manual_seed(seed)
-        model = SharedBottom(splits.schema, splits.tasks[:1], embedding_dim=4)
-        fit(model, splits.train.select(["click"]), splits.valid.select(["click"]), seed=seed, **DECAYED)
-        learned = predict(model, splits.train)["click"].double()
-        for world, deciding in (("observed", learned), ("hidden", torch.tensor(truth["p_click"].to_numpy()))):
+        parts = (part.select(["click"]) for part in (splits.train, splits.valid))
+        propensity = predict(learned(splits, splits.tasks[:1], *parts, seed=seed, **DECAYED), splits.train)
+        likely = propensity["click"].double()
+        for world, deciding in (("observed", likely), ("hidden", torch.tensor(truth["p_click"].to_numpy()))):
             for _ in range(50):
                 seen, bought = torch.bernoulli(deciding), torch.bernoulli(given)
                 naive = (seen * bought).sum() / seen.sum()
-                dr = doubly_robust(bought, seen, learned, naive, clip=1e-3)
+                dr = doubly_robust(bought, seen, likely, naive, clip=1e-3)
                 for name, value in (("naive", naive), ("DR", dr)):
                     off.setdefault((name, world), []).append((value / given.mean() - 1).item())
     found = {key: np.mean(values) for key, values in off.items()}
@@ -433,15 +429,12 @@ def test_features_made_of_the_history_rank_clicks_better_than_counts_alone(fresh
     """Notebook 09: AUC of click, weighted by the truth."""
     plain = [name for name in SHOP_CATEGORICAL if name != "last_sub_category"]
     gains, how = [], DECAYED | {"lr": 3e-3, "epochs": 6, "monitor": "click.auc"}
-    for seed, (log, splits) in zip(FRESH, fresh_shops, strict=True):
+    for seed, log, splits in fresh_shops:
         truth = log.truth.set_index("impression_id").loc[splits.frames["test"]["impression_id"]]
         aucs = []
         for columns in ((SHOP_COUNTS, plain), (SHOP_NUMERIC, SHOP_CATEGORICAL)):
             made = prepare(splits.frames, SHOP_TASKS[:2], *columns)
-            torch.manual_seed(seed)
-            model = SharedBottom(made.schema, made.tasks, embedding_dim=4)
-            scale = {name: 1 / loss for name, loss in weighting.constant_losses(made.train).items()}
-            fit(model, made.train, made.valid, weights=scale, seed=seed, **how)
+            model = learned(made, made.tasks, seed=seed, weights=per_constant(made.train), **how)
             aucs.append(expected_auc(truth["p_click"], predict(model, made.test)["click"]))
         gains.append(aucs[1] - aucs[0])
     assert min(gains) > 0 and np.mean(gains) > 0.015

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers import MIXED_TASKS, toy_splits
@@ -201,19 +202,26 @@ class TestWithStrategies:
     @each
     @both
     @pytest.mark.parametrize("at", ["representation", "parameters"])
-    def test_combined_weights_of_one_are_the_plain_sum_and_the_gramian_is_exact(self, label, tasks, at):
+    def test_combined_weights_reach_the_shared_parameters_alone_and_the_gramian_is_exact(
+        self, label, tasks, at
+    ):
         model, plain, grams, batch = build(label, tasks), build(label, tasks), [], rows(200)
         if tasks is FUNNEL:
             batch = Batch(batch.numeric, batch.categorical, {t.name: batch.labels["click"] for t in tasks})
-        strategy = CombinedGradients(tasks, lambda g: grams.append(g) or g.diagonal() * 0 + 1, at=at)
+        weights = [1.0, 2.0, 0.5]
+        strategy = CombinedGradients(tasks, lambda g: grams.append(g) or np.array(weights), at=at)
         strategy.begin(model, None)
         strategy.backward(strategy.losses(model, batch), model)
         losses = list(task_losses(tasks, call(plain, batch), batch).values())
-        shared = list(plain.shared_parameters())
-        grads = [
-            torch.autograd.grad(loss, shared, retain_graph=True, materialize_grads=True) for loss in losses
-        ]
+        shared, how = list(plain.shared_parameters()), {"retain_graph": True, "materialize_grads": True}
+        grads = [torch.autograd.grad(loss, shared, **how) for loss in losses]
         sum(losses).backward()
+        for p, *parts in zip(shared, *grads, strict=True):
+            p.grad = sum(w * part for w, part in zip(weights, parts, strict=True))
+        if label == "STEM" and at == "representation":  # a task's own table and expert lie below
+            for task, w in zip(tasks, weights, strict=True):
+                for p in (*plain.own[task.name].parameters(), *plain.experts[task.name].parameters()):
+                    p.grad *= w
         for p, q in zip(plain.parameters(), model.parameters(), strict=True):
             assert torch.allclose(p.grad, q.grad, atol=1e-6)
         if at == "parameters":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from functools import partial
 
@@ -65,13 +64,6 @@ def test_equals_the_loop_written_by_hand(splits):
             (losses["click"] + 2 * losses["kind"] + 0.5 * losses["dwell"]).backward()
             optimizer.step()
     assert torch.equal(weights_of(ours), weights_of(by_hand))
-
-
-def test_a_weight_of_zero_leaves_a_tower_untouched(splits):
-    model = make()
-    before = copy.deepcopy(dict(model.towers["kind"].named_parameters()))
-    fit(model, splits.train, epochs=1, weights={"click": 1, "kind": 0, "dwell": 1}, progress=False)
-    assert all(torch.equal(before[name], p) for name, p in model.towers["kind"].named_parameters())
 
 
 def test_weights_are_read_at_every_step(splits):

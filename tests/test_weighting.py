@@ -91,7 +91,8 @@ class TestEveryStrategy:
     @each
     def test_stays_finite_on_tiny_and_huge_losses(self, name):
         for scale in (1e-8, 1e8):
-            assert torch.isfinite(drive(STRATEGIES[name](MIXED_TASKS), scale * SERIES)).all()
+            weights = drive(STRATEGIES[name](MIXED_TASKS), scale * SERIES)
+            assert torch.isfinite(weights).all() and (weights >= 0).all()
 
     @each
     def test_one_task_trains_like_a_single_task(self, name, splits):
@@ -327,12 +328,6 @@ class TestDefiningEquations:
         weights = torch.exp(sign * next(strategy.parameters()).detach())
         assert torch.allclose(weights * losses, torch.full((3,), 1.0 if sign > 0 else 0.5), rtol=0.01)
 
-    def test_gls_weights_are_inverse_losses(self):
-        losses = torch.tensor([1.0, 0.1, 4.0], requires_grad=True)
-        total = GLS(BINARY)(losses)
-        total.backward()
-        assert torch.allclose(losses.grad, total.detach() / (3 * losses.detach()))
-
     def test_dwa_without_history_is_equal_and_is_not_polluted_by_ones(self):
         strategy = DWA(BINARY)
         strategy.after_epoch(torch.tensor([0.01, 1.0, 5.0]), None)
@@ -358,13 +353,6 @@ class TestDefiningEquations:
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
         UncertaintyWeighting(MIXED_TASKS, lr=given).begin(model, optimizer)
         assert [group["lr"] for group in optimizer.param_groups] == [1e-3, rate]
-
-    def test_fixed_reads_its_dictionary_each_time(self):
-        weights = {"a": 1.0, "b": 2.0, "c": 0.0}
-        strategy = Fixed(BINARY, weights)
-        assert strategy(torch.tensor([1.0, 1.0, 1.0])).item() == 3
-        weights["c"] = 5.0
-        assert strategy(torch.tensor([1.0, 1.0, 1.0])).item() == 8
 
 
 class TestFromData:

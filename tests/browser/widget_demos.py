@@ -11,6 +11,7 @@ from mtl_helpers.models import SharedBottom
 from mtl_helpers.widgets import (
     LiveTraining,
     Shopfront,
+    front_explorer,
     guess,  # noqa: F401  (for the notebook of the browser tests)
     live_training,
     logit_explorer,
@@ -18,6 +19,7 @@ from mtl_helpers.widgets import (
     shop_dashboard,
     threshold_explorer,
     two_gradients_explorer,
+    two_losses_explorer,
     weight_explorer,
 )
 
@@ -176,6 +178,15 @@ def gradients():
     return two_gradients_explorer()
 
 
+def bowls():
+    tilted = np.array([[[1.0, 0.0], [0.0, 4.0]], [[3.0, 1.5], [1.5, 1.5]]])
+    return two_losses_explorer(tilted, np.array([[-1.5, -0.5], [1.5, 1.0]]))
+
+
+def front():
+    return front_explorer(0.9)
+
+
 ALL = {
     "threshold_explorer": threshold,
     "scarcity_explorer": scarcity,
@@ -184,5 +195,7 @@ ALL = {
     "shop_dashboard": dashboard,
     "logit_explorer": logits,
     "two_gradients_explorer": gradients,
+    "two_losses_explorer": bowls,
+    "front_explorer": front,
     "live_training": live,
 }
