@@ -5,14 +5,11 @@ tensors work on a machine without a GPU, and fail where a real one would fail: C
 ``.numpy()`` on the device, float64 on ``mps``. Numbers are those of the CPU, bit for bit. ``transfers`` counts what
 came back to the host, each of which makes a real GPU wait.
 
-``python tests/fake_device.py [NOTEBOOK …] [--kind cuda mps]`` runs notebooks on it with FAST=1, by default all of them.
+A notebook whose kernel calls ``become`` first runs on it; ``MTL_PRETEND=cuda python -m pytest -k solved`` runs them so.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -153,15 +150,6 @@ class FakeDevice(TorchDispatchMode):
 
 # ------------------------------------------------------------------------------------------------- notebooks
 
-HEAD = f"""
-import sys
-
-sys.path.insert(0, {str(Path(__file__).resolve().parent)!r})
-from fake_device import become
-
-become({{kind!r}})
-"""
-
 
 def become(kind: str) -> None:
     """Make this process, a notebook's kernel, one that has such a GPU, for good."""
@@ -173,34 +161,3 @@ def become(kind: str) -> None:
         torch.cuda.is_bf16_supported = lambda including_emulation=True: including_emulation
     else:
         torch.backends.mps.is_available = lambda: True
-
-
-def run_notebook(notebook, kind: str) -> None:
-    """Run a built notebook with FAST=1 on the pretended GPU; raises where a cell fails or the CPU was chosen."""
-    from nbformat.v4 import new_code_cell
-    from solved import run
-
-    notebook.cells.insert(0, new_code_cell(HEAD.format(kind=kind)))
-    run(notebook)
-    said = [out.text for cell in notebook.cells[:6] for out in cell.get("outputs", []) if "text" in out]
-    if not any(f"· {kind} (" in text for text in said):
-        raise AssertionError(f"The notebook did not take the {kind} device: {said}")
-
-
-def main() -> None:
-    root = Path(__file__).resolve().parents[1]
-    sys.path[:0] = [str(root), str(root / "notebooks" / "source")]
-    from solved import NOTEBOOKS, solved
-
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("notebooks", nargs="*", type=Path, default=NOTEBOOKS)
-    parser.add_argument("--kind", nargs="+", choices=("cuda", "mps"), default=["cuda", "mps"])
-    options = parser.parse_args()
-    for path in options.notebooks:
-        for kind in options.kind:
-            run_notebook(solved(path), kind)
-            print(f"{path.stem}: runs on {kind}", flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -9,7 +9,6 @@ import torch
 
 from mtl_helpers.data import CATEGORIES, ShopConfig, make_world, shop_frame, simulate
 from mtl_helpers.models.case import (
-    CaseModel,
     candidates,
     case_data,
     case_frames,
@@ -141,15 +140,6 @@ def test_user_ids_are_read_only_when_asked(data, items):
         model = case_model(data, items, user_ids=asked)
         a, b = (model(changed.numeric, codes)["purchase"] for codes in (changed.categorical, other))
         assert torch.equal(a, b) is not asked
-
-
-def test_model_can_be_built_again_from_what_it_remembers(data, items):
-    torch.manual_seed(0)
-    model = case_model(data, items)
-    again = CaseModel(model.schema, model.tasks, **model.settings)
-    again.load_state_dict(model.state_dict())
-    for name, value in predict(model, data.test).items():
-        assert torch.equal(value, predict(again, data.test)[name])
 
 
 def test_sweep_trains_the_same_model_as_fit(data, items):

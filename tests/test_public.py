@@ -290,19 +290,6 @@ def test_real_persons():
     assert len({task.name for task in public.CENSUS_TASKS} & {*frame}) == 2
 
 
-def test_an_interval_over_halves_of_one_log_reaches_a_fresh_log_only_when_widened():
-    """Notebook 07: ± t·s·√(1/J + 1) for J halves; the plain √(1/J) speaks of other halves of the same log."""
-    rng, draws, rows = np.random.default_rng(0), 8, 200
-    hits = {0.0: 0, 1.0: 0}
-    for _ in range(1000):
-        log = rng.normal(size=rows)  # true mean 0
-        halves = [rng.permutation(log)[: rows // 2].mean() for _ in range(draws)]
-        for ratio in hits:
-            half = 2.365 * np.std(halves, ddof=1) * np.sqrt(1 / draws + ratio)
-            hits[ratio] += abs(np.mean(halves)) < half
-    assert 0.93 < hits[1.0] / 1000 < 0.97 and hits[0.0] / 1000 < 0.65
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(not REAL["MTL_KUAIRAND"], reason="MTL_KUAIRAND names no archive")
 def test_conclusions_of_notebook_07_hold_on_three_fresh_draws_of_rows():

@@ -24,7 +24,6 @@ from mtl_helpers.models.rare import (
     focal_probability,
     info_nce,
 )
-from mtl_helpers.training import fit
 
 SCHEMA = Schema(("price", "age"), {"sub_category": 5, "region": 3})
 TASKS = (Task("click"), Task("purchase"))
@@ -264,9 +263,3 @@ def test_a_generator_refuses_rows_of_one_class(label):
     one = train.take((train.labels["click"] == label).nonzero().squeeze(1))
     with pytest.raises(ValueError, match="both classes"):
         RowGAN(schema).train_on(one, "click", steps=1)
-
-
-def test_networks_train_like_any_other():
-    part = toy_splits(tasks=(Task("click"),))
-    history = fit(GatedBottom(part.schema, part.tasks, 4), part.train, part.valid, epochs=2, progress=False)
-    assert history.best_epoch > 0
