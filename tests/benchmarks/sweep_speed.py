@@ -1,6 +1,6 @@
 """What training 33 task weightings at once saves, side by side in one run.
 
-    python tests/benchmarks/sweep_speed.py [--repeats 5] [--threads 2] [--against CHECKOUT]
+    python tests/benchmarks/sweep_speed.py [--repeats 5] [--threads 2]
 
 Ways to train the same 33 models (64 → 128 → 64 → two tasks, AdamW, 20,000 rows, batches of 1,024, 5 epochs):
 
@@ -9,23 +9,17 @@ Ways to train the same 33 models (64 → 128 → 64 → two tasks, AdamW, 20,000
 (c) ``mtl_helpers.sweep``.
 
 They take turns, so that a slow moment of the machine hits all of them. Seconds on the clock depend on what else runs;
-the processor seconds beside them do less. ``--against`` instead compares (c) with the sweep of another checkout of this
-repository: each in a process of its own, taking turns.
+the processor seconds beside them do less.
 """
 
 from __future__ import annotations
 
-import os
 import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from timing import ROOT, Runs, command_line, machine, ratios, show, spread, take_turns
+from timing import command_line, machine, ratios, show, spread, take_turns
 from torch.utils.data import DataLoader, TensorDataset
 
 from mtl_helpers.data import MultiTaskDataset, Schema, Task
@@ -89,46 +83,16 @@ def ways(data: MultiTaskDataset) -> dict[str, Callable[[], None]]:
     }
 
 
-def answer(threads: int) -> None:
-    """In a process of its own: sweep for each line that comes in, and say how many seconds it took."""
-    torch.set_num_threads(threads)
-    data = make_data()
-    for _ in sys.stdin:
-        clock, processor = time.perf_counter(), time.process_time()
-        ours(data)
-        print(time.perf_counter() - clock, time.process_time() - processor, flush=True)
-
-
-def elsewhere(checkout: str, threads: int) -> Callable[[], list[float]]:
-    """A process with the package of a checkout; a call makes it sweep and gives its seconds, clock and processor."""
-    command = [sys.executable, "-c", f"import sweep_speed as s\ns.answer({threads})"]
-    settings = {"env": os.environ | {"MTL_CHECKOUT": os.path.abspath(checkout)}, "cwd": Path(__file__).parent}
-    settings |= {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
-    child = subprocess.Popen(command, **settings)
-
-    def ask() -> list[float]:
-        child.stdin.write("again\n")
-        return [float(seconds) for seconds in child.stdout.readline().split()]
-
-    return ask
-
-
 def main() -> None:
-    options = command_line(__doc__, repeats=5, threads=torch.get_num_threads(), against="")
+    options = command_line(__doc__, repeats=5, threads=torch.get_num_threads())
     torch.set_num_threads(options.threads)
     print(
         f"{MODELS} weightings × {ROWS:,} rows × {FEATURES} features, MLP {HIDDEN}, batch {BATCH}, {EPOCHS} epochs; "
         f"{options.threads} threads, {options.repeats} repeats; {machine()}\n"
     )
-    if options.against:
-        both = {"(c) `sweep`": str(ROOT), f"`sweep` of {options.against}": options.against}
-        asked = {name: elsewhere(path, options.threads) for name, path in both.items()}
-        runs = take_turns(asked, options.repeats)
-        runs = {name: Runs(*zip(*run.returned[1:], strict=True)) for name, run in runs.items()}
-    else:
-        runs = take_turns(ways(make_data()), options.repeats)
-        for seconds in (runs[FIRST].wall, runs[FIRST].cpu):
-            seconds[:] = [MODELS / FEW * s for s in seconds]
+    runs = take_turns(ways(make_data()), options.repeats)
+    for seconds in (runs[FIRST].wall, runs[FIRST].cpu):
+        seconds[:] = [MODELS / FEW * s for s in seconds]
     show(
         {
             "": name,

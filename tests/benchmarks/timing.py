@@ -1,7 +1,4 @@
-"""Contestants that take turns, so that a slow moment of the machine hits all of them, and the tables they end in.
-
-The folder of the package under test comes first on the path: this checkout, or the one that MTL_CHECKOUT names.
-"""
+"""Contestants that take turns, so that a slow moment of the machine hits all of them, and the tables they end in."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, os.environ.get("MTL_CHECKOUT", str(ROOT)))
+sys.path.insert(0, str(ROOT))
 
 
 @dataclass

@@ -1,9 +1,11 @@
-"""What each notebook costs: seconds in full and with FAST=1, peak memory, size of its outputs.
+"""What each notebook costs: seconds in full and with FAST=1, peak memory, size of its outputs; and what a shop costs.
 
-    python tests/benchmarks/course_cost.py [NN …] [--fast-only]
+    python tests/benchmarks/cost.py [NN …] [--fast-only] [--repeats 3]
 
 Runs every notebook (or those that are named) in a kernel of its own, as the build does, writes nothing, and prints a
-table and the import time of the helper package. Real data are used where MTL_KUAIRAND and MTL_CENSUS name them.
+table and the import time of the helper package. Real data are used where MTL_KUAIRAND and MTL_CENSUS name them. Then
+processor seconds of simulating 140,000 rows (at most 2), and the peak memory of a process that simulates 1,000,000 rows
+of 9,000 users (at most 1,500 MB) and then also makes their features.
 """
 
 from __future__ import annotations
@@ -25,6 +27,19 @@ start = time.perf_counter()
 from mtl_helpers import data, gradients, metrics, models, ranking, sweep, training, weighting, widgets
 print(time.perf_counter() - start)
 """
+
+CODE = """
+import resource, time
+from mtl_helpers.data import ShopConfig, shop_frame, simulate
+for _ in range(1 + {1}):  # the first time warms up
+    start = time.process_time()
+    {0}
+print(time.process_time() - start if {1} else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6)
+"""
+SMALL, LARGE = (
+    f"shop = simulate(ShopConfig(n_impressions={rows}, n_users={users}))"
+    for rows, users in ((140_000, 1_260), (1_000_000, 9_000))
+)
 
 
 def cost(path: Path, fast: bool) -> tuple[float, float, float]:
@@ -54,14 +69,28 @@ def costs(paths: list[Path], fast_only: bool) -> Iterator[dict[str, object]]:
     yield {"notebook": "all", **sums, "peak MB": "", "file kB": ""}
 
 
+def measured(work: str, seconds: bool = False) -> float:
+    """What a fresh process of one thread prints."""
+    env = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    settings = {"env": env, "capture_output": True, "text": True, "check": True}
+    return float(subprocess.run([sys.executable, "-c", CODE.format(work, seconds)], **settings).stdout)
+
+
 def main() -> None:
-    options = command_line(__doc__, names=("",), fast_only=False)
+    options = command_line(__doc__, names=("",), fast_only=False, repeats=3)
     start, paths = machine(), sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
     paths = [path for path in paths if path.stem.startswith(tuple(options.names))]
     show(costs(paths, options.fast_only))
     fresh = {"args": [sys.executable, "-c", IMPORTS], "capture_output": True, "cwd": ROOT, "check": True}
     seconds = min(float(subprocess.run(**fresh).stdout) for _ in range(5))
     print(f"\n{start} at the start. Importing mtl_helpers adds {seconds:.2f} s to `import torch, pandas`.")
+    figures = {
+        "140,000 rows, s": min(measured(SMALL, seconds=True) for _ in range(options.repeats)),
+        "importing the package, MB": measured("pass"),
+        "1,000,000 rows simulated, peak MB": measured(LARGE),
+        "and their features, peak MB": measured(f"{LARGE}; shop_frame(shop)"),
+    }
+    show({"": name, "measured": f"{value:,.2f}"} for name, value in figures.items())
 
 
 if __name__ == "__main__":
