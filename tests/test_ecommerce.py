@@ -17,8 +17,6 @@ from mtl_helpers.models.case import (
     score_candidates,
     true_values,
 )
-from mtl_helpers.sweep import sweep
-from mtl_helpers.training import fit, predict
 
 CONFIG = ShopConfig(n_users=60, n_items=200, n_impressions=6_000, seed=3)
 
@@ -140,21 +138,6 @@ def test_user_ids_are_read_only_when_asked(data, items):
         model = case_model(data, items, user_ids=asked)
         a, b = (model(changed.numeric, codes)["purchase"] for codes in (changed.categorical, other))
         assert torch.equal(a, b) is not asked
-
-
-def test_sweep_trains_the_same_model_as_fit(data, items):
-    weights = {"click": 0.3, "purchase": 0.4, "next_category": 0.2, "next_item": 0.1}
-
-    def build():
-        return case_model(data, items)
-
-    swept = sweep(build, data.train, weightings=[weights], epochs=1, batch_size=512, lr=1e-3, progress=False)
-    torch.manual_seed(0)
-    alone = build()
-    fit(alone, data.train, weights=weights, epochs=1, batch_size=512, lr=1e-3, progress=False)
-    answers = predict(swept.model(0), data.test)
-    for name, value in predict(alone, data.test).items():
-        assert torch.allclose(value, answers[name], atol=1e-4)
 
 
 def test_truth_of_candidates_is_the_worlds(asked):

@@ -11,8 +11,8 @@ import torch
 from helpers import MIXED_TASKS, toy_splits
 from torch import nn
 
-from mtl_helpers.data import Batch, Schema, Task, hide_labels, prepare
-from mtl_helpers.gradients import METHODS, CombinedGradients
+from mtl_helpers.data import Batch, Schema, Task, prepare
+from mtl_helpers.gradients import CombinedGradients
 from mtl_helpers.losses import task_losses
 from mtl_helpers.models import (
     AITM,
@@ -114,27 +114,6 @@ class TestEveryArchitecture:
         assert (count_parameters(model), sum(p.numel() for p in model.shared_parameters())) == expected[label]
 
     @each
-    def test_the_order_of_tasks_does_not_matter(self, label):
-        turned = (MIXED_TASKS[2], MIXED_TASKS[0], MIXED_TASKS[1])
-        chain = {"chain": ("click", "dwell")} if label == "AITM" else {}
-        model, other = build(label, **chain), build(label, turned, seed=1, **chain)
-        order, state = torch.tensor([2, 0, 1]), model.state_dict()
-        for name, value in state.items():
-            if name.startswith("stitches"):
-                state[name] = value[order][:, order]
-            elif label == "STEM" and name.startswith("gates"):  # a row an expert, the shared one last
-                state[name] = value[[2, 0, 1, 3]]
-            elif "shared_gate" in name:
-                n, own = KINDS[label][1]["n_specific"], 3 * KINDS[label][1]["n_specific"]
-                groups = value[:own].unflatten(0, (3, n))[order].flatten(0, 1) if n else value[:0]
-                state[name] = torch.cat([groups, value[own:]])
-        other.load_state_dict(state)
-        expected, got = call(model), call(other)
-        assert list(got) == ["dwell", "click", "kind"]
-        for name, logits in expected.items():
-            assert torch.allclose(logits, got[name], atol=1e-5), name
-
-    @each
     def test_one_task_and_one_expert_are_the_single_task_net(self, label):
         if "level" in label or label in ("PLE, shared experts only", "STEM", "PEPNet"):
             pytest.skip("more than one level, another embedding or gate")
@@ -146,14 +125,6 @@ class TestEveryArchitecture:
             for ours, theirs in zip(layers, single.parameters(), strict=True):
                 ours.copy_(theirs)
         assert torch.allclose(call(single)["click"], call(model)["click"], atol=1e-6)
-
-    @each
-    def test_learns_with_missing_labels(self, label):
-        data = hide_labels(SPLITS.train, "click", keep=0.5, seed=1)
-        history = fit(build(label), data, epochs=12, batch_size=64, lr=5e-3, progress=False)
-        for task in MIXED_TASKS:
-            curve = history.curve(task.name, split="train")
-            assert curve.iloc[-1] < curve.iloc[0]
 
     @each
     def test_a_sweep_ends_where_fit_ends(self, label):
@@ -186,13 +157,15 @@ class TestEveryArchitecture:
 
 class TestWithStrategies:
     @each
-    @pytest.mark.parametrize("method", ["GradNorm", *METHODS])
+    @pytest.mark.parametrize("method", ["GradNorm", "MGDA", "PCGrad"])
     def test_a_step_moves_every_parameter(self, label, method):
         for at in ("representation", "parameters"):
             model = build(label)
             before = {name: p.detach().clone() for name, p in model.named_parameters()}
             strategy = (
-                CombinedGradients(MIXED_TASKS, method, at=at) if method in METHODS else GradNorm(MIXED_TASKS)
+                GradNorm(MIXED_TASKS)
+                if method == "GradNorm"
+                else CombinedGradients(MIXED_TASKS, method, at=at)
             )
             sgd, n = torch.optim.SGD(model.parameters(), lr=0.1), len(SPLITS.train)
             list(training_steps(model, SPLITS.train, sgd, weights=strategy, batch_size=n))

@@ -14,7 +14,7 @@ from helpers import MIXED_TASKS, toy_frame, toy_splits
 from torch import nn
 
 from mtl_helpers import sweep as module
-from mtl_helpers.data import MultiTaskDataset, Schema, Task, hide_labels, prepare, split_by_time
+from mtl_helpers.data import Task, hide_labels, prepare, split_by_time
 from mtl_helpers.models import MMoE, SharedBottom, SingleTask
 from mtl_helpers.sweep import pareto_mask, simplex_grid, sweep
 from mtl_helpers.training import evaluate, fit, predict
@@ -108,13 +108,13 @@ def slack(row):
 
 class TestEqualToSingleRuns:
     @pytest.mark.parametrize("kind", BUILDERS)
-    def test_three_tasks_masks_embeddings_two_seeds(self, splits, kind):
+    def test_three_tasks_masks_embeddings_and_more_models_than_a_block_holds(self, splits, kind):
         def build():
             return BUILDERS[kind](splits.schema, MIXED_TASKS)
 
         stacked = module._stacks(build(), next(splits.train.batches(5, shuffle=False)))
         assert stacked == (kind != "gated")
-        check(build, splits.train, splits.valid, seeds=(0, 5))
+        check(build, splits.train, splits.valid, seeds=(0, 5, 7))
 
     def test_numeric_or_categorical_columns_alone(self, engine):
         parts = split_by_time(toy_frame(600))
@@ -132,17 +132,6 @@ class TestEqualToSingleRuns:
         for task in (Task("click"), Task("dwell", "regression")):
             build = partial(SingleTask, splits.schema, task, hidden=(8, 8), tower=(4,))
             check(build, train, valid, [{task.name: 1.0}, {task.name: 0.3}])
-
-    def test_at_the_size_of_the_benchmark(self):
-        numeric = torch.randn(3000, 64, generator=torch.Generator().manual_seed(0))
-        tasks, schema = (Task("click"), Task("buy")), Schema(tuple(f"x{i}" for i in range(64)), {})
-        labels = {task.name: (numeric[:, i] > 0.3).float() for i, task in enumerate(tasks)}
-        data = MultiTaskDataset(numeric, torch.zeros(3000, 0, dtype=torch.long), labels, {}, tasks)
-        build, how = (
-            partial(SharedBottom, schema, tasks, hidden=(128, 64), tower=()),
-            SETTINGS | {"epochs": 2},
-        )
-        check(build, data, data, simplex_grid(tasks, 9), **how | {"batch_size": 1024, "weight_decay": 0.0})
 
     def test_best_epoch_of_each_run(self, splits):
         build = partial(SharedBottom, splits.schema, MIXED_TASKS, hidden=(16,))
@@ -170,14 +159,6 @@ class TestEqualToSingleRuns:
         one, two = (sweep(build, splits.train, splits.valid, weightings=grid, **SETTINGS) for _ in range(2))
         pd.testing.assert_frame_equal(one.records, two.records, check_exact=True)
         assert all(torch.equal(value, two.parameters[name]) for name, value in one.parameters.items())
-
-    def test_a_common_factor_of_the_weights_changes_nothing(self, splits, engine, monkeypatch):
-        # without ε: where a gradient vanishes, 1e-8 is not small against it
-        monkeypatch.setattr(torch.optim, "AdamW", partial(torch.optim.AdamW, eps=1e-30))
-        grid = [{"click": factor, "dwell": 2 * factor} for factor in (1 / 30, 1, 30)]
-        result = sweep(partial(SharedBottom, splits.schema, TWO), splits.train, weightings=grid, **SETTINGS)
-        for name, (low, one, high) in result.parameters.items():
-            assert torch.allclose(low, one, atol=1e-4) and torch.allclose(high, one, atol=1e-4), name
 
 
 @pytest.fixture(scope="module")
@@ -224,15 +205,6 @@ class TestResult:
 
 
 class TestWhatIsLeftAlone:
-    def test_a_weight_of_zero_leaves_a_tower_untouched(self, splits, engine):
-        torch.manual_seed(4)
-        fresh = SharedBottom(splits.schema, MIXED_TASKS)
-        build = partial(SharedBottom, splits.schema, MIXED_TASKS)
-        result = sweep(build, splits.train, weightings=WEIGHTS, seeds=(4,), epochs=1, progress=False)
-        trained = dict(result.model(1).named_parameters())
-        for name, value in fresh.named_parameters():
-            assert torch.equal(trained[name], value) == name.startswith("towers.click"), name
-
     def test_the_global_generator_and_the_data(self, splits):
         torch.manual_seed(0)
         expected, before = torch.rand(3), splits.train.numeric.clone()

@@ -299,14 +299,13 @@ STRATEGIES = {  # whose papers promise, or whose formulas show, that a common fa
 }
 
 
-@pytest.mark.parametrize("factor", [1 / 30, 30.0])
 @pytest.mark.parametrize("name", ["fixed", *STRATEGIES])
-def test_a_common_factor_changes_nothing(splits, monkeypatch, name, factor):
+def test_a_common_factor_changes_nothing(splits, monkeypatch, name):
     """Adam's step is free of the gradient's scale, and AdamW's decay stands beside it. Without its ε: where a gradient
     vanishes (rare categories), 1e-8 is not small against it."""
     monkeypatch.setattr(torch.optim, "AdamW", partial(torch.optim.AdamW, eps=1e-30))
     ends, real = [], task_losses
-    for scale in (1.0, factor):
+    for scale in (1.0, 1 / 30):
         model, weights = make(), {"click": scale, "kind": 2 * scale, "dwell": 0.5 * scale}
         if name != "fixed":
             weights = STRATEGIES[name](MIXED_TASKS)
