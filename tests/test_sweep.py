@@ -108,7 +108,7 @@ def slack(row):
 
 class TestEqualToSingleRuns:
     @pytest.mark.parametrize("kind", BUILDERS)
-    def test_three_tasks_masks_embeddings_and_more_models_than_a_block_holds(self, splits, kind):
+    def test_three_tasks_masks_embeddings_nine_models(self, splits, kind):
         def build():
             return BUILDERS[kind](splits.schema, MIXED_TASKS)
 
