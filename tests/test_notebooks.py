@@ -116,8 +116,8 @@ def make_tree(folder: Path, **texts: str) -> Path:
     shutil.copy(ROOT / "pyproject.toml", folder)
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "mtl_helpers", folder / "mtl_helpers", ignore=ignored)
-    for script in ("build.py", "execute.py", "pages.py"):
-        shutil.copy(ROOT / "notebooks" / "source" / script, sources)
+    for script in (ROOT / "notebooks" / "source").glob("[a-z]*.py"):
+        shutil.copy(script, sources)
     for name, text in texts.items():
         (sources / f"{name.lstrip('_')}.py").write_text(text, encoding="utf-8")
     return folder
