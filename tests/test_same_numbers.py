@@ -129,7 +129,7 @@ def fresh_shops():
     """Three new shops, as ``(seed, shop, splits)``."""
     made = []
     for seed in FRESH:
-        log = simulate(ShopConfig(seed=seed, n_users=360, n_impressions=40_000))
+        log = simulate(ShopConfig(seed=seed, n_users=720, n_impressions=80_000))
         frames = shop_splits(shop_frame(log))
         made.append((seed, log, prepare(frames, SHOP_TASKS, SHOP_NUMERIC, SHOP_CATEGORICAL)))
     return made
@@ -194,7 +194,7 @@ def test_the_mended_project_says_no_to_all_and_a_coin_ranks_as_well(fresh_shops)
     (changes,) = (cell.source for cell in cells if "mends = {" in cell.source)
     exec(changes, names := {})
     for _, log, splits in fresh_shops:
-        few = splits.train.take(range(len(splits.train) - 10_000, len(splits.train)))
+        few = splits.train.take(range(len(splits.train) - 20_000, len(splits.train)))
         ten = [SHOP_NUMERIC.index(name) for name in SHOP_COUNTS]
         x, y = few.numeric[:, ten], few.labels["purchase"]
         c = few.labels["next_category"].where(few.masks["next_category"], torch.tensor(-100))
