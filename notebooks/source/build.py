@@ -38,7 +38,6 @@ sys.path.insert(
 
 from execute import CellFailed, execute
 from pages import color_tasks, describe, shares, too_much
-from states import FIRST_CELL
 
 SOURCES = Path(__file__).resolve().parent
 NOTEBOOKS = SOURCES.parent
@@ -289,17 +288,17 @@ def size_complaint(name: str, notebook: NotebookNode, size: int) -> str:
 # --- the two commands ---------------------------------------------------------------------------------------
 
 
-def run(name: str, moving: bool = False) -> NotebookNode:
-    """A notebook executed from its text; with ``moving`` its demos bring all their states along, and ``FAST`` counts.
+def run(name: str, first: str = "") -> NotebookNode:
+    """A notebook executed from its text; BuildError tells the line of a failing cell.
 
-    BuildError tells the line of a failing cell.
+    first : a cell that runs before the others and is left out again; for pages, which heed ``FAST``.
     """
     source, notebook = find_sources()[name], load(name)
-    before = [nbformat.v4.new_code_cell(FIRST_CELL)] if moving else []
+    before = [nbformat.v4.new_code_cell(first)] if first else []
     notebook.cells[:0] = before
     # Threads that wait busily slow each other on a machine that has other work.
     env = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", **os.environ, "MTL_BUILD": "1"}
-    if not moving:
+    if not first:
         env.pop("FAST", None)
     try:
         execute(notebook, NOTEBOOKS, env)
@@ -314,11 +313,12 @@ def run(name: str, moving: bool = False) -> NotebookNode:
 
 def site(names: list[str], out: Path) -> None:
     """Execute notebooks, each demo drawing all its states, and write them as pages. ``FAST=1`` makes short runs."""
+    from states import FIRST_CELL
     from web import write_site
 
     books = {}
     for name in names:
-        books[name] = run(name, moving=True)
+        books[name] = run(name, FIRST_CELL)
         clean(books[name])
         print(f"{name}: executed", flush=True)
     write_site(books, (NOTEBOOKS / "glossary.md").read_text(encoding="utf-8"), out)
