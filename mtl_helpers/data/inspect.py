@@ -19,7 +19,6 @@ CODE_NAME = re.compile(
     r"(?i)(^|_|(?<=[a-z])(?=[A-Z]))(id|ids|code|zip|zipcode|postcode|type|category|categorical|class|group|brand|customer"
     r"|user|item|product|shop|store|seller|city|region|country)(_?\d+)?$|^\d+$"
 )
-MOMENT_NAME = re.compile(r"(?i)(^|_)(time|timestamp|date|datetime|ts)$|_at$")
 DATE_TEXT = re.compile(r"^\s*\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T].*)?$")
 
 
@@ -115,8 +114,6 @@ def _guess(values: pd.Series, name: str) -> tuple[str, str]:
     if pd.api.types.is_numeric_dtype(known):
         if not bool((known % 1 == 0).all()):
             return "numeric", "numbers"
-        if MOMENT_NAME.search(name):
-            return "dropped", "a moment, by its name: make features of it, such as the hour"
         coded = CODE_NAME.search(name)
         if every_row and (coded or float(known.max() - known.min()) == len(known) - 1):
             return "dropped", "another number in (nearly) every row, as a row number has"

@@ -17,8 +17,6 @@ __all__ = ["FeatureLayer", "Tower", "count_parameters", "mlp"]
 
 def mlp(n_in: int, hidden: Sequence[int], dropout: float = 0.0) -> nn.Sequential:
     """Linear and ReLU for each width in ``hidden`` (then dropout, if any)."""
-    if any(width < 1 for width in hidden):
-        raise ValueError(f"Widths of layers are {tuple(hidden)}: expected whole numbers of 1 or more.")
     layers: list[nn.Module] = []
     for n_out in hidden:
         layers += [nn.Linear(n_in, n_out), nn.ReLU()]

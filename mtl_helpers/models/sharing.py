@@ -283,10 +283,10 @@ class ESMM(SharedBottom):
     def check_data(self, data: MultiTaskDataset) -> None:
         """Refuse labels that cannot be a chain's, or that lack what did not happen: ``fit`` and ``sweep`` call this."""
         for before, name in pairwise(self.chain):
-            label, known, did_not = _after(data, before, name)
-            if (label[did_not & known] > 0).any():
+            did_not = did_not_happen(data, before)
+            if (data.labels[name][did_not] > 0).any():
                 raise ValueError(f"Some rows have {name!r} without {before!r}, which it needs in a chain.")
-            if not known[did_not].all():
+            if name in data.masks and not data.masks[name][did_not].all():
                 missing = f"{name!r} is unknown where {before!r} did not happen, but ESMM needs all rows"
                 raise ValueError(f"{missing}: if it is a no there, use complete_chain(data, {self.chain}).")
 
@@ -294,17 +294,16 @@ class ESMM(SharedBottom):
 def complete_chain(data: MultiTaskDataset, chain: Sequence[str]) -> MultiTaskDataset:
     """The rows of a usual conversion log; a missing label after an event that did not happen becomes a no."""
     for before, name in pairwise(chain):
-        label, known, did_not = _after(data, before, name)
-        label = label.where(known | ~did_not, 0.0)
-        data = replace(data, labels=data.labels | {name: label}, masks=data.masks | {name: known | did_not})
+        if name in data.masks:  # what is unknown is 0 already
+            known = data.masks[name] | did_not_happen(data, before)
+            data = replace(data, masks=data.masks | {name: known})
     return data
 
 
-def _after(data: MultiTaskDataset, before: str, name: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Labels of a task, where they are known, and where the task before it is known not to have happened, (n,)."""
-    everywhere = torch.ones(len(data), dtype=torch.bool, device=data.device)
-    did_not = (data.labels[before] == 0) & data.masks.get(before, everywhere)
-    return data.labels[name], data.masks.get(name, everywhere), did_not
+def did_not_happen(data: MultiTaskDataset, task: str) -> Tensor:
+    """Where a task's label is known and 0, (n,)."""
+    never = data.labels[task] == 0
+    return never & data.masks[task] if task in data.masks else never
 
 
 class Transfer(nn.Module):

@@ -50,7 +50,7 @@ from torch.nn.functional import cross_entropy
 
 from mtl_helpers import data
 from mtl_helpers.metrics import auc, correct_downsampling, expected_auc, expected_log_loss
-from mtl_helpers.models import gan, rare
+from mtl_helpers.models import rare
 from mtl_helpers.models.sharing import SharedBottom
 from mtl_helpers.training import predict
 
@@ -292,7 +292,7 @@ def made_rows(name: str, seed: int) -> data.MultiTaskDataset:
     torch.manual_seed(seed)
     n = 30 * len(bought)
     if name == "GAN":
-        maker = gan.RowGAN(shop.schema)
+        maker = rare.RowGAN(shop.schema)
         maker.train_on(rows, "purchase", steps=300)
         numeric, categorical = maker.sample(n)
     else:
