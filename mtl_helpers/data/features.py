@@ -235,9 +235,9 @@ def _numbers(frame: pd.DataFrame, name: str, width: int | None = None) -> np.nda
         raise ValueError(f"Numeric feature {name!r} holds {why}.") from None
     if np.isinf(numbers).any():
         raise ValueError(f"Numeric feature {name!r} holds infinite values: replace them before encoding.")
-    if width not in (None, numbers.shape[1]) and len(frame):
+    if width not in (None, numbers.shape[1]):
         raise ValueError(f"{name!r} has {numbers.shape[1]} numbers a row; in training it had {width}.")
-    return numbers if len(frame) else np.empty((0, width or 1))
+    return numbers
 
 
 def _categories(frame: pd.DataFrame, name: str) -> tuple[pd.Index, np.ndarray]:

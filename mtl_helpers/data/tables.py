@@ -170,13 +170,11 @@ class MultiTaskDataset:
 def read_labels(frame: pd.DataFrame, task: Task) -> tuple[np.ndarray, np.ndarray]:
     """Labels (n,) as float64 and which are known (n,) bool; ValueError when one does not fit its task."""
     need_columns(frame, [task.name], f"Task {task.name!r}")
-    column = frame[task.name]
     try:
-        values = column.astype(float).to_numpy()
-    except (TypeError, ValueError):
-        cure = "write 1 for yes, 0 for no, NaN where it is not known"
-        found = next((value for value in column if isinstance(value, str)), column.iloc[0])
-        raise ValueError(f"Labels of task {task.name!r} must be numbers; found {found!r}: {cure}.") from None
+        values = frame[task.name].astype(float).to_numpy()
+    except (TypeError, ValueError) as error:
+        rule = "1 for yes, 0 for no, NaN where it is not known"
+        raise ValueError(f"Labels of task {task.name!r} must be numbers, {rule}: {error}.") from None
     known = ~np.isnan(values)
     if task.kind == "multiclass":
         known &= values >= 0

@@ -1,7 +1,4 @@
-"""The e-commerce case: one model that knows who buys, which category a user favours, and what comes next.
-
-Taught in notebook 05, which also writes the model by hand. :func:`case_frames` splits a shop's rows, :func:`case_data`
-encodes them, :class:`CaseModel` is the model, :func:`candidates` makes the rows to be ranked.
+"""The e-commerce case of notebook 05: one model that knows who buys, which category a user favours, what comes next.
 
 ===================== ===================================== =================================================
 task                  question                              may read
@@ -25,7 +22,7 @@ from torch import Tensor, nn
 
 from mtl_helpers.data.features import Splits, prepare
 from mtl_helpers.data.shop import Shop
-from mtl_helpers.data.shop_log import SHOP_COUNTS, SHOP_HISTORY, clean_items, shop_frame, shop_splits
+from mtl_helpers.data.shop_log import SHOP_NUMERIC, SHOP_TASKS, clean_items, shop_frame, shop_splits
 from mtl_helpers.data.shop_world import CATEGORIES, World
 from mtl_helpers.data.tables import Schema, Task, check_tasks
 from mtl_helpers.models.layers import FeatureLayer, mlp
@@ -37,16 +34,15 @@ __all__ = [
 ]
 # fmt: on
 
-PAST = tuple(f"past_{category}" for category in CATEGORIES)
+_USER = ("age", "signup_days", "user_past_clicks", "user_past_ctr", "days_since_click")
 USER_COLUMNS = (
-    ("age", "signup_days", "user_past_clicks", "user_past_ctr", "days_since_click", *PAST),
+    (*_USER, *(f"past_{category}" for category in CATEGORIES)),
     ("region", "loyalty_tier", "age_group", "surface", "last_sub_category"),
 )
 """What is known before an item is chosen: numeric and categorical columns of the user and the moment. The user_id is
 encoded too, but a model reads it only when asked: with a handful of clicks a user, ids are learned by heart."""
 ITEM_COLUMNS = ("log_price", "price_vs_category"), ("category", "sub_category", "brand")
-_ALONE = {*USER_COLUMNS[0], *ITEM_COLUMNS[0]}
-PAIR_COLUMNS = tuple(name for name in (*SHOP_COUNTS, *SHOP_HISTORY) if name not in _ALONE), ("position",)
+PAIR_COLUMNS = tuple(n for n in SHOP_NUMERIC if n not in (*USER_COLUMNS[0], *ITEM_COLUMNS[0])), ("position",)
 """What is known only of an item at a moment, of a user and an item together, or of the place on the page."""
 CASE_NUMERIC = (*USER_COLUMNS[0], *ITEM_COLUMNS[0], *PAIR_COLUMNS[0])
 CASE_CATEGORICAL = ("user_id", *USER_COLUMNS[1], *ITEM_COLUMNS[1], *PAIR_COLUMNS[1])
@@ -54,8 +50,7 @@ CASE_CATEGORICAL = ("user_id", *USER_COLUMNS[1], *ITEM_COLUMNS[1], *PAIR_COLUMNS
 
 def case_tasks(n_items: int) -> tuple[Task, ...]:
     """click, purchase, next_category and next_item."""
-    classes = {"next_category": len(CATEGORIES), "next_item": n_items}
-    return Task("click"), Task("purchase"), *(Task(name, "multiclass", n) for name, n in classes.items())
+    return *SHOP_TASKS, Task("next_item", "multiclass", n_items)
 
 
 def case_frames(shop: Shop) -> dict[str, pd.DataFrame]:

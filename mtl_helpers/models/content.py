@@ -52,16 +52,16 @@ class ContentBottom(SharedBottom):
         super().__init__(schema, tasks, **layers)
         if fusion not in ("concat", "gate"):
             raise ValueError(f"fusion is {fusion!r}: expected 'concat' or 'gate'.")
-        self.modality_dropout, self.modalities = modality_dropout, tuple(contents)
+        self.modality_dropout = modality_dropout
         self.readers, self.norms = nn.ModuleDict(), nn.ModuleDict()
         for name, table in contents.items():
             flat = nn.Dropout(content_dropout), nn.Linear(table.shape[-1], width)
             self.readers[name] = picture_net(width) if table.ndim == 4 else nn.Sequential(*flat)
             self.norms[name] = nn.LayerNorm(width)
             there = table[~table.flatten(1).isnan().any(1)]
-            moments = (there.mean(0), there.std(0).clamp(min=1e-6)) if table.ndim == 2 else (0.5, 0.25)
-            for what, value in zip(("mean", "scale"), moments, strict=True):
-                self.register_buffer(f"{name}_{what}", torch.as_tensor(value))
+            mean, scale = (there.mean(0), there.std(0).clamp(min=1e-6)) if table.ndim == 2 else (0.5, 0.25)
+            self.register_buffer(f"{name}_mean", torch.as_tensor(mean))
+            self.register_buffer(f"{name}_scale", torch.as_tensor(scale))
         self.gate = nn.Linear(width * len(contents), len(contents)) if fusion == "gate" else None
         n_in = self.features.n_out + width * (1 if fusion == "gate" else len(contents))
         self.bottom = self.network(n_in)
@@ -71,25 +71,25 @@ class ContentBottom(SharedBottom):
     def set_contents(self, contents: Mapping[str, Tensor]) -> None:
         """Exchange the tables, such as for products that came later; a modality that is not given is missing."""
         some = next(iter(contents.values()))
-        for name in self.modalities:
+        for name in self.readers:
             mean, scale = getattr(self, f"{name}_mean"), getattr(self, f"{name}_scale")
             shape = mean.shape if mean.ndim else (3, 32, 32)
             table = contents.get(name, torch.full((len(some), *shape), torch.nan))
             if table.shape[1:] != shape:
-                given, wanted = (" × ".join(map(str, size)) for size in (table.shape[1:], shape))
-                raise ValueError(f"A row of {name!r} has {given} numbers; in training it had {wanted}.")
+                raise ValueError(
+                    f"A row of {name!r} is {tuple(table.shape[1:])}; in training {tuple(shape)}."
+                )
             table = (table.to(mean) - mean) / scale
-            there = ~table.flatten(1).isnan().any(1)
-            for what, value in (("table", table.nan_to_num(0.0)), ("there", there)):
-                self.register_buffer(f"{name}_{what}", value, persistent=False)
+            self.register_buffer(f"{name}_table", table.nan_to_num(0.0), persistent=False)
+            self.register_buffer(f"{name}_there", ~table.flatten(1).isnan().any(1), persistent=False)
 
     def read(self, product: Tensor) -> tuple[Tensor, Tensor]:
         """Of products (n,): hₘ (n, M, width), zeros where missing, and which are there (n, M)."""
         distinct, rows = product.unique(return_inverse=True)  # a picture is looked at once a batch
         found, there = [], []
-        for name in self.modalities:
+        for name, reader in self.readers.items():
             there.append(getattr(self, f"{name}_there")[distinct])
-            vectors = self.readers[name](getattr(self, f"{name}_table")[distinct])
+            vectors = reader(getattr(self, f"{name}_table")[distinct])
             found.append(self.norms[name](vectors) * there[-1][:, None])
         found, there = torch.stack(found, 1)[rows], torch.stack(there, 1)[rows]
         if self.training and self.modality_dropout:
