@@ -79,23 +79,8 @@ class Schema:
 
 
 @dataclass
-class Batch:
-    """Rows a model sees at once: ``numeric`` (n, D), ``categorical`` (n, C), ``labels`` and ``masks`` by task, (n,),
-    and ``weights`` (n,) or None."""
-
-    numeric: Tensor
-    categorical: Tensor
-    labels: dict[str, Tensor]
-    masks: dict[str, Tensor] = field(default_factory=dict)
-    weights: Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.numeric)
-
-
-@dataclass
 class MultiTaskDataset:
-    """A table as tensors on one device, with one label tensor a task.
+    """A table, or some of its rows, as tensors on one device, with one label tensor a task.
 
     ``scales`` is ``{task: (mean, deviation)}`` of the training labels of regression tasks, which were standardised:
     ``label * deviation + mean`` is in the unit of the table. Empty where the labels are as they came.
@@ -104,8 +89,8 @@ class MultiTaskDataset:
     numeric: Tensor  # float32 (n, D)
     categorical: Tensor  # int64 (n, C)
     labels: dict[str, Tensor]  # (n,), int64 for multiclass tasks, else float32; a missing label is 0
-    masks: dict[str, Tensor]  # bool (n,), True where the label is known; only for tasks with missing labels
-    tasks: tuple[Task, ...]
+    masks: dict[str, Tensor] = field(default_factory=dict)  # bool (n,), True where known; if any are not
+    tasks: tuple[Task, ...] = ()
     weights: Tensor | None = None  # float32 (n,), how much each row counts; None where all count alike
     scales: dict[str, tuple[float, float]] = field(default_factory=dict)
 
@@ -132,13 +117,13 @@ class MultiTaskDataset:
         return self.numeric.device
 
     def to(self, device: torch.device | str) -> MultiTaskDataset:
-        return replace(self, **self._tensors(lambda tensor: tensor.to(device)))
+        return self._changed(lambda tensor: tensor.to(device))
 
     def take(self, index: Tensor | Sequence[int] | slice) -> MultiTaskDataset:
         """The rows of ``index``, in that order, as a new dataset."""
         if not isinstance(index, slice):  # an empty list would come as floats
             index = torch.as_tensor(index if len(index) else np.empty(0, np.int64), device=self.device)
-        return replace(self, **self._tensors(lambda tensor: tensor[index]))
+        return self._changed(lambda tensor: tensor[index])
 
     def select(self, tasks: Sequence[str]) -> MultiTaskDataset:
         """The same rows with only the named tasks (the tensors are shared, not copied)."""
@@ -153,18 +138,18 @@ class MultiTaskDataset:
         """Yield batches, each one gather per tensor on its device; ``generator`` (on the CPU) fixes the order."""
         order = torch.randperm(len(self), generator=generator).to(self.device) if shuffle else None
         for start in range(0, len(self), batch_size):
-            rows = slice(start, start + batch_size) if order is None else order[start : start + batch_size]
-            yield Batch(**self._tensors(lambda tensor, rows=rows: tensor[rows]))
+            rows = slice(start, start + batch_size)
+            yield self.take(rows if order is None else order[rows])
 
-    def _tensors(self, change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
-        """Every tensor changed, under the names that a dataset and a batch share."""
-        return {
-            "numeric": change(self.numeric),
-            "categorical": change(self.categorical),
-            "labels": {name: change(label) for name, label in self.labels.items()},
-            "masks": {name: change(mask) for name, mask in self.masks.items()},
-            "weights": None if self.weights is None else change(self.weights),
-        }
+    def _changed(self, change: Callable[[Tensor], Tensor]) -> MultiTaskDataset:
+        """The same with every tensor changed."""
+        labels, masks = ({k: change(v) for k, v in part.items()} for part in (self.labels, self.masks))
+        tensors = {"numeric": change(self.numeric), "categorical": change(self.categorical)}
+        weights = None if self.weights is None else change(self.weights)
+        return replace(self, labels=labels, masks=masks, weights=weights, **tensors)
+
+
+Batch = MultiTaskDataset  # the rows that a model sees at once are a small data set
 
 
 def read_labels(frame: pd.DataFrame, task: Task) -> tuple[np.ndarray, np.ndarray]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -65,8 +66,7 @@ def across(strategy: Weighting) -> Weighting:
 def _share(batch: Batch, rows: slice) -> Batch:
     """Some rows of a batch; with weights, so that the mean over no row is 0 and not NaN."""
     weights = torch.ones_like(batch.numeric[:, 0]) if batch.weights is None else batch.weights
-    labels, masks = ({name: of[rows] for name, of in part.items()} for part in (batch.labels, batch.masks))
-    return Batch(batch.numeric[rows], batch.categorical[rows], labels, masks, weights[rows])
+    return replace(batch, weights=weights).take(rows)
 
 
 @contextmanager
