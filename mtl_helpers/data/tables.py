@@ -138,8 +138,8 @@ class MultiTaskDataset:
         """Yield batches, each one gather per tensor on its device; ``generator`` (on the CPU) fixes the order."""
         order = torch.randperm(len(self), generator=generator).to(self.device) if shuffle else None
         for start in range(0, len(self), batch_size):
-            rows = slice(start, start + batch_size)
-            yield self.take(rows if order is None else order[rows])
+            rows = slice(start, start + batch_size) if order is None else order[start : start + batch_size]
+            yield self._changed(lambda tensor, rows=rows: tensor[rows])
 
     def _changed(self, change: Callable[[Tensor], Tensor]) -> MultiTaskDataset:
         """The same with every tensor changed."""
