@@ -10,16 +10,12 @@ A reader needs four calls, which answer in words and never raise::
 A later cell takes ``use("01.precision_at", precision_at)``: the reader's function if it passes, else the reference.
 ``MTL_STRICT=1`` raises instead of answering; ``python notebooks/source/list_exercises.py`` lists all exercises.
 
-An exercise is, in the notebook, a stub that returns ``...`` under a docstring with shapes and a worked example, then
-its ``check``; in ``mtl_helpers/exercises`` a reference, cases and planted mistakes with their hints (``nb00.py`` has
-short ones, :class:`~mtl_helpers.exercises.Exercise` says what each part is).
-
-The reference is the solution that a reader sees: comment why, and give it the stub's parameters. Both run on the same
-cases, with a fixed seed, so that the first failing input stays the same, and with one drawn from the reader's code, so
-that no answer can be written for known inputs. Limits that are not in ``cases`` are not checked. Shape and numbers
-count, not whether they come as tensor, array, list, float32 or float64. An answer may not change its arguments, draw
-from the global generators or leave autograd off, unless the exercise allows it. A mistake's hint is shown if it
-explains all that is wrong, so mistakes must differ somewhere in the cases.
+The reader's function and the reference run on the same cases (:class:`~mtl_helpers.exercises.Exercise`), with a fixed
+seed, so that the first failing input stays the same, and with one drawn from the reader's code, so that no answer can
+be written for known inputs. Limits that are not in ``cases`` are not checked. Shape and numbers count, not whether they
+come as tensor, array, list, float32 or float64. An answer may not change its arguments, draw from the global generators
+or leave autograd off, unless the exercise allows it. A mistake's hint is shown if it explains all that is wrong, so
+mistakes must differ somewhere in the cases.
 """
 
 from __future__ import annotations

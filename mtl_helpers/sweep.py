@@ -1,8 +1,7 @@
 """Many task weightings trained at once: from a list of weights to a Pareto front in seconds.
 
 Taught in notebook 04; its result drives the weight slider of notebook 00. :func:`sweep` stacks the parameters of
-several models, (K, …) instead of (…), and takes one step for all: the same start, batches and AdamW as
-:func:`mtl_helpers.training.fit`, so each of the K models ends where a run of its own would have ended.
+several models, (K, …) instead of (…), and takes one step for all.
 """
 
 from __future__ import annotations
@@ -89,9 +88,7 @@ class Sweep:
         return table[names].assign(dominated=~front).reset_index()
 
 
-def simplex_grid(
-    tasks: Sequence[Task] | Sequence[str], n: int, lowest: float = 0.0
-) -> list[dict[str, float]]:
+def simplex_grid(tasks: Sequence[Task | str], n: int, lowest: float = 0.0) -> list[dict[str, float]]:
     """Evenly spaced weights of two or more tasks that sum to 1, as a list for :func:`sweep`.
 
     ``n`` points lie along each edge of the simplex: n weightings for two tasks, n·(n+1)/2 for three. No weight falls

@@ -39,8 +39,7 @@ class Mistake:
 class Exercise:
     """One exercise; its ``id``, ``"01.precision_at"``, is its notebook and the name of the reference.
 
-    reference : the solution, an ordinary commented function; its source is what ``solution`` prints, its parameters
-        are those of the stub.
+    reference : the solution, a function with the stub's parameters and comments that say why; ``solution`` prints it.
     cases : ``cases(rng) -> iterable of Case`` (a bare tuple of arguments will do). ``rng`` is a NumPy generator, and
         torch's global generator is seeded too: the same seed must give the same arguments.
     mistakes : at least three.

@@ -111,13 +111,11 @@ def _call(fn: Callable[..., Any], given: tuple[Any, ...], exercise: Exercise) ->
         outcome.fault = "your code leaves autograd switched off. Use `with torch.no_grad():`"
         torch.set_grad_enabled(True)
     elif not exercise.draws and difference(state, random_state()):
-        outcome.fault = (
-            "your code draws from, or seeds, the global random generators. The answer needs no chance"
-        )
+        said = "your code draws from, or seeds, the global random generators. The answer needs no chance"
+        outcome.fault = said
     elif changed:
-        outcome.fault = (
-            f"your code changes its argument {' and '.join(changed)}, which the caller still needs"
-        )
+        said = f"your code changes its argument {' and '.join(changed)}, which the caller still needs"
+        outcome.fault = said
     try:
         if exercise.observe is not None and outcome.raw is not None and outcome.raw is not ...:
             outcome.value = exercise.observe(outcome.raw, *args.values())
