@@ -6,18 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from nb10_refresh import Refresher
+from nb10_refresh import Refresher, arrivals, fake_negative_weights, replay
 
 from mtl_helpers.data import FeatureEncoder, MultiTaskDataset, Task
 from mtl_helpers.models import SharedBottom
-from mtl_helpers.production.replay import (
-    arrivals,
-    calibration_z,
-    day_report,
-    fake_negative_weights,
-    psi,
-    replay,
-)
+from mtl_helpers.production.watch import calibration_z, day_report, psi
 from mtl_helpers.training import predict
 
 TASKS = (Task("click"), Task("purchase"))

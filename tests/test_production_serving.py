@@ -19,7 +19,7 @@ from mtl_helpers.data import (
     shop_splits,
 )
 from mtl_helpers.models import Fusion, SharedBottom, candidates, save_model, score_rows
-from mtl_helpers.production.serving import Ranker, export_onnx, hammer, milliseconds, served
+from mtl_helpers.production.serving import Ranker, export_onnx
 
 NAMES = "SingleTask SharedBottom CrossStitch MMoE PLE ESMM AITM STEM PEPNet GatedBottom HistoryBottom"
 NAMES = [*NAMES.split(), "ContentBottom", "SequenceBottom", "CaseModel"]
@@ -100,7 +100,7 @@ def app(shelf):
     pytest.importorskip("fastapi")
     pytest.importorskip("httpx")
     pytest.importorskip("uvicorn")
-    return study.page_app()(Ranker(shelf[0][0], shelf[1]))
+    return study.from_page("make_app")(Ranker(shelf[0][0], shelf[1]))
 
 
 @pytest.mark.parametrize(
@@ -127,6 +127,7 @@ def test_a_wrong_request_is_refused_with_words(app, wish, status, word):
 
 def test_two_hundred_requests_and_a_new_model_and_nothing_is_lost(app, shelf):
     folders, rows, *_ = shelf
+    served, hammer = map(study.from_page, ("served", "hammer"))
     old, new = app.state.ranker, Ranker(folders[1], rows)
     bodies = [{"user": (3, 5, 8)[i % 3], "k": 10} for i in range(100)]
     with served(app) as address:
@@ -143,5 +144,5 @@ def test_two_hundred_requests_and_a_new_model_and_nothing_is_lost(app, shelf):
 
 def test_milliseconds_are_a_median_and_a_tail():
     calls = []
-    middle, late = milliseconds(lambda: calls.append(0), 50)
+    middle, late = study.milliseconds(lambda: calls.append(0), 50)
     assert len(calls) == 51 and 0 < middle <= late

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mtl_helpers.data.tables import Batch, MultiTaskDataset
+from mtl_helpers.data.tables import Batch
 from mtl_helpers.losses import label_counts, task_losses
 
-__all__ = ["clipped_sum", "epsilon", "fit_private", "noise_for"]
+__all__ = ["clipped_sum", "epsilon"]
 
 
 def clipped_sum(
@@ -54,23 +54,6 @@ def clipped_sum(
     return sums
 
 
-def fit_private(
-    model: nn.Module, train: MultiTaskDataset, weights: Mapping[str, float], *, clip: float, noise: float, rows: int,
-    steps: int, lr: float, seed: int = 0,
-) -> None:  # fmt: skip
-    """Train with Adam on clipped sums plus normal noise of deviation ``noise · clip``. A step draws every row with the
-    same chance, ``rows`` of them on average (as :func:`epsilon` assumes), and divides by that fixed number."""
-    generator, optimizer = torch.Generator().manual_seed(seed), torch.optim.Adam(model.parameters(), lr=lr)
-    for _ in range(steps):
-        drawn = (torch.rand(len(train), generator=generator) < rows / len(train)).nonzero().squeeze(1)
-        batch = next(train.take(drawn).batches(len(train), shuffle=False))
-        sums = clipped_sum(model, batch, weights, clip)
-        for name, parameter in model.named_parameters():
-            blur = torch.randn(parameter.shape, generator=generator).to(parameter)
-            parameter.grad = (sums[name] + noise * clip * blur) / rows
-        optimizer.step()
-
-
 def epsilon(noise: float, rate: float, steps: int, delta: float = 1e-5) -> float:
     """ε of so many steps that each draw a row with chance ``rate`` (0 < rate < 1): Rényi divergences of whole orders
     (Mironov et al., arXiv:1908.10530, eq. 3) and their conversion (Canonne et al., NeurIPS 2020, prop. 12)."""
@@ -82,10 +65,3 @@ def epsilon(noise: float, rate: float, steps: int, delta: float = 1e-5) -> float
     a, moments = a[:, 0], logsumexp(np.where(k <= a, terms, -np.inf), axis=1)
     bounds = steps * moments / (a - 1) + np.log1p(-1 / a) - (np.log(delta) + np.log(a)) / (a - 1)
     return max(0.0, float(bounds.min()))
-
-
-def noise_for(wanted: float, rate: float, steps: int) -> float:
-    """The least noise whose ε is at most ``wanted``."""
-    from scipy.optimize import brentq
-
-    return brentq(lambda noise: epsilon(noise, rate, steps) - wanted, 0.3, 60)

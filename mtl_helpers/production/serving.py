@@ -1,20 +1,14 @@
-"""A trained model leaves the notebook: exported programs, one user's list, a server, and how long it takes."""
+"""A trained model leaves the notebook: exported programs, and one user's list. Taught in notebook 10."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import threading
-import time
-import timeit
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -22,7 +16,7 @@ from torch import Tensor, nn
 from mtl_helpers.data.shop_world import CATEGORIES
 from mtl_helpers.models import Fusion, load_model
 
-__all__ = ["OnnxModel", "Ranker", "export_onnx", "export_program", "hammer", "milliseconds", "served"]
+__all__ = ["OnnxModel", "Ranker", "export_onnx", "export_program"]
 
 
 def export_program(model: nn.Module, numeric: Tensor, categorical: Tensor) -> torch.export.ExportedProgram:
@@ -60,12 +54,6 @@ class OnnxModel:
         return dict(zip(self.names, map(torch.from_numpy, self.session.run(None, given)), strict=True))
 
 
-def milliseconds(job: Callable[[], Any], times: int) -> tuple[float, float]:
-    """Median and 99th percentile of so many runs, after one that does not count."""
-    seconds = timeit.repeat(job, number=1, repeat=times + 1)[1:]
-    return tuple(1000 * np.percentile(seconds, (50, 99)))
-
-
 class Ranker:
     """A saved model and the rows that may be asked about, encoded once: each user with every product.
 
@@ -97,37 +85,3 @@ class Ranker:
             one["reasons"] = [f"{name} {times[name][i].item():.1f} × the average product's" for name in best]
             found.append({"item": int(self.items[rows[i]]), **one})
         return found
-
-
-@contextlib.contextmanager
-def served(app: Any) -> Iterator[str]:
-    """Serve a FastAPI app in a thread, at a free port of this machine alone, which is the address that it yields.
-    Afterwards nothing listens."""
-    import uvicorn
-
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    try:
-        while thread.is_alive() and not server.started:
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
-
-
-def hammer(url: str, bodies: Sequence[Mapping], at_once: int = 8) -> pd.DataFrame:
-    """POST all bodies, so many at once: when each began (s), its ms, its status, and the ``model`` that answered."""
-    import httpx
-
-    zero = time.perf_counter()
-    with httpx.Client(timeout=30) as client, ThreadPoolExecutor(at_once) as pool:
-
-        def ask(body: Mapping) -> tuple[float, float, int, str]:
-            begun = time.perf_counter()
-            answer = client.post(url, json=body)
-            taken = 1000 * (time.perf_counter() - begun)
-            return begun - zero, taken, answer.status_code, answer.json().get("model", "")
-
-        return pd.DataFrame(pool.map(ask, bodies), columns=["second", "ms", "status", "model"])

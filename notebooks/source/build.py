@@ -45,7 +45,6 @@ ROOT = NOTEBOOKS.parent
 COMMAND = "python notebooks/source/build.py"
 MAX_SITE = 15_000_000
 MAX_BYTES = 1_000_000  # pictures have two pixels to one of the page
-LARGER = {"10_to_production": 1_400_000}  # seven sections by themselves
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 SETUP = """\
@@ -275,14 +274,13 @@ def to_bytes(notebook: NotebookNode) -> bytes:
     return (nbformat.writes(notebook).rstrip("\n") + "\n").encode()
 
 
-def size_complaint(name: str, notebook: NotebookNode, size: int) -> str:
+def size_complaint(notebook: NotebookNode, size: int) -> str:
     """Say which cells make the notebook too large."""
     weights = [
         (len(str(cell.get("outputs", ""))), number) for number, cell in enumerate(notebook.cells, start=1)
     ]
     heaviest = ", ".join(f"cell {number} {weight // 1000} kB" for weight, number in sorted(weights)[:-4:-1])
-    most = LARGER.get(name, MAX_BYTES) // 1000
-    return f"{size // 1000} kB, more than {most} kB ({heaviest}); draw fewer or smaller figures"
+    return f"{size // 1000} kB, more than {MAX_BYTES // 1000} kB ({heaviest}); draw fewer or smaller figures"
 
 
 # --- the two commands ---------------------------------------------------------------------------------------
@@ -335,10 +333,8 @@ def build(name: str) -> None:
     seconds = time.perf_counter() - started
     notes = clean(notebook)
     content = to_bytes(notebook)
-    if len(content) > LARGER.get(name, MAX_BYTES):
-        raise BuildError(
-            f"{name}: {size_complaint(name, notebook, len(content))}. {name}.ipynb is left as it was."
-        )
+    if len(content) > MAX_BYTES:
+        raise BuildError(f"{name}: {size_complaint(notebook, len(content))}. {name}.ipynb is left as it was.")
     target = NOTEBOOKS / f"{name}.ipynb"
     partial = target.with_suffix(".ipynb.tmp")
     partial.write_bytes(content)
@@ -367,8 +363,8 @@ def complaints(name: str) -> list[str]:
         found.append("it keeps widget state (metadata.widgets)")
     if notebook.metadata.get("kernelspec") != METADATA["kernelspec"]:
         found.append("its kernelspec is not python3")
-    if path.stat().st_size > LARGER.get(name, MAX_BYTES):
-        found.append(size_complaint(name, notebook, path.stat().st_size))
+    if path.stat().st_size > MAX_BYTES:
+        found.append(size_complaint(notebook, path.stat().st_size))
     code = [(number, cell) for number, cell in enumerate(notebook.cells, start=1) if cell.cell_type == "code"]
     if [cell.execution_count for _, cell in code] != list(range(1, len(code) + 1)):
         found.append("its code cells were not all executed once, from top to bottom")

@@ -42,7 +42,7 @@ THUMBNAILS = {
     "07_real_data": ("# @title Figure: eight days of labels", 32, 9, 100, 88),
     "08_rare_missing_unlabelled": ("and their maps", 0, 0, 43, 92),
     "09_large_model_features": ("nearest products by five", 0, 0, 50, 66),
-    "10_to_production": ("# @title Slider: the refresh interval", 0, 0, 50, 77),
+    "10_to_production": ("# @title Slider: the refresh interval", 0, 0, 50, 70),
 }
 
 

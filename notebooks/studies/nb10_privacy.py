@@ -33,11 +33,12 @@ import numpy as np
 import pandas as pd
 import torch
 from nb06_shop import REPORTED, TUNING, shop_of, trained
+from scipy.optimize import brentq
 from study import append, begin, command_line
 
 from mtl_helpers import data, models
 from mtl_helpers.metrics import auc, expected_auc, mean_interval
-from mtl_helpers.production.privacy import epsilon, fit_private, noise_for
+from mtl_helpers.production.privacy import clipped_sum, epsilon
 from mtl_helpers.training import fit, predict
 from mtl_helpers.weighting import constant_losses
 
@@ -56,6 +57,28 @@ def build(part: data.MultiTaskDataset, schema: data.Schema, seed: int) -> models
 
 def weights_of(part: data.MultiTaskDataset) -> dict[str, float]:
     return {t: (0.1 if t == "purchase" else 1) / loss for t, loss in constant_losses(part).items()}
+
+
+def fit_private(
+    model: torch.nn.Module, train: data.MultiTaskDataset, weights: dict[str, float], *, clip: float, noise: float,
+    rows: int, steps: int, lr: float, seed: int = 0,
+) -> None:  # fmt: skip
+    """Train with Adam on clipped sums plus normal noise of deviation ``noise · clip``. A step draws every row with the
+    same chance, ``rows`` of them on average (as :func:`epsilon` assumes), and divides by that fixed number."""
+    generator, optimizer = torch.Generator().manual_seed(seed), torch.optim.Adam(model.parameters(), lr=lr)
+    for _ in range(steps):
+        drawn = (torch.rand(len(train), generator=generator) < rows / len(train)).nonzero().squeeze(1)
+        batch = next(train.take(drawn).batches(len(train), shuffle=False))
+        sums = clipped_sum(model, batch, weights, clip)
+        for name, parameter in model.named_parameters():
+            blur = torch.randn(parameter.shape, generator=generator).to(parameter)
+            parameter.grad = (sums[name] + noise * clip * blur) / rows
+        optimizer.step()
+
+
+def noise_for(wanted: float, rate: float, steps: int) -> float:
+    """The least noise whose ε is at most ``wanted``."""
+    return brentq(lambda noise: epsilon(noise, rate, steps) - wanted, 0.3, 60)
 
 
 def private(splits: data.Splits, part: data.MultiTaskDataset, level: str, setting: tuple, seed: int) -> tuple:

@@ -26,11 +26,11 @@ expected: plus, and small, for little of the shop drifts. All else is explorator
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +43,6 @@ from mtl_helpers import data
 from mtl_helpers.data.shop_world import START
 from mtl_helpers.metrics import expected_auc, expected_log_loss, holm, mean_interval
 from mtl_helpers.models import SharedBottom
-from mtl_helpers.production.replay import arrivals, fake_negative_weights, replay
 from mtl_helpers.training import predict, training_steps
 from mtl_helpers.weighting import constant_losses
 
@@ -98,6 +97,53 @@ def with_season(shop: data.Shop) -> data.Shop:
     )
     truth = truth.assign(p_click=p, p_purchase=p * truth["p_purchase_given_click"])
     return replace(shop, impressions=log, truth=truth)
+
+
+def replay(
+    model: torch.nn.Module,
+    log: data.MultiTaskDataset,
+    cuts: Sequence[int],
+    learn: Callable[[int, int], None] | None,
+) -> dict[str, torch.Tensor]:
+    """Test, then train: the rows from one cut to the next are scored by the model as it stands, and only then may it
+    learn from them.
+
+    log : rows in the order of time. cuts : ascending positions in it, at which the model is refreshed. learn : called
+    with the first and the last position (excluded) of the rows just scored; None never refreshes. Returns
+    ``{task: probabilities}`` of the rows from the first cut to the last.
+    """
+    said = []
+    for start, stop in pairwise(cuts):
+        said.append(predict(model, log.take(slice(start, stop))))
+        if learn is not None:
+            learn(start, stop)
+    return {name: torch.cat([part[name] for part in said]) for name in said[0]}
+
+
+def arrivals(
+    shown: np.ndarray, paid: np.ndarray, begin: float, end: float, late: str, wait: float = 4.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which rows a refresh at the moment ``end`` learns a label of purchase from, and the labels: both (k,).
+
+    shown, paid : (n,) moments in days; ``paid`` is infinite without a purchase. begin : the refresh before. late :
+
+    - "naive": rows shown since then; not paid by now is a no.
+    - "wait": rows whose ``wait`` days ended since then; not paid by now is a no.
+    - "fake negatives": rows shown since then are all a no, and rows *paid* since then come again as a yes.
+    - "oracle": rows shown since then, with what only the future knows.
+    """
+    lag = wait if late == "wait" else 0.0
+    rows = np.flatnonzero((shown >= begin - lag) & (shown < end - lag))
+    if late == "fake negatives":
+        yes = np.flatnonzero((paid >= begin) & (paid < end))
+        return np.r_[rows, yes], np.r_[np.zeros(len(rows)), np.ones(len(yes))]
+    return rows, (paid[rows] < (np.inf if late == "oracle" else end)).astype(float)
+
+
+def fake_negative_weights(p: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Importance weights of rows that first come as a no and, if bought, once more as a yes: 1 + p of a yes,
+    (1 − p)(1 + p) of a no, for then the yes are p / (1 + p) of what arrives (Ktena et al., RecSys 2019)."""
+    return torch.where(labels > 0, 1 + p, (1 - p) * (1 + p))
 
 
 class Refresher:

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import tempfile
 import threading
+import timeit
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from study import ROOT, command_line, store
@@ -23,14 +25,7 @@ from torch import Tensor, nn
 from mtl_helpers import data as shop_data
 from mtl_helpers import models
 from mtl_helpers.data import SHOP_CATEGORICAL, SHOP_NUMERIC, SHOP_TASKS
-from mtl_helpers.production.serving import (
-    Ranker,
-    export_onnx,
-    export_program,
-    hammer,
-    milliseconds,
-    served,
-)
+from mtl_helpers.production.serving import Ranker, export_onnx, export_program
 
 Rows = tuple[Tensor, Tensor]
 
@@ -76,6 +71,12 @@ def gap(ours: Callable, theirs: Callable, rows: Rows) -> float:
     return max((a[name] - b[name]).abs().max().item() for a, b in found for name in a)
 
 
+def milliseconds(job: Callable[[], object], times: int) -> tuple[float, float]:
+    """Median and 99th percentile of so many runs, after one that does not count."""
+    seconds = timeit.repeat(job, number=1, repeat=times + 1)[1:]
+    return tuple(1000 * np.percentile(seconds, (50, 99)))
+
+
 def artefact(name: str, model: nn.Module, rows: Rows, folder: Path, times: int) -> dict:
     """A row of the first table."""
     few = tuple(x[:64] for x in rows)
@@ -94,13 +95,13 @@ def artefact(name: str, model: nn.Module, rows: Rows, folder: Path, times: int) 
     return found | dict(zip(("onnx_p50", "onnx_p99"), engine, strict=True))
 
 
-def page_app() -> Callable:
-    """``make_app``, as it stands in the notebook."""
+def from_page(name: str) -> Callable:
+    """A function as it stands in the notebook; its cell runs alone."""
     text = (ROOT / "notebooks" / "source" / "10_to_production.py").read_text(encoding="utf-8")
-    cell = text[text.index("def make_app(") :].partition("\n# %%")[0]
+    cell = next(cell for cell in text.split("\n# %%") if f"\ndef {name}(" in cell)
     space: dict = {}
-    exec(compile(cell, "the notebook", "exec", dont_inherit=True), space)
-    return space["make_app"]
+    exec(compile(cell.partition("\n")[2], "the notebook", "exec", dont_inherit=True), space)
+    return space[name]
 
 
 def requests(shop: shop_data.Shop, folder: Path, count: int) -> pd.DataFrame:
@@ -113,7 +114,8 @@ def requests(shop: shop_data.Shop, folder: Path, count: int) -> pd.DataFrame:
         torch.manual_seed(seed)
         fresh = models.SharedBottom(ready.schema, ready.tasks)
         rankers.append(models.save_model(folder / str(seed), fresh, ready.encoder))
-    app = page_app()(Ranker(rankers[0], rows))
+    served, hammer = from_page("served"), from_page("hammer")
+    app = from_page("make_app")(Ranker(rankers[0], rows))
 
     def exchange() -> None:
         app.state.ranker = Ranker(rankers[1], rows)

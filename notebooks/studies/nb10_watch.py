@@ -20,12 +20,12 @@ from copy import copy, deepcopy
 import numpy as np
 import pandas as pd
 import torch
-from nb10_refresh import DAYS, PAGE, REPORTED, Log, best_rate, best_setting, last, warmed
+from nb10_refresh import DAYS, PAGE, REPORTED, Log, best_rate, best_setting, last, replay, warmed
 from study import append, begin, command_line
 
 from mtl_helpers import data
 from mtl_helpers.data import SHOP_CATEGORICAL, SHOP_NUMERIC
-from mtl_helpers.production.replay import calibration_z, day_report, replay
+from mtl_helpers.production.watch import calibration_z, day_report
 
 TUNING = (0, 1, 2, 3)
 WARM, FAULT, WEEK, MATURE, LASTS, USERS = 14, 28, 7, 4, 10, 900
