@@ -163,9 +163,9 @@ class TestDataset:
 class TestHideLabels:
     def test_keeps_exactly_that_many_of_the_labelled(self):
         data = toy_splits().train
-        for keep, number in ((40, 40), (0.5, round(0.5 * int(data.masks["kind"].sum()))), (0, 0)):
+        for keep in (40, 0):
             scarce = hide_labels(data, "kind", keep, seed=1)
-            assert int(scarce.masks["kind"].sum()) == number
+            assert int(scarce.masks["kind"].sum()) == keep
             assert not (scarce.masks["kind"] & ~data.masks["kind"]).any()
             assert scarce.labels["kind"][~scarce.masks["kind"]].eq(0).all()
         assert "click" not in scarce.masks and "click" not in data.masks

@@ -10,7 +10,6 @@ import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -252,12 +251,9 @@ def _categories(frame: pd.DataFrame, name: str) -> tuple[pd.Index, np.ndarray]:
         rows, found = pd.factorize(frame[name], sort=True)
         return pd.Index(list(map(str, found)), dtype=object), rows
 
-    def written(value: Any) -> str:  # 7 and 7.0 as "7", a day as "2024-05-01", text as it is
-        whole = isinstance(value, (float, np.floating, Decimal)) and value == value // 1
-        return str(int(value) if whole else value).removesuffix(" 00:00:00")
-
-    kinds = (bool, int, float, np.number, np.bool_, Decimal)
-    texts = [value if isinstance(value, str) else written(value) for value in found]
+    whole = [isinstance(value, (float, np.floating)) and value == value // 1 for value in found]
+    texts = [str(int(value) if is_whole else value) for value, is_whole in zip(found, whole, strict=True)]
+    kinds = (bool, int, float, np.number, np.bool_)
     numbers = {text: value for text, value in zip(texts, found, strict=True) if isinstance(value, kinds)}
     if len(set(texts)) < len(texts):  # 7 and "7" in one column, as read in pieces
         cure = "both count as one category: read it with dtype=str if they differ"

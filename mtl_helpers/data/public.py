@@ -93,10 +93,8 @@ def fetch(url: str, md5: str | None = None, progress: bool = True) -> Path:
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        digest = hashlib.md5(usedforsecurity=False)
-        request = urllib.request.Request(
-            url, headers={"User-Agent": "mtl_helpers"}
-        )  # some refuse urllib's own
+        digest, agent = hashlib.md5(usedforsecurity=False), {"User-Agent": "mtl_helpers"}
+        request = urllib.request.Request(url, headers=agent)  # some servers refuse urllib's own agent
         with urllib.request.urlopen(request, timeout=30) as reply, write_atomically(path) as file:
             total = int(reply.headers.get("Content-Length") or 0) or None
             with tqdm(total=total, unit="B", unit_scale=True, desc=path.name, disable=not progress) as bar:

@@ -173,17 +173,15 @@ def read_labels(frame: pd.DataFrame, task: Task) -> tuple[np.ndarray, np.ndarray
     return values, known
 
 
-def hide_labels(dataset: MultiTaskDataset, task: str, keep: int | float, seed: int = 0) -> MultiTaskDataset:
-    """Keep only some labels of one task, chosen at random: the knob of label scarcity. ``keep`` is how many labelled
-    rows stay (a whole number) or which share of them (a float between 0 and 1)."""
+def hide_labels(dataset: MultiTaskDataset, task: str, keep: int, seed: int = 0) -> MultiTaskDataset:
+    """Keep only so many labels of one task, chosen at random: the knob of label scarcity."""
     mask = dataset.masks.get(task, torch.ones_like(dataset.labels[task], dtype=torch.bool))
     known = mask.nonzero().squeeze(-1)
-    number = round(keep * len(known)) if isinstance(keep, float) else keep
-    if not 0 <= number <= len(known):
-        raise ValueError(f"keep={keep} asks for {number} labels of {task!r}; there are {len(known)}.")
+    if not 0 <= keep <= len(known):
+        raise ValueError(f"hide_labels shall keep {keep} labels of {task!r}; there are {len(known)}.")
     # numpy's generator: torch's would draw the very order in which fit(seed=seed) visits the rows of its first epoch
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(known))).to(dataset.device)
     kept = torch.zeros_like(mask)
-    kept[known[order[:number]]] = True
+    kept[known[order[:keep]]] = True
     labels = dataset.labels | {task: dataset.labels[task].masked_fill(~kept, 0)}
     return replace(dataset, labels=labels, masks=dataset.masks | {task: kept})

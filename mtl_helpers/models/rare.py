@@ -89,8 +89,7 @@ class Contrast(nn.Module):
         self.head = nn.Sequential(*mlp(width, (width,)), nn.Linear(width, width))
 
     def forward(self, numeric: Tensor, categorical: Tensor) -> Tensor:
-        copies = corrupt(numeric, categorical, 0.6)[:2]
-        both = (numeric, categorical), copies
+        both = (numeric, categorical), corrupt(numeric, categorical, 0.6)[:2]
         return info_nce(*(self.head(self.model.represent(*rows)) for rows in both))
 
 
@@ -100,17 +99,16 @@ class GatedBottom(SharedBottom):
 
     def __init__(self, *args, **layers) -> None:
         super().__init__(*args, **layers)
-        dims = [self.settings["embedding_dim"]] * len(self.schema.categorical)
-        dims += [1] * len(self.schema.numeric)
-        sizes, self.n_columns = torch.tensor(dims), len(dims)
-        self.register_buffer("column", torch.arange(len(dims)).repeat_interleave(sizes))
+        embedded = [self.settings["embedding_dim"]] * len(self.schema.categorical)
+        sizes = torch.tensor(embedded + [1] * len(self.schema.numeric))
+        n = len(sizes)
+        self.register_buffer("column", torch.arange(n).repeat_interleave(sizes))
         self.register_buffer("sizes", sizes, persistent=False)
-        block = lambda: nn.Sequential(*mlp(len(dims), (8,)), nn.Linear(8, len(dims)))  # noqa: E731
-        self.gates = nn.ModuleDict({name: block() for name in self.names})
+        self.gates = nn.ModuleDict({name: mlp(n, (8,)).append(nn.Linear(8, n)) for name in self.names})
 
     def gate(self, features: Tensor) -> dict[str, Tensor]:
         """``{task: (n, columns)}``: how much each column counts, from 0 to 2."""
-        sums = features.new_zeros(features.shape[0], self.n_columns).index_add(1, self.column, features)
+        sums = features.new_zeros(features.shape[0], len(self.sizes)).index_add(1, self.column, features)
         squeezed = sums / self.sizes
         return {name: 2 * gate(squeezed).sigmoid() for name, gate in self.gates.items()}
 

@@ -46,8 +46,7 @@ def save_model(folder: str | Path, model: nn.Module, encoder: FeatureEncoder) ->
         raise ValueError(f"{name} cannot be saved: expected a model of {', '.join(sorted(model_classes()))}.")
     if encoder.schema != model.schema:
         raise ValueError(f"The encoder is another model's: its {encoder.schema} is not {model.schema}.")
-    state = {key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()}
-    weights = save(state)
+    weights = save({key: value.cpu().contiguous().clone() for key, value in model.state_dict().items()})
     folder, file = Path(folder), f"model-{hashlib.sha256(weights).hexdigest()[:16]}.safetensors"
     config = {
         "class": name,
