@@ -28,8 +28,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import product
+from multiprocessing import get_context
 
 import numpy as np
 import pandas as pd
@@ -79,6 +81,13 @@ MEASURED = "parameters epoch valid auc log_loss auc_by_labels accuracy".split()
 COLUMNS = ["shop", *KEY, *SETTING, *MEASURED]
 
 
+class LookUp(torch.nn.Embedding):
+    """On a CPU the same vectors and gradients, bit for bit, whose backward pass takes a fifth of the time."""
+
+    def forward(self, index: torch.Tensor) -> torch.Tensor:
+        return self.weight.index_select(0, index.flatten()).unflatten(0, index.shape)
+
+
 def measures(task: str, said: np.ndarray, frame: pd.DataFrame) -> dict[str, float]:
     """Of probabilities: (n,) for click and purchase, (n, 8) for next_category."""
     if task == "next_category":
@@ -109,6 +118,7 @@ def trained(name: str, splits: data.Splits, group: tuple, setting: tuple, seed: 
     rule = {"weights": scale, "monitor": scale, "lr": setting[0], "weight_decay": setting[1], "seed": seed}
     torch.manual_seed(seed)
     model = SharedBottom(splits.schema, train.tasks, **CONTESTANTS[name][2])
+    model.features.embedding.__class__ = LookUp
     history = fit(model, train, valid, **rule, **TRAINING)
     together = dict.fromkeys(group, history.best_epoch)
     kinds = (name, history.best_states, history.best_epochs), (f"{name}, one stop", None, together)
@@ -190,8 +200,10 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print what is there and run nothing")
     options = parser.parse_args()
     begin(RESULTS, "nb01_baselines.py", COLUMNS)
-    for seed in () if options.table else options.shops:
-        run(seed, options.only)
+    with ProcessPoolExecutor(2, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        for tuning in (True, False):
+            seeds = [seed for seed in options.shops if (seed in TUNING) == tuning and not options.table]
+            list(pool.map(partial(run, names=options.only), seeds))
     table = pd.read_csv(RESULTS, comment="#")
     if options.table or set(REPORTED) <= set(table["shop"]):
         report(table)
