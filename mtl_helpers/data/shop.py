@@ -95,13 +95,12 @@ def write_shop(config: ShopConfig | None = None, folder: str | Path = SHOP_FOLDE
     knobs as ``config.json``. The same config gives the same bytes. Returns the paths."""
     shop, folder = simulate(config), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    contents = {}
+    config = json.dumps(asdict(shop.config), indent=2) + "\n"
+    contents = {"config.json": config.encode(), "pictures.png": encode_rgb(pictures(shop))}
     for name in _TABLES:
         with gzip.GzipFile("", "wb", 9, packed := io.BytesIO(), mtime=0) as file:  # no name, no time
             file.write(getattr(shop, name).to_csv(index=False, lineterminator="\n").encode())
         contents[f"{name}.csv.gz"] = packed.getvalue()
-    contents["config.json"] = (json.dumps(asdict(shop.config), indent=2) + "\n").encode()
-    contents["pictures.png"] = encode_rgb(pictures(shop))
     for name, content in contents.items():
         (folder / name).write_bytes(content)
     return [folder / name for name in contents]

@@ -44,7 +44,6 @@ SHOP_HISTORY = (
 """What a user did lately: fading sums (half-life a day, a week, a fortnight), and the last click."""
 SHOP_NUMERIC = (*SHOP_COUNTS, *SHOP_HISTORY)
 # fmt: on
-_WEEK = pd.Timedelta(days=7)
 
 
 def _refuse(values: pd.Series, bad: pd.Series, why: str) -> None:
@@ -97,8 +96,7 @@ def shop_frame(shop: Shop) -> pd.DataFrame:
     - features of events strictly before the session began, ``last_sub_category`` "none" without a click. Click rates
       are smoothed: (clicks + PRIOR_VIEWS · PRIOR_CTR) / (views + PRIOR_VIEWS);
     - labels that look ahead, NaN when the log does not hold them: ``next_category`` (class in :data:`CATEGORIES`) and
-      ``next_item`` of the user's first click in a later session, at ``next_click_time``; ``spend_7d``, EUR that the
-      user pays in the 7 days after the session began. :func:`shop_splits` cuts them.
+      ``next_item`` of the user's first click in a later session, at ``next_click_time``. :func:`shop_splits` cuts them.
 
     ``dwell_seconds``, ``purchase_time``, ``next_click_time`` and the labels are outcomes: never features. Raises
     ValueError for a user or an item that its table does not know.
@@ -110,33 +108,24 @@ def shop_frame(shop: Shop) -> pd.DataFrame:
     items["price_vs_category"] = items["log_price"] - items.groupby("category")["log_price"].transform("mean")
     groups = pd.cut(users["age"], [0, *AGE_EDGES[1:-1], np.inf], right=False, labels=list(AGE_GROUPS))
     users["age_group"] = groups.cat.add_categories("unknown").fillna("unknown").astype(str)
-    frame, moment = (
-        log.merge(users, on="user_id", how="left").merge(items, on="item_id", how="left"),
-        log["timestamp"],
-    )
+    frame = log.merge(users, on="user_id", how="left").merge(items, on="item_id", how="left")
+    moment = frame["timestamp"]
     frame["hour"], frame["weekday"] = moment.dt.hour, moment.dt.day_of_week
     frame["session_start"] = frame.groupby("session_id")["timestamp"].transform("min")
     frame["days_on_sale"] = (moment - frame["on_sale_since"]).dt.days
     later = _nearest_click(frame, "session_start", "forward", ["timestamp", "category", "item_id"])
-    week, spent = frame["session_start"] + _WEEK, (frame["purchase"] * frame["price"]).to_numpy(float)
-    paid = [_earlier(frame, "user_id", moment="purchase_time", days=days)(spent) for days in (7, 0)]
-    return frame.assign(
-        **_history(frame),
-        spend_7d=np.where(week <= frame["timestamp"].max(), paid[0] - paid[1], np.nan),
-        next_click_time=later["timestamp"],
-        next_category=later["category"].map({name: float(k) for k, name in enumerate(CATEGORIES)}),
-        next_item=later["item_id"],
-    )
+    number = {name: float(k) for k, name in enumerate(CATEGORIES)}
+    labels = {"next_click_time": later["timestamp"], "next_category": later["category"].map(number)}
+    return frame.assign(**_history(frame), **labels, next_item=later["item_id"])
 
 
-def _earlier(frame: pd.DataFrame, *key: str, moment: str = "timestamp", days: int = 0) -> Callable:
+def _earlier(frame: pd.DataFrame, *key: str, moment: str = "timestamp") -> Callable[..., np.ndarray]:
     """A function of values and a half-life in days: for each row (n,), the sum of value · ½^(days ago / half-life) over
-    the rows of the same key whose moment lies before the row's session began, or so many days after."""
+    the rows of the same key whose moment lies before the row's session began."""
     group = frame.groupby(list(key), sort=False).ngroup().to_numpy().astype(np.int64) << 32
     since = (frame[name] - frame["session_start"].min() for name in ("session_start", moment))
     # whole seconds; what is missing lies far in the future
     start, second = (x.dt.total_seconds().fillna(2**31).to_numpy().astype(np.int64) for x in since)
-    start += 86_400 * days
     order = np.argsort(group | second, kind="stable")
     # key and second share one sorted int64, in which a search finds where a row's past begins and ends
     first, end = (np.searchsorted((group | second)[order], group | moment) for moment in (0, start))
@@ -198,9 +187,8 @@ def history_sequences(frame: pd.DataFrame, length: int = 20) -> dict[str, np.nda
     there = np.arange(length) < earlier[:, None]
     last = np.searchsorted(event["user_id"], frame["user_id"]) + earlier - 1
     place = np.where(there, last[:, None] - np.arange(length), 0)
-    item, clicked, paid = (
-        event[name].to_numpy()[place] for name in ("item_id", "timestamp", "purchase_time")
-    )
+    names = ("item_id", "timestamp", "purchase_time")
+    item, clicked, paid = (event[name].to_numpy()[place] for name in names)
     start = frame["session_start"].to_numpy()[:, None]
     return {
         "item": np.where(there, item + 1, 0),
@@ -211,14 +199,12 @@ def history_sequences(frame: pd.DataFrame, length: int = 20) -> dict[str, np.nda
 
 def mask_future_labels(frame: pd.DataFrame, until: pd.Timestamp, pending: str = "no") -> pd.DataFrame:
     """Forget what whoever trains at the moment ``until`` cannot know yet; all rows stay. Next clicks at or after it
-    become NaN, as does ``spend_7d`` of the last week. A purchase that is not in by then counts as none; with
-    ``pending="unknown"``, ``purchase`` of the last four days (nine of ten are in by then) is NaN: unbiased."""
+    become NaN. A purchase that is not in by then counts as none; with ``pending="unknown"``, ``purchase`` of the last
+    four days (nine of ten are in by then) is NaN: unbiased."""
     known, bought = frame["next_click_time"] < until, (frame["purchase_time"] < until).astype(float)
-    return frame.assign(
-        **{name: frame[name].where(known) for name in ("next_category", "next_item", "next_click_time")},
-        spend_7d=frame["spend_7d"].where(frame["session_start"] + _WEEK <= until),
-        purchase=bought.where((frame["timestamp"] + pd.Timedelta(days=4) <= until) | (pending == "no")),
-    )
+    labels = {name: frame[name].where(known) for name in ("next_category", "next_item", "next_click_time")}
+    settled = (frame["timestamp"] + pd.Timedelta(days=4) <= until) | (pending == "no")
+    return frame.assign(**labels, purchase=bought.where(settled))
 
 
 def shop_splits(frame: pd.DataFrame, split: str = "time", pending: str = "no") -> dict[str, pd.DataFrame]:

@@ -219,18 +219,15 @@ class Run:
     pages; what they click, buy and have seen changes what they want next."""
 
     def __init__(self, world: World) -> None:
-        n_users, n_items = world.config.n_users, world.config.n_items
-        self.world, self.rng, self.pages = world, generator(world.config, _LOG), []
-        self.state = np.zeros((3, n_users, len(SUBS)), np.float32)
+        config, rng = world.config, generator(world.config, _LOG)
+        self.world, self.rng, self.pages = world, rng, []
+        self.state = np.zeros((3, config.n_users, len(SUBS)), np.float32)
         self.excitement, self.satiation, self.affinity = self.state
-        self.seen = np.zeros((n_users, n_items), np.uint16)
-        self.last, self.mission = np.zeros(n_users, np.int64), np.full(n_users, -1)
+        self.seen = np.zeros((config.n_users, config.n_items), np.uint16)
+        self.last, self.mission = np.zeros(config.n_users, np.int64), np.full(config.n_users, -1)
         wish = np.exp(world.taste)  # divided by its mean: no sub-category is everybody's mission
         self.wishes = np.cumsum(wish / np.average(wish, 0, world.activity), 1)
-        self.clicks, self.views = np.full(n_items, 1.5), np.full(n_items, 20.0)
-        self._run(world.config, self.rng)
-
-    def _run(self, config: ShopConfig, rng: np.random.Generator) -> None:
+        self.clicks, self.views = np.full(config.n_items, 1.5), np.full(config.n_items, 20.0)
         total = config.n_impressions // PAGE
         pages = np.minimum(rng.geometric(0.5, total), 5)
         pages = pages[: np.searchsorted(np.cumsum(pages), total) + 1]
@@ -241,7 +238,7 @@ class Run:
         passed = np.append(0.0, np.cumsum(np.where(weekend, 1.3, 1.0) * traffic))
         moment = np.interp(rng.random(len(pages)) * passed[-1], passed, np.arange(len(passed)) * 3600.0)
         moment = np.sort(np.minimum(np.floor(moment), config.days * DAY - 1).astype(np.int64))
-        user = rng.choice(config.n_users, len(pages), p=self.world.activity / self.world.activity.sum())
+        user = rng.choice(config.n_users, len(pages), p=world.activity / world.activity.sum())
         surface = rng.choice(3, len(pages), p=(0.65, 0.25, 0.10))
         # a user's sessions of one day come one after the other; those of different users run side by side
         turn = pd.Series(user).groupby([user, moment // DAY]).cumcount().to_numpy()

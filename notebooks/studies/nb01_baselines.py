@@ -1,11 +1,11 @@
 """What simple and neural models reach on the simulated shop, between a floor and the truth.
 
-    python notebooks/studies/nb01_baselines.py            # everything, then the table: on two cores 1½ hours
+    python notebooks/studies/nb01_baselines.py            # everything, then the table: on two cores under an hour
     python notebooks/studies/nb01_baselines.py --table    # the table of what is there
 
 Writes ``01_baselines.csv``, a row for each shop, contestant, task and setting, as it comes; what is there is not run
-again. On more cores a process takes some shops, of some contestants, and all write to one file: first the tuning shops
-(``--shops 0``, ``--shops 1``), then the others (``--shops 100``, ``--shops 101``, …).
+again. Two processes of one thread share the shops, first those that tune; on more cores, start it for some shops
+(``--shops 0``) or contestants each: all write to one file.
 
 **Primary contrast**, stated before the study was run: shared bottom (click, purchase, next_category) minus single-task,
 AUC of purchase, all labels, no ids, each at its own best epoch and setting; expected: a small plus. All other contrasts
