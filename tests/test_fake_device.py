@@ -182,7 +182,7 @@ def test_live_training_runs_there(kind):
     def work(place):
         train, valid = parts(place)
         live = LiveTraining(make(hidden=(8, 6)), train, valid, batch_size=64)
-        live.set(click=0.9)
+        live.explorer.set(click=0.9)
         live.run_steps(3)
         return numbers(live.model)
 

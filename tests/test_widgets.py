@@ -394,12 +394,13 @@ def test_live_training_is_the_course_s_training_loop_with_weights_read_each_step
         if number == 50:
             weights["purchase"] = 0.0
     live = live_from_scratch()
-    frame = live.run_steps(50).set(purchase=0.0).run_steps(30).frame()
-    assert frame["loss"].tolist() == expected
-    assert frame.query("task == 'purchase'")["weight"].tolist() == [0.5] * 50 + [0.0] * 30
-    shares = frame.query("task == 'purchase'").set_index("step")["share"].dropna()
-    assert (shares.loc[:50] > 0).all() and (shares.loc[51:] == 0).all() and len(shares) == 16
-    assert frame["metric"].notna().sum() == 2 * 5
+    live.run_steps(50).explorer.set(purchase=0.0)
+    live.run_steps(30)
+    assert [loss for losses in live.losses for loss in losses.values()] == expected
+    assert [used["purchase"] for used in live.used] == [0.5] * 50 + [0.0] * 30
+    shares = {step: share["purchase"] for step, share in live.shares}
+    assert all((share > 0) == (step <= 50) for step, share in shares.items()) and len(shares) == 16
+    assert [step for step, _ in live.metrics] == [1, 20, 40, 60, 80]
 
 
 def test_gradient_shares_are_norms_over_their_sum():
@@ -427,12 +428,13 @@ def test_live_training_ends_and_begins_again():
     live = live_from_scratch(epochs=2)
     live.run_steps(1000)
     assert (live.status, live.step) == ("finished", 2 * 32)
-    losses = live.frame()["loss"].tolist()
+    losses = live.losses
     live.run_steps(64)
-    assert live.frame()["loss"].tolist() == losses, "from the untrained model, with the same batches"
+    assert live.losses == losses, "from the untrained model, with the same batches"
     with pytest.raises(RuntimeError, match="event loop"):
         live.start()
-    live.set(click=0.9).reset()
+    live.explorer.set(click=0.9)
+    live.reset()
     assert (live.status, live.step) == ("paused", 40) and live.weights == {"click": 0.5, "purchase": 0.5}
 
 
@@ -492,8 +494,8 @@ async def test_it_yields_between_slices_of_training_and_reads_its_sliders():
             moved = live.step
             live.explorer.controls["click"].value = 1.0
     live.stop()
-    used = live.frame().query("task == 'click'").set_index("step")["weight"]
-    assert (used.loc[:moved] == 0.5).all() and (used.loc[moved + 1 :] == 1.0).all() and turns >= 20
+    used = [weights["click"] for weights in live.used]
+    assert set(used[:moved]) == {0.5} and set(used[moved:]) == {1.0} and turns >= 20
 
 
 def test_a_training_that_diverges_says_so_and_can_begin_again():

@@ -11,7 +11,6 @@ import asyncio
 import copy
 import math
 import time
-import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,7 +33,6 @@ SHARES_EVERY, METRICS_EVERY = 5, 20  # steps
 TURNS = 20  # of the event loop at each look: a message passes many callbacks on its way to a slider
 FRAME_S = 0.125  # between two pictures
 SMOOTH = 0.9  # of the loss curves: exponential moving average
-_running: weakref.WeakSet[LiveTraining] = weakref.WeakSet()
 
 
 class LiveTraining:
@@ -46,18 +44,19 @@ class LiveTraining:
 
     Weights of L = Σ wᵢ Lᵢ start at 0.5 each. Some steps are made before the first picture, so that it shows something;
     Start goes on from there. Making one, or starting one, pauses any other of this kernel, so running a cell again
-    leaves no loop behind. In code: ``run_steps(n)``, ``set(click=.9)``, ``frame()``, and ``status``: "ready",
-    "running", "paused", "stopped", "finished" or "failed".
+    leaves no loop behind. In code: ``run_steps(n)``, ``explorer.set(click=.9)``, the lists ``used`` and ``losses`` (of
+    each step, by task), ``shares`` and ``metrics`` (step, by task), and ``status``: "running", "paused", "stopped",
+    "finished" or "failed".
     """
 
     pace, epochs = 60.0, 50  # at most so many steps a second, so that one sees what a slider does
+    _latest: LiveTraining | None = None  # of those that were started
 
     def __init__(
         self, model: nn.Module, train: MultiTaskDataset, valid: MultiTaskDataset,
         *, lr: float = 1e-3, batch_size: int = 1024
     ) -> None:  # fmt: skip
-        for other in list(_running):
-            other.pause()
+        self._pause_other()
         self.names = [task.name for task in model.tasks]
         self.weights = dict.fromkeys(self.names, 0.5)
         self.model, self.train = model.to(train.device), train
@@ -78,12 +77,10 @@ class LiveTraining:
         if self.running:
             return
         loop = asyncio.get_running_loop()
-        for other in list(_running):
-            other.pause()
+        self._pause_other()
         if self.status in ("stopped", "finished", "failed"):
             self._begin()
-        self.status = "running"
-        _running.add(self)
+        self.status, LiveTraining._latest = "running", self
         self._loop_task = loop.create_task(self._train_on())
 
     def pause(self) -> None:
@@ -109,13 +106,7 @@ class LiveTraining:
         for _ in range(steps):
             if self.status != "finished":
                 self._advance()
-        self.status = "paused" if self.status == "ready" else self.status
         self._draw()
-        return self
-
-    def set(self, **weights: float) -> LiveTraining:
-        """Moves weight sliders: ``live.set(click=.9)``."""
-        self.explorer.set(**weights)
         return self
 
     @property
@@ -125,23 +116,7 @@ class LiveTraining:
     @property
     def step(self) -> int:
         """Optimiser steps made so far."""
-        return len(self.steps)
-
-    def smooth(self) -> np.ndarray:
-        """The losses (steps, tasks) as exponential moving averages, unbiased at their start; NaN stays a gap."""
-        losses = pd.DataFrame([losses for *_, losses in self.steps], columns=self.names, dtype=float)
-        return losses.ewm(alpha=1 - SMOOTH, ignore_na=True).mean().where(losses.notna()).to_numpy()
-
-    def frame(self) -> pd.DataFrame:
-        """A row a step and task: step, epoch, task, weight, loss, share of the gradient, metric; NaN if unmeasured."""
-        shares, metrics = dict(self.shares), dict(self.metrics)
-        nan = dict.fromkeys(self.names, math.nan)
-        rows = [
-            (at, epoch, name, used[name], loss, shares.get(at, nan)[name], metrics.get(at, nan)[name])
-            for at, (epoch, used, losses) in enumerate(self.steps, start=1)
-            for name, loss in losses.items()
-        ]
-        return pd.DataFrame(rows, columns=["step", "epoch", "task", "weight", "loss", "share", "metric"])
+        return len(self.losses)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict, dict]:
         return self.explorer._repr_mimebundle_(include, exclude)
@@ -151,14 +126,11 @@ class LiveTraining:
         self._begin()
         for _ in range(PREVIEW_STEPS):
             self._advance()
-        self.status = "paused"
 
     def _begin(self) -> None:
         """A run from the untrained model, with nothing recorded yet."""
         self.model.load_state_dict(self._untrained)
-        self.steps = []  # of each: its epoch, the weights and the losses by task
-        self.shares, self.metrics = [], []  # (step, {task: value}) where they were measured
-        self.status = "ready"
+        self.used, self.losses, self.shares, self.metrics, self.status = [], [], [], [], "paused"
         optimizer = torch.optim.AdamW(self.model.parameters(), lr=self.lr)
         how = {"weights": self.weights, "batch_size": self.batch_size, "epochs": self.epochs}
         how["generator"] = torch.Generator().manual_seed(0)
@@ -175,7 +147,8 @@ class LiveTraining:
         if step is None:
             self.status = "finished"
             return
-        self.steps.append((step.epoch, used, {name: float(step.losses[name]) for name in self.names}))
+        self.used.append(used)
+        self.losses.append({name: float(step.losses[name]) for name in self.names})
         if self.step % SHARES_EVERY == 1:
             self.shares.append((self.step, gradient_shares(self.model, self.probe, used)))
         if self.step % METRICS_EVERY == 0 or self.step == 1:
@@ -208,15 +181,16 @@ class LiveTraining:
             self.explorer.refresh()
             if self.status == "failed":
                 self.explorer.show_error(exception)
-        finally:
-            _running.discard(self)
+
+    def _pause_other(self) -> None:
+        if LiveTraining._latest:
+            LiveTraining._latest.pause()
 
     def _halt(self, status: str) -> None:
         if self.running:
             self._loop_task.cancel()
         self._loop_task = None
-        _running.discard(self)
-        if self.status in ("running", "paused") or (self.status, status) == ("ready", "stopped"):
+        if self.status in ("running", "paused"):
             self.status = status
             self._draw()
 
@@ -270,63 +244,59 @@ class _Curves:
         self.figure = figure(HEIGHT)
         metrics = {task.name: metric_name(MAIN_METRIC[task.kind]) for task in live.model.tasks}
         kinds = sorted(set(metrics.values()))
-        grid = self.figure.add_gridspec(len(kinds), 3)
-        panels = [grid[:, 0], grid[:, 1], *(grid[row, 2] for row in range(len(kinds)))]
-        losses, shares, *others = self.axes = [self.figure.add_subplot(panel) for panel in panels]
-        for ax in self.axes:
-            ax.set(xlim=(0, 200), xlabel="step")
+        self.axes = self.figure.subplot_mosaic([["losses", "shares", kind] for kind in kinds])
+        losses, shares, first, *_ = self.axes.values()
+        for name, ax in self.axes.items():
+            ax.set(xlim=(0, 200), xlabel="step", ylabel=name)
             ax.locator_params(nbins=5)
         losses.set(title="Losses (smoothed)", ylabel="loss (nats)")
         shares.set(title="Pull on the shared layers", ylabel="share of the gradient", ylim=(0, 1))
-        others[0].set_title("Validation")
-        for ax, kind in zip(others, kinds, strict=True):
-            ax.set_ylabel(kind)
-        for ax in others[:-1]:
-            ax.set(xlabel="", xticklabels=[])
-        self.lines, self.asked, self.sliders = [{}, {}, {}], {}, {}
+        first.set_title("Validation")
+        for kind in kinds[:-1]:
+            self.axes[kind].set(xlabel="", xticklabels=[])
+        self.lines = {}  # of each task: its loss, its share, its metric, its share of the weights, its slider
         for i, name in enumerate(live.names):
             look = {**task_style(name), "marker": "", "lw": 1.6}
-            axes = losses, shares, others[kinds.index(metrics[name])]
-            for lines, ax in zip(self.lines, axes, strict=True):
-                lines[name] = ax.plot([], [], animated=True, **look)[0]
+            panels = losses, shares, self.axes[metrics[name]]
+            curves = [ax.plot([], [], animated=True, **look)[0] for ax in panels]
             losses.plot([], [], label=name, **look)
             look = {"color": look["color"], "animated": True}
             wide = {"lw": 9 - 8 * i / len(live.names), "alpha": 0.3}  # equal weights lie on one another
-            self.asked[name] = shares.plot([], [], **wide, **look)[0]
-            self.sliders[name] = shares.plot([], [], "<", ms=8, clip_on=False, zorder=2.1, **look)[0]
+            curves += shares.plot([], [], **wide, **look)
+            curves += shares.plot([], [], "<", ms=8, clip_on=False, zorder=2.1, **look)
+            self.lines[name] = curves
         shares.plot([], [], "<-", color=GREY, lw=3, alpha=0.5, label="share of the weights")
         legend_outside(self.figure)
         self.fit(live)
 
     def show(self, live: LiveTraining) -> None:
-        steps, smooth = np.arange(1, live.step + 1), live.smooth()
-        used = pd.DataFrame([used for _, used, _ in live.steps], columns=live.names).to_numpy(float)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            asked = used / used.sum(axis=1, keepdims=True)
-        total, wide = sum(live.weights.values()), self.axes[0].get_xlim()[1]
-        for i, name in enumerate(live.names):
-            self.lines[0][name].set_data(steps, smooth[:, i])
-            self.asked[name].set_data(steps, asked[:, i])
-            for line, measured in ((self.lines[1][name], live.shares), (self.lines[2][name], live.metrics)):
-                line.set_data([at for at, _ in measured], [values[name] for _, values in measured])
+        losses, used = (
+            pd.DataFrame(each, columns=live.names, dtype=float) for each in (live.losses, live.used)
+        )
+        smooth, asked = losses.ewm(alpha=1 - SMOOTH).mean(), used.div(used.sum(axis=1), axis=0)
+        steps, wide = np.arange(1, live.step + 1), self.axes["losses"].get_xlim()[1]
+        total = sum(live.weights.values()) or math.nan
+        for i, (name, (loss, *measured, wanted, mark)) in enumerate(self.lines.items()):
+            loss.set_data(steps, smooth[name])
+            wanted.set_data(steps, asked[name])
+            for line, found in zip(measured, (live.shares, live.metrics), strict=True):
+                line.set_data([at for at, _ in found], [values[name] for _, values in found])
             beside = live.step + (0.02 + 0.045 * i) * wide
-            self.sliders[name].set_data([beside], [live.weights[name] / total if total else math.nan])
+            mark.set_data([beside], [live.weights[name] / total])
 
     def fit(self, live: LiveTraining, anew: bool = False) -> None:
         """Limits that hold the curves and that their quantities allow; ``anew`` for those of a new run."""
+        self.show(live)
         wanted = 200 * 2 ** max(0, math.ceil(math.log2(max(live.step, 1) / 180)))
-        if wanted != self.axes[0].get_xlim()[1]:
-            for ax in self.axes:
+        if wanted != self.axes["losses"].get_xlim()[1]:
+            for ax in self.axes.values():
                 ax.set_xlim(0, wanted)
-        metrics, smooth = dict(live.metrics), live.smooth()
-        curves = {name: [values[name] for values in metrics.values()] for name in live.names}
-        for ax in (self.axes[0], *self.axes[2:]):
-            here = [name for name in live.names if self.lines[2][name].axes is ax]
-            values = np.asarray([curves[name] for name in here], float) if here else smooth
-            if not np.isfinite(values).any():
+        for name, ax in self.axes.items():
+            values = np.concatenate([line.get_ydata() for line in ax.lines])
+            if name == "shares" or not np.isfinite(values).any():
                 continue
             low, high, (bottom, top) = np.nanmin(values), np.nanmax(values), ax.get_ylim()
             span = max(high - low, 2e-3)
             if anew or low < bottom or high > top or span < 0.3 * (top - bottom):
-                most = 1.0 if here and "RMSE" not in ax.get_ylabel() else math.inf
+                most = 1.0 if name in ("AUC", "accuracy") else math.inf
                 ax.set_ylim(max(0.0, low - 0.15 * span), min(most, high + 0.3 * span))

@@ -28,7 +28,11 @@ def lab(tmp_path_factory):
     demos = [f"widget_demos.{name}()" for name in EXPLORERS]
     write_notebook(root / DEMOS, [SETUP, *demos, BROKEN, *GUESSES])
     for copy in "ab":
-        cells = [SETUP, "live = widget_demos.live(); live", "print(live.frame().to_json(orient='split'))"]
+        cells = [
+            SETUP,
+            "live = widget_demos.live(); live",
+            "import json; print(json.dumps([live.used, live.shares]))",
+        ]
         write_notebook(root / LIVE.format(copy), cells)
     server = Lab(root, FAST="1", MTL_STRICT="1", MTL_PROGRESS=str(root / "progress.json"))
     for path in NOTEBOOKS:

@@ -28,8 +28,8 @@ LIVE = (
     "live.explorer.controls['click'].value = 0.0\nmoved = live.step",
     "while live.step < moved + 10: await asyncio.sleep(0.01)",
     "live.explorer.buttons['Stop'].click()\nassert not live.explorer.error, live.explorer.error",
-    "clicks = live.frame().query('task == \"click\"')['weight']\n"
-    "assert live.status == 'stopped' and set(clicks) == {0.5, 0.0} and clicks.iloc[-1] == 0, clicks",
+    "clicks = [weights['click'] for weights in live.used]\n"
+    "assert live.status == 'stopped' and set(clicks) == {0.5, 0.0} and clicks[-1] == 0, clicks",
 )
 
 
