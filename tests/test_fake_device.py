@@ -19,7 +19,7 @@ from mtl_helpers.models.fusion import LearnedFusion
 from mtl_helpers.models.saving import load_model, save_model, score_rows
 from mtl_helpers.sweep import simplex_grid, sweep
 from mtl_helpers.training import evaluate, fit, predict, training_steps
-from mtl_helpers.widgets.live import LiveTraining
+from mtl_helpers.widgets.live import live_training
 
 KINDS = ("cuda", "mps")
 SPLITS = toy_splits(300)
@@ -181,7 +181,7 @@ def test_labels_weights_fusion_and_auc_work_there(kind):
 def test_live_training_runs_there(kind):
     def work(place):
         train, valid = parts(place)
-        live = LiveTraining(make(hidden=(8, 6)), train, valid, batch_size=64)
+        live = live_training(make(hidden=(8, 6)), train, valid, batch_size=64)
         live.explorer.set(click=0.9)
         live.run_steps(3)
         return numbers(live.model)

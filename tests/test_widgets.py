@@ -28,13 +28,13 @@ from mtl_helpers.models import SharedBottom
 from mtl_helpers.training import TrainingDiverged, training_steps
 from mtl_helpers.widgets import (
     Explorer,
-    LiveTraining,
     Stage,
     TrainedWeights,
     choice_slider,
     dropdown,
     encode_png,
     gradient_shares,
+    live_training,
     minus,
     scarcity_explorer,
     slider,
@@ -273,21 +273,17 @@ def table(gains: dict[int, list[float]]) -> pd.DataFrame:
         ([0.02, 0.021, 0.022], "excludes zero: sharing helps"),
         ([-0.02, 0.02, 0.001], "includes zero: a tie"),
         ([-0.02, -0.021, -0.022], "excludes zero: sharing hurts"),
-        ([0.02], "1 pair of runs: no interval, no claim"),
     ],
 )
 def test_scarcity_claims_only_what_the_interval_allows(gains, says):
-    assert says in scarcity_explorer(table({100: [0.0], 200: gains})).set(budget=200).reading
+    assert says in scarcity_explorer(table({100: [0.0, 0.01], 200: gains})).set(budget=200).reading
 
 
-def test_scarcity_leaves_out_and_names_undefined_runs():
-    frame = table({100: [0.02, 0.021, 0.022, 0.02]})
-    frame.loc[1, "auc"] = np.nan
-    frame = frame.drop(index=2)
-    reading = scarcity_explorer(frame).reading
-    assert "over 2 seeds" in reading and "2 pairs left out" in reading
-    frame["auc"] = np.nan
-    assert "0 pairs of runs" in scarcity_explorer(frame).reading
+def test_scarcity_refuses_what_has_no_interval():
+    frame = table({100: [0.02, 0.021, 0.022]})
+    for missing in (frame.assign(auc=frame["auc"].where(frame.index != 1)), frame.iloc[:2]):
+        with pytest.raises(ValueError, match="two or more finite values"):
+            scarcity_explorer(missing)
 
 
 def final_auc(sweep, weighting: int) -> pd.Series:
@@ -373,7 +369,7 @@ def test_pushing_a_weight_away_and_back_brings_the_others_back():
     assert state == {"a": 0.8, "b": 0.2, "c": 0.0}, "another slider begins anew"
 
 
-def live_from_scratch(pace: float = 60.0, epochs: int = 50) -> LiveTraining:
+def live_from_scratch(pace: float = 60.0, epochs: int = 50) -> live_training:
     live = demos.live()
     live.pace, live.epochs = pace, epochs
     live._begin()

@@ -83,28 +83,18 @@ class Shopfront:
             if values.shape != shape or not (values.min() >= 0 and values.max() < math.inf):
                 wanted = f"(weightings, users, items) = {shape} numbers, finite and 0 or more"
                 raise ValueError(f"predictions of {name!r} are {wanted}; got {values.shape}.")
-        self._shown: dict[int, str] = {}
-        self._price = self.items["price"].to_numpy(float)
-        self._category = self.items["category"].to_numpy()
-
-    def picture(self, item: int) -> str:
-        """An item's picture as HTML."""
-        if item not in self._shown:
-            png = base64.b64encode(encode_png(self.pictures[item])).decode("ascii")
-            self._shown[item] = f'<img src="data:image/png;base64,{png}" alt="" style="{PICTURE}">'
-        return self._shown[item]
 
     def rank(self, weighting: int, exponents: Mapping[str, float], diversity: float = 0.0) -> np.ndarray:
         """Every user's list under a setting, (U, k) positions of items, best first, by s = Π pᵢ^aᵢ · price^c."""
         total = np.zeros((len(self.users), len(self.items)))
         for name, a in exponents.items():
             if a:
-                raised = self._price if name == "price" else self.predictions[name][weighting]
+                raised = self.items[name].to_numpy() if name == "price" else self.predictions[name][weighting]
                 total += a * np.log(np.maximum(raised, SMALLEST, dtype=float))
         if not diversity:
             return ranking.top_k(total, self.k)
         shares = np.exp(total - total.max(1, keepdims=True))  # of the user's best
-        return ranking.mmr(shares, self._category, self.k, diversity)
+        return ranking.mmr(shares, self.items["category"], self.k, diversity)
 
     def measure(self, lists: np.ndarray) -> dict[str, float]:
         """The figures of lists (U, k), as :mod:`mtl_helpers.ranking` defines them, means over users.
@@ -112,14 +102,12 @@ class Shopfront:
         ``revenue`` (expected, per 1,000 impressions), ``ndcg``, ``coverage`` (of the catalogue), ``categories`` (shown
         to a user, as a share of all), ``gini`` (of exposure, places by their factor) and ``novelty`` (bits).
         """
-        n, factors = len(self.items), self.position_factors
+        n, factors, price = len(self.items), self.position_factors, self.items["price"]
         return {
-            "revenue": float(
-                ranking.expected_revenue(lists, self.true_purchase, self._price, factors).mean()
-            ),
+            "revenue": float(ranking.expected_revenue(lists, self.true_purchase, price, factors).mean()),
             "ndcg": ranking.user_mean(ranking.ndcg_at_k(self.relevance, lists)),
             "coverage": ranking.catalogue_coverage(lists, n),
-            "categories": float(ranking.category_coverage(lists, self._category).mean()),
+            "categories": float(ranking.category_coverage(lists, self.items["category"]).mean()),
             "gini": ranking.gini(ranking.exposure(lists, n, factors)),
             "novelty": float(ranking.novelty(lists, self.counts).mean()),
         }
@@ -229,9 +217,11 @@ def _cards(front: Shopfront, user: int, items: list[int], before: list[int], at:
             bars += f'<div style="{ROW}"><span>{html.escape(name)}</span>{bar}{_digits(value)}</div>'
             numbers.append(f"{name} {_digits(value)}")
         title, cost = row["title"], f"{row['price']:,.2f} {CURRENCY}"
+        png = base64.b64encode(encode_png(front.pictures[item])).decode("ascii")
+        picture = f'<img src="data:image/png;base64,{png}" alt="" style="{PICTURE}">'
         cards += (
             f'<div style="{CARD}"><div style="{LINE}"><b>{place + 1}</b><b style="color:{color}">{moved}</b></div>'
-            f'<div style="{SHOWN}">{front.picture(item)}<div style="{TITLE}">{html.escape(title)}</div></div>'
+            f'<div style="{SHOWN}">{picture}<div style="{TITLE}">{html.escape(title)}</div></div>'
             f'<div style="{LINE}"><span>{html.escape(row["brand"])}</span><b>{cost}</b></div>{bars}</div>'
         )
         said.append(f"{place + 1} {title}, {row['brand']}, {cost} ({', '.join(numbers)})")

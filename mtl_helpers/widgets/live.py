@@ -25,7 +25,7 @@ from mtl_helpers.training import MAIN_METRIC, evaluate, training_steps
 from mtl_helpers.widgets.explorer import Explorer, slider, undefined
 from mtl_helpers.widgets.figures import GREY, HEIGHT, figure, legend_outside, metric_name, task_style
 
-__all__ = ["LiveTraining", "gradient_shares", "live_training"]
+__all__ = ["gradient_shares", "live_training"]
 
 SLICE_S = 0.008  # work between two looks at the sliders
 PREVIEW_STEPS = 40  # before the first picture
@@ -35,7 +35,7 @@ FRAME_S = 0.125  # between two pictures
 SMOOTH = 0.9  # of the loss curves: exponential moving average
 
 
-class LiveTraining:
+class live_training:
     """A model with Start, Pause, Stop and Reset, and a weight slider for each of its tasks (notebook 02).
 
     model : of :mod:`mtl_helpers.models`; trained in place by AdamW, and moved to the data's device.
@@ -50,7 +50,7 @@ class LiveTraining:
     """
 
     pace, epochs = 60.0, 50  # at most so many steps a second, so that one sees what a slider does
-    _latest: LiveTraining | None = None  # of those that were started
+    _latest: live_training | None = None  # of those that were started
 
     def __init__(
         self, model: nn.Module, train: MultiTaskDataset, valid: MultiTaskDataset,
@@ -80,7 +80,7 @@ class LiveTraining:
         self._pause_other()
         if self.status in ("stopped", "finished", "failed"):
             self._begin()
-        self.status, LiveTraining._latest = "running", self
+        self.status, live_training._latest = "running", self
         self._loop_task = loop.create_task(self._train_on())
 
     def pause(self) -> None:
@@ -99,7 +99,7 @@ class LiveTraining:
         self._figure.fit(self, anew=True)
         self.explorer.reset()
 
-    def run_steps(self, steps: int) -> LiveTraining:
+    def run_steps(self, steps: int) -> live_training:
         """Trains that many steps here and now, without an event loop, and draws the picture."""
         if self.status in ("stopped", "finished", "failed"):
             self._begin()
@@ -139,11 +139,7 @@ class LiveTraining:
     def _advance(self) -> None:
         """One optimiser step and its records, or the end."""
         used = dict(self.weights)
-        try:
-            step = next(self._loop, None)
-        except Exception:
-            self.status = "failed"
-            raise
+        step = next(self._loop, None)
         if step is None:
             self.status = "finished"
             return
@@ -183,8 +179,8 @@ class LiveTraining:
                 self.explorer.show_error(exception)
 
     def _pause_other(self) -> None:
-        if LiveTraining._latest:
-            LiveTraining._latest.pause()
+        if live_training._latest:
+            live_training._latest.pause()
 
     def _halt(self, status: str) -> None:
         if self.running:
@@ -229,9 +225,6 @@ def gradient_shares(model: nn.Module, batch: Any, weights: Mapping[str, float]) 
     return {name: norm / total if total > 0 else math.nan for name, norm in norms.items()}
 
 
-live_training = LiveTraining  # named as the other demos are
-
-
 def _listed(values: Mapping[str, float], fmt: str = ".2f") -> str:
     return ", ".join(f"{name} {value:{fmt}}" for name, value in values.items())
 
@@ -240,7 +233,7 @@ class _Curves:
     """Losses, shares, and a panel for each metric. ``show`` moves lines, which is quick; ``fit`` moves limits, which
     redraws the axes."""
 
-    def __init__(self, live: LiveTraining) -> None:
+    def __init__(self, live: live_training) -> None:
         self.figure = figure(HEIGHT)
         metrics = {task.name: metric_name(MAIN_METRIC[task.kind]) for task in live.model.tasks}
         kinds = sorted(set(metrics.values()))
@@ -269,7 +262,7 @@ class _Curves:
         legend_outside(self.figure)
         self.fit(live)
 
-    def show(self, live: LiveTraining) -> None:
+    def show(self, live: live_training) -> None:
         losses, used = (
             pd.DataFrame(each, columns=live.names, dtype=float) for each in (live.losses, live.used)
         )
@@ -284,7 +277,7 @@ class _Curves:
             beside = live.step + (0.02 + 0.045 * i) * wide
             mark.set_data([beside], [live.weights[name] / total])
 
-    def fit(self, live: LiveTraining, anew: bool = False) -> None:
+    def fit(self, live: live_training, anew: bool = False) -> None:
         """Limits that hold the curves and that their quantities allow; ``anew`` for those of a new run."""
         self.show(live)
         wanted = 200 * 2 ** max(0, math.ceil(math.log2(max(live.step, 1) / 180)))

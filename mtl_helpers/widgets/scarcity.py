@@ -25,7 +25,7 @@ def scarcity_explorer(
     """A single-task model and a shared bottom over the label budgets that they were trained on, seed by seed.
 
     table : a row for each trained run with columns ``label_budget``, ``model`` ("single-task" or "shared-bottom"),
-        ``seed`` and ``auc``. Runs of equal seed are paired.
+        ``seed`` and ``auc``. Runs of equal seed are paired, at least two pairs a budget (else ValueError).
     task, split : whose AUC it is and on which rows, for titles.
     references : AUCs to stand beside them as level lines, ``{name: AUC}``.
     """
@@ -57,38 +57,28 @@ def scarcity_explorer(
 def _compare(runs: pd.DataFrame) -> dict[str, Any]:
     """Paired differences at one budget, their mean and interval, and what may be claimed."""
     base, other = MODELS
-    both = runs.dropna()
-    each, lost = (both[other] - both[base]).to_numpy(), len(runs) - len(both)
-    text = ", ".join(f"{name} {runs[name].mean():.4f}" for name in (other, base))
-    if len(each) < 2:
-        gap, verdict = (*each, np.nan, np.nan, np.nan)[:3], "too few pairs"
-        text += f"; {len(each)} pair{'s' * (len(each) != 1)} of runs: no interval, no claim."
-    else:
-        found = paired_difference(both[other], both[base])
-        gap, verdict, claim = (found.mean, found.low, found.high), "a tie", "includes zero: a tie, no claim"
-        if found.excludes_zero:
-            verdict = "sharing helps" if found.mean > 0 else "sharing hurts"
-            claim = f"excludes zero: {verdict}"
-        mean, low, high = (minus(f"{value:+.4f}") for value in gap)
-        text += f"; gain {mean} over {len(each)} seeds, 95 % interval [{low}, {high}] {claim}."
-    if lost:
-        text += f" {lost} pair{'s' * (lost != 1)} left out, undefined (NaN) or missing."
-    return {"each": each, "gap": gap, "verdict": verdict, "reading": text}
+    found = paired_difference(runs[other], runs[base])
+    gap, verdict, claim = (found.mean, found.low, found.high), "a tie", "includes zero: a tie, no claim"
+    if found.excludes_zero:
+        verdict = "sharing helps" if found.mean > 0 else "sharing hurts"
+        claim = f"excludes zero: {verdict}"
+    means = ", ".join(f"{name} {runs[name].mean():.4f}" for name in (other, base))
+    mean, low, high = (minus(f"{value:+.4f}") for value in gap)
+    reading = f"{means}; gain {mean} over {found.n} seeds, 95 % interval [{low}, {high}] {claim}."
+    each = (runs[other] - runs[base]).to_numpy()
+    return {"each": each, "gap": gap, "verdict": verdict, "reading": reading}
 
 
 def _draw_runs(ax: Axes, wide: pd.DataFrame, budgets: list) -> None:
     for name, shift in zip(MODELS, (0.97, 1.03), strict=True):
-        runs, look = wide[name].dropna(), model_style(name)
-        if not len(runs):
-            continue
+        runs, look = wide[name], model_style(name)
         x = runs.index.get_level_values(0).to_numpy(float) * shift
         ax.plot(x, runs, look["marker"], color=look["color"], ms=4, alpha=0.3, lw=0)
         means = runs.groupby(level=0).mean()
         ax.plot(means.index * shift, means, lw=1.6, ms=6, label=name, **look)
         for budget, values in runs.groupby(level=0):
-            if len(values) > 1:
-                interval = mean_interval(values)
-                ax.vlines(budget * shift, interval.low, interval.high, color=look["color"], lw=2)
+            interval = mean_interval(values)
+            ax.vlines(budget * shift, interval.low, interval.high, color=look["color"], lw=2)
     ax.set(xscale="log", xlabel="labelled rows (pale: one run; bars: 95 %)")
     ax.set_xticks(budgets, [f"{value:,}" for value in budgets], fontsize=8)
     ax.minorticks_off()
@@ -98,7 +88,7 @@ def _draw_runs(ax: Axes, wide: pd.DataFrame, budgets: list) -> None:
 def _draw_gaps(ax: Axes, found: list[dict[str, Any]]) -> Any:
     """Differences, mean and interval of one budget on limits that hold all; returns what moves them."""
     shown = np.abs(np.concatenate([[*cell["each"], *cell["gap"]] for cell in found]))
-    limit = 1.15 * np.max(shown[np.isfinite(shown)], initial=0) or 1.0
+    limit = 1.15 * shown.max()
     ax.axvline(0, color=INK, lw=1)
     ax.set(xlim=(-limit, limit), ylim=(-1, 1), yticks=(), xlabel=f"AUC gained by {MODELS[1]}")
     ax.locator_params(axis="x", nbins=5)
@@ -109,8 +99,7 @@ def _draw_gaps(ax: Axes, found: list[dict[str, Any]]) -> Any:
     verdict = ax.text(0, 0.85, "", ha="center", fontsize=10, path_effects=HALO, animated=True)
 
     def move(cell: dict[str, Any]) -> None:
-        n = len(cell["each"])
-        dots.set_data(cell["each"], 0.25 + 0.3 * np.linspace(-1, 1, n) if n > 1 else [0.25] * n)
+        dots.set_data(cell["each"], 0.25 + 0.3 * np.linspace(-1, 1, len(cell["each"])))
         centre, *ends = cell["gap"]
         mean.set_data([centre], [-0.35])
         span.set_data(ends, [-0.35, -0.35])

@@ -25,7 +25,7 @@ def hand_over() -> None:
     formatter = get_ipython().display_formatter.mimebundle_formatter
     formatter.for_type_by_name("mtl_helpers.widgets.explorer", "Explorer", with_states)
     formatter.for_type_by_name(
-        "mtl_helpers.widgets.live", "LiveTraining", lambda live: with_states(live.explorer)
+        "mtl_helpers.widgets.live", "live_training", lambda live: with_states(live.explorer)
     )
 
 

@@ -9,7 +9,6 @@ import torch
 from mtl_helpers.data import MultiTaskDataset, Schema, Task
 from mtl_helpers.models import SharedBottom
 from mtl_helpers.widgets import (
-    LiveTraining,
     Shopfront,
     front_explorer,
     guess,  # noqa: F401  (for the notebook of the browser tests)
@@ -163,7 +162,7 @@ def dashboard(**options):
     return shop_dashboard(shopfront(**options), exponents=TODAY, weights=equal)
 
 
-def live() -> LiveTraining:
+def live() -> live_training:
     train, schema = clicks_and_purchases()
     torch.manual_seed(0)
     model = SharedBottom(schema, train.tasks, hidden=(32, 16), tower=(8,))
