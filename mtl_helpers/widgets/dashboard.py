@@ -83,6 +83,7 @@ class Shopfront:
             if values.shape != shape or not (values.min() >= 0 and values.max() < math.inf):
                 wanted = f"(weightings, users, items) = {shape} numbers, finite and 0 or more"
                 raise ValueError(f"predictions of {name!r} are {wanted}; got {values.shape}.")
+        self.encoded = [base64.b64encode(encode_png(each)).decode("ascii") for each in self.pictures]
 
     def rank(self, weighting: int, exponents: Mapping[str, float], diversity: float = 0.0) -> np.ndarray:
         """Every user's list under a setting, (U, k) positions of items, best first, by s = Π pᵢ^aᵢ · price^c."""
@@ -217,8 +218,7 @@ def _cards(front: Shopfront, user: int, items: list[int], before: list[int], at:
             bars += f'<div style="{ROW}"><span>{html.escape(name)}</span>{bar}{_digits(value)}</div>'
             numbers.append(f"{name} {_digits(value)}")
         title, cost = row["title"], f"{row['price']:,.2f} {CURRENCY}"
-        png = base64.b64encode(encode_png(front.pictures[item])).decode("ascii")
-        picture = f'<img src="data:image/png;base64,{png}" alt="" style="{PICTURE}">'
+        picture = f'<img src="data:image/png;base64,{front.encoded[item]}" alt="" style="{PICTURE}">'
         cards += (
             f'<div style="{CARD}"><div style="{LINE}"><b>{place + 1}</b><b style="color:{color}">{moved}</b></div>'
             f'<div style="{SHOWN}">{picture}<div style="{TITLE}">{html.escape(title)}</div></div>'
