@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import toy_splits
-from nb08_rare import selection_loss
+from nb08_parts import selection_loss
 from scipy.optimize import minimize_scalar
 
 from mtl_helpers.data import Schema, Task

@@ -20,7 +20,7 @@ WEIGHTS = (0.02, 0.15, 0.3, 0.5, 0.7, 0.85, 0.98)  # of the purchase; the click 
 SETTINGS = {"epochs": 6, "lr": 3e-3, "weight_decay": 0.1, "keep": "best"}
 
 
-def main() -> None:
+if __name__ == "__main__":
     options = command_line(__doc__, seeds=8).parse_args()
     tasks, frames = data.SHOP_TASKS[:2], data.shop_splits(data.shop_frame(data.load_shop()))
     shop = data.prepare(frames, tasks, data.SHOP_NUMERIC, data.SHOP_CATEGORICAL)
@@ -34,7 +34,3 @@ def main() -> None:
     store(options.out / "00_family.csv", command, records, float_format="%.5g")
     print(family.final("valid").groupby(["task", "metric", "weighting"])["value"].mean().unstack().round(4))
     print(family.runs.groupby("weighting")["epoch"].mean())
-
-
-if __name__ == "__main__":
-    main()

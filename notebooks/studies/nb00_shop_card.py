@@ -60,7 +60,7 @@ def first_click(world: World) -> tuple[float, float]:
     return first.max(1).sum() / first.sum(), first[:, 0].sum() / first.sum()
 
 
-def main() -> None:
+if __name__ == "__main__":
     shop = data.load_shop()
     frames = data.shop_splits(data.shop_frame(shop))
     train, test = frames["train"], frames["test"]
@@ -81,7 +81,3 @@ def main() -> None:
     }
     for what, value in found.items():
         print(f"{what}: {np.round(value, 3)}")
-
-
-if __name__ == "__main__":
-    main()

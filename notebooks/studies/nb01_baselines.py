@@ -26,10 +26,9 @@ are exploratory, with Holm's correction over them.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from functools import lru_cache, partial
 from itertools import product
 from multiprocessing import get_context
 
@@ -37,7 +36,7 @@ import numpy as np
 import pandas as pd
 import torch
 from nb00_shop_card import hidden_state
-from study import ROOT, append, begin
+from study import Table, command_line
 
 from mtl_helpers import data
 from mtl_helpers.metrics import auc, expected_auc, expected_log_loss, holm, mean_interval, paired_difference
@@ -45,7 +44,6 @@ from mtl_helpers.models import SharedBottom, count_parameters
 from mtl_helpers.training import fit, predict
 from mtl_helpers.weighting import constant_losses
 
-RESULTS = ROOT / "notebooks" / "results" / "01_baselines.csv"
 TUNING, REPORTED = (0, 1), tuple(range(100, 110))
 TRAINING = {"epochs": 25, "patience": 3, "stop": "each", "progress": False}
 DECAYS = (0.01, 0.1, 1.0, 3.0, 10.0)
@@ -100,6 +98,13 @@ def measures(task: str, said: np.ndarray, frame: pd.DataFrame) -> dict[str, floa
     return found | {"auc_by_labels": auc(frame[task], said)}
 
 
+@lru_cache(1)
+def shop_of(seed: int) -> tuple[data.Shop, dict[str, pd.DataFrame]]:
+    shop = data.simulate(data.ShopConfig(seed=seed))
+    frame = data.shop_frame(shop).merge(shop.truth, on="impression_id")
+    return shop, data.shop_splits(frame, pending="unknown")
+
+
 def bounds(shop: data.Shop, frames: dict[str, pd.DataFrame]) -> Iterator[dict]:
     train, test = frames["train"], frames["test"]
     bought = train["purchase"].mean() / train.loc[train["purchase"].notna(), "click"].mean()
@@ -143,26 +148,22 @@ def chosen(table: pd.DataFrame) -> pd.DataFrame:
     return tuned.loc[tuned.groupby(KEY)["mean"].idxmin()].reset_index().set_index(KEY)[SETTING]
 
 
-def run(seed: int, names: list[str]) -> None:
+def run(table: Table, seed: int, names: list[str]) -> None:
     """Write the rows of one shop that are not there yet."""
-    table = pd.read_csv(RESULTS, comment="#")
-    best, mine = None if seed in TUNING else chosen(table), table[table["shop"] == seed]
-    done = set(mine[[*KEY, *SETTING]].itertuples(index=False, name=None))
-    shop = data.simulate(data.ShopConfig(seed=seed))
-    frame = data.shop_frame(shop).merge(shop.truth, on="impression_id")
-    frames, write = data.shop_splits(frame, pending="unknown"), partial(append, RESULTS, shop=seed)
-
-    if BOUNDS in names and best is not None and "truth" not in set(mine["contestant"]):
-        write(bounds(shop, frames))
+    best = None if seed in TUNING else chosen(table.rows())
+    if BOUNDS in names and best is not None and not table.has(shop=seed, contestant="truth"):
+        table.add(bounds(*shop_of(seed)), shop=seed)
     for name in (name for name in names if name != BOUNDS):
         numeric, categorical, _, rates, groups = CONTESTANTS[name]
-        splits = data.prepare(frames, data.SHOP_TASKS, numeric, categorical)
-        for group, setting in product(groups, product(rates, DECAYS)):
-            asked = set(product((name, f"{name}, one stop")[: len(group)], group))
-            asked = {key for key in asked if best is None or tuple(best.loc[key]) == setting}
-            if not {(*key, *setting) for key in asked} <= done:
+        for group in groups:
+            keys = list(product((name, f"{name}, one stop")[: len(group)], group))
+            own = {} if best is None else {key: tuple(best.loc[key]) for key in keys}
+            todo = table.todo(keys, product(rates, DECAYS), own, shop=seed)
+            if todo:
+                splits = data.prepare(shop_of(seed)[1], data.SHOP_TASKS, numeric, categorical)
+            for setting, asked in todo.items():
                 rows = trained(name, splits, group, setting, seed)
-                write(row for row in rows if (row["contestant"], row["task"]) in asked)
+                table.add((row for row in rows if (row["contestant"], row["task"]) in asked), shop=seed)
         print(f"shop {seed}, {name}: done", flush=True)
 
 
@@ -192,22 +193,14 @@ def report(table: pd.DataFrame) -> None:
         print(f"| {a} − {b} | {task} | {interval} | {adjusted[a, b, task]:.3f} |")
 
 
-def main() -> None:
-    style, known = argparse.RawDescriptionHelpFormatter, [BOUNDS, *CONTESTANTS]
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=style)
-    parser.add_argument("--shops", type=int, nargs="+", default=[*TUNING, *REPORTED])
-    parser.add_argument("--only", nargs="+", default=known, choices=known)
+if __name__ == "__main__":
+    parser = command_line(__doc__, shops=(*TUNING, *REPORTED), only=(BOUNDS, *CONTESTANTS))
     parser.add_argument("--table", action="store_true", help="print what is there and run nothing")
     options = parser.parse_args()
-    begin(RESULTS, "nb01_baselines.py", COLUMNS)
+    table = Table(options.out / "01_baselines.csv", "nb01_baselines.py", COLUMNS, KEY, SETTING)
     with ProcessPoolExecutor(2, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         for tuning in (True, False):
             seeds = [seed for seed in options.shops if (seed in TUNING) == tuning and not options.table]
-            list(pool.map(partial(run, names=options.only), seeds))
-    table = pd.read_csv(RESULTS, comment="#")
-    if options.table or set(REPORTED) <= set(table["shop"]):
-        report(table)
-
-
-if __name__ == "__main__":
-    main()
+            list(pool.map(partial(run, table, names=options.only), seeds))
+    if options.table or table.has(shop=REPORTED[-1]):
+        report(table.rows())

@@ -1,7 +1,7 @@
 """When does a task with few labels gain from a bottom that it shares, and what hurts those that share?
 
     python notebooks/studies/nb02_sharing.py                    # on one core about 25 minutes
-    python notebooks/studies/nb02_sharing.py "three tasks"      # one contestant
+    python notebooks/studies/nb02_sharing.py --only "three tasks"
 
 Writes ``02_sharing.csv``, a row for each shop, contestant, budget, task and setting, as it comes; what is there is not
 run again. **Primary contrast**, stated before the study was run: shared bottom of click and purchase minus single-task,
@@ -23,24 +23,20 @@ own best epoch and setting, no ids, ten shops; expected: plus. All else is explo
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from copy import deepcopy
-from functools import partial
+from functools import cache
 from itertools import product
 
 import numpy as np
-import pandas as pd
 import torch
-from study import ROOT, append, begin
+from study import Table, best_epochs, command_line, prepared, small_shop
 
 from mtl_helpers import data
 from mtl_helpers.metrics import auc, expected_auc
 from mtl_helpers.models import SharedBottom
-from mtl_helpers.training import predict, training_steps
+from mtl_helpers.training import predict
 from mtl_helpers.weighting import constant_losses
 
-RESULTS = ROOT / "notebooks" / "results" / "02_sharing.csv"
 TUNING, REPORTED = (0, 1), tuple(range(100, 110))
 BUDGETS, DECAYS = ("1500", "4000", "all"), (0.1, 1.0, 10.0)
 LINEAR = {"embedding_dim": 1, "hidden": (), "tower": ()}, (3e-3, 1e-2, 3e-2, 1e-1)
@@ -59,14 +55,6 @@ KEY, SETTING = ["contestant", "budget", "task"], ["lr", "weight_decay"]
 COLUMNS = ["shop", "relatedness", "units", *KEY, *SETTING, "epoch", "valid", "auc"]
 
 
-def shop_of(seed: int, relatedness: float) -> data.Splits:
-    shop = data.simulate(data.ShopConfig(432, n_impressions=48_000, relatedness=relatedness, seed=seed))
-    frame = data.shop_frame(shop).merge(shop.truth, on="impression_id")
-    parts = data.split_by_time(frame, fractions=(0.5, 0.2, 0.3))
-    known = data.mask_future_labels(parts["train"], parts["valid"]["timestamp"].min(), pending="unknown")
-    return data.prepare(parts | {"train": known}, data.SHOP_TASKS, data.SHOP_NUMERIC, data.SHOP_CATEGORICAL)
-
-
 def trained(name: str, shop: data.Splits, key: tuple, layers: dict) -> Iterator[dict]:
     """Fit one model: a row for each of its tasks, at its own best epoch."""
     (seed, budget, lr, weight_decay), tasks = key, CONTESTANTS[name][0]
@@ -81,18 +69,15 @@ def trained(name: str, shop: data.Splits, key: tuple, layers: dict) -> Iterator[
     torch.manual_seed(seed)
     model, batch = SharedBottom(shop.schema, train.tasks, **layers), int(np.clip(len(train) // 16, 64, 1024))
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
-    how = {"batch_size": batch, "epochs": 25, "generator": torch.Generator().manual_seed(seed)}
-    best, judged = {}, [task for task in tasks if task in BOTH]
-    for step in training_steps(model, train, optimizer, weights=weights, **how):
-        if step.number < -(-len(train) // batch):
-            continue
+    judged = [task for task in tasks if task in BOTH]
+
+    def scores() -> dict[str, float]:
         said = predict(model, valid)
-        scores = {task: auc(valid.labels[task], said[task]) for task in judged}
-        for what, score in (*scores.items(), ("sum", sum(scores.values()))):
-            if score > best.get(what, (0,))[0]:
-                best[what] = score, step.epoch, deepcopy(model.state_dict())
-        if step.epoch >= max(epoch for _, epoch, _ in best.values()) + 5:
-            break
+        found = {task: auc(valid.labels[task], said[task]) for task in judged}
+        return found | {"sum": sum(found.values())}
+
+    how = {"weights": weights, "seed": seed, "patience": 5, "batch_size": batch, "epochs": 25}
+    best = best_epochs(model, train, optimizer, scores, **how)
     for task in judged:
         _, epoch, state = best[task]
         said, tested = (predict(model, part, dict.fromkeys(tasks, state))[task] for part in (valid, test))
@@ -102,40 +87,39 @@ def trained(name: str, shop: data.Splits, key: tuple, layers: dict) -> Iterator[
             yield row | {"task": ranked, "auc": expected_auc(shop.frames["test"][f"p_{ranked}"], tested)}
 
 
-def run(seed: int, names: tuple, relatedness: float = 0.8, units: int = 64) -> None:
+def bounds(shop: data.Splits) -> Iterator[dict]:
+    test = shop.frames["test"]
+    for task, (name, said) in product(BOTH, (("popularity", "item_past_ctr"), ("truth", "p_{}"))):
+        value = expected_auc(test[f"p_{task}"], test[said.format(task)])
+        yield {"contestant": name, "budget": "all", "task": task, "auc": value}
+
+
+def run(table: Table, seed: int, names: list[str], relatedness: float = 0.8, units: int = 64) -> None:
     """Write the rows of one shop that are not there yet: all settings where it tunes, else the chosen ones."""
-    table, here = (
-        pd.read_csv(RESULTS, comment="#"),
-        {"shop": seed, "relatedness": relatedness, "units": units},
-    )
-    means = table[table["shop"].isin(TUNING)].groupby([*KEY, *SETTING])["valid"].mean()
-    best = None if seed in TUNING else means.groupby(KEY).idxmax().map(lambda key: key[-2:])
-    mine, shop, usual = table.merge(pd.DataFrame([here])), shop_of(seed, relatedness), units == 64
-    done = set(mine[[*KEY, *SETTING]].itertuples(index=False, name=None))
-    write = partial(append, RESULTS, **here)
-    if "truth" not in set(mine["contestant"]) and "click model" in names:
-        test = shop.frames["test"]
-        for task, (name, said) in product(BOTH, (("popularity", "item_past_ctr"), ("truth", "p_{}"))):
-            value = expected_auc(test[f"p_{task}"], test[said.format(task)])
-            write([{"contestant": name, "budget": "all", "task": task, "auc": value}])
+    here, usual = {"shop": seed, "relatedness": relatedness, "units": units}, units == 64
+    shop = cache(lambda: prepared(small_shop(seed, relatedness=relatedness)[1]))
+    if "click model" in names and not table.has(contestant="truth", **here):
+        table.add(bounds(shop()), **here)
     for name in names:
         tasks, layers, rates, budgets = CONTESTANTS[name]
-        budgets = budgets if usual and relatedness == 0.8 else ("all",)
-        for budget, setting in product(budgets, product(rates, DECAYS)):
-            asked = {(name, budget, task) for task in tasks if task in BOTH}
-            if best is not None:
-                asked -= {key for key in asked if best[key] != setting}
-                asked -= {(name, budget, "click")} if budget != "all" else set()
-            if not {(*key, *setting) for key in asked} <= done:
-                rows = trained(name, shop, (seed, budget, *setting), layers if usual else layers | NARROW)
-                write(row for row in rows if name == "click model" or tuple(row[k] for k in KEY) in asked)
+        for budget in budgets if usual and relatedness == 0.8 else ("all",):
+            keys = [(name, budget, task) for task in tasks if task in BOTH]
+            if seed not in TUNING and budget != "all":
+                keys = [(name, budget, "purchase")]
+            chosen = {} if seed in TUNING else table.chosen(keys, shop=TUNING)
+            for setting, own in table.todo(keys, product(rates, DECAYS), chosen, **here).items():
+                rows = trained(name, shop(), (seed, budget, *setting), layers if usual else layers | NARROW)
+                rows = [row for row in rows if name == "click model" or tuple(row[k] for k in KEY) in own]
+                table.add(rows, **here)
     print(f"shop {seed}, relatedness {relatedness}, {units} units: {', '.join(names)}", flush=True)
 
 
 if __name__ == "__main__":
-    chosen = tuple(sys.argv[1:]) or tuple(CONTESTANTS)
-    begin(RESULTS, "nb02_sharing.py", COLUMNS)
+    options = command_line(__doc__, only=tuple(CONTESTANTS)).parse_args()
+    table = Table(options.out / "02_sharing.csv", "nb02_sharing.py", COLUMNS, KEY, SETTING)
     for seed in (*TUNING, *REPORTED):
-        run(seed, chosen)
-    for knob, seed in product(((-1.0, 64), (0.8, 8)), REPORTED[:5] if set(FIRST) <= set(chosen) else ()):
-        run(seed, FIRST, *knob)
+        run(table, seed, options.only)
+    for knob, seed in product(
+        ((-1.0, 64), (0.8, 8)), REPORTED[:5] if set(FIRST) <= set(options.only) else ()
+    ):
+        run(table, seed, FIRST, *knob)

@@ -31,12 +31,11 @@ strategies), ``weights`` (what a strategy gave to each task, by step), ``cost`` 
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from copy import deepcopy
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 
@@ -44,11 +43,10 @@ import numpy as np
 import pandas as pd
 import torch
 from nb00_shop_card import hidden_state
-from study import ROOT, begin
+from study import Table, best_epochs, command_line, prepared, small_shop
 
 from mtl_helpers import data, weighting
 from mtl_helpers.gradients import METHODS, CombinedGradients, combine
-from mtl_helpers.losses import label_counts
 from mtl_helpers.metrics import auc, expected_auc
 from mtl_helpers.models import SharedBottom
 from mtl_helpers.sweep import simplex_grid
@@ -59,8 +57,18 @@ TUNING, FIRST, EPOCHS, PATIENCE, BATCH = (0, 1), 100, 16, 3, 1024
 GRID = (3e-3, 1e-2, 3e-2), (0.1, 1.0, 3.0)
 WIDER = {3e-3: 1e-3, 1e-3: 3e-4, 1e-2: 3e-3, 3e-2: 1e-1}  # the next rate beyond an end
 LINEAR, RATES = {"embedding_dim": 1, "hidden": (), "tower": ()}, (1e-2, 3e-2, 1e-1)
-PARTS = ("shop", "kuairand", "kurin", "front", "weights", "cost", "walks")
 SETTING = ["ratio", "lr", "weight_decay"]
+SHOP_TASKS, VIDEO_TASKS = ([task.name for task in tasks] for tasks in (data.SHOP_TASKS, data.KUAIRAND_TASKS))
+RUN = ["contestant", "stop", *SETTING, "epochs", "valid"]
+TABLES = {  # columns
+    "shop": ["draw", *RUN, *SHOP_TASKS],
+    "kuairand": ["draw", *RUN, *VIDEO_TASKS],
+    "regularise": ["draw", "optimiser", "scale", *RUN, *SHOP_TASKS],
+    "front": ["draw", *RUN, "click", "purchase"],
+    "weights": ["contestant", "step", *SHOP_TASKS],
+    "steps": ["contestant", "ratio"],
+    "walks": ["scale", "method", "start", "step", "x1", "x2"],
+}
 ADAPTIVE = {
     "UW": weighting.UncertaintyWeighting,
     "UW, slow": lambda tasks: weighting.UncertaintyWeighting(tasks, lr=None),
@@ -94,16 +102,12 @@ class Shop:
     """One small shop: its splits, and floor and truth of each task."""
 
     def __init__(self, seed: int) -> None:
-        shop = data.simulate(data.ShopConfig(432, n_impressions=48_000, seed=seed))
-        frame = data.shop_frame(shop).merge(shop.truth, on="impression_id")
-        frames = data.split_by_time(frame, fractions=(0.5, 0.2, 0.3))
-        starts = [frames[part]["timestamp"].min() for part in ("valid", "test")]
-        known = data.mask_future_labels(frames["train"], starts[0], pending="unknown")
-        valid = data.mask_future_labels(frames["valid"], starts[1])
-        frames |= {"train": known, "valid": valid.assign(purchase=frames["valid"]["purchase"])}
-        self.splits = data.prepare(frames, data.SHOP_TASKS, data.SHOP_NUMERIC, data.SHOP_CATEGORICAL)
+        shop, frames = small_shop(seed)
+        known = data.mask_future_labels(frames["valid"], frames["test"]["timestamp"].min())
+        frames |= {"valid": known.assign(purchase=frames["valid"]["purchase"])}
+        self.splits = prepared(frames)
         test, popular = frames["test"], torch.tensor(frames["test"]["item_past_ctr"].to_numpy())
-        majority = np.eye(8)[[int(known["next_category"].mode()[0])] * len(test)]
+        majority = np.eye(8)[[int(frames["train"]["next_category"].mode()[0])] * len(test)]
         floor = {"click": popular, "purchase": popular, "next_category": torch.tensor(majority)}
         truth = {name: torch.tensor(test[f"p_{name}"].to_numpy()) for name in ("click", "purchase")}
         truth["next_category"] = torch.tensor(hidden_state(shop, frames))
@@ -129,7 +133,7 @@ class KuaiRand:
         self.bounds = [floor, dict.fromkeys(floor, np.nan)]
 
 
-SOURCES = {"shop": (Shop, TUNING, 10), "kuairand": (KuaiRand, (0,), 8)}
+SOURCES = {"shop": (Shop, TUNING, SHOP_TASKS), "kuairand": (KuaiRand, (0,), VIDEO_TASKS)}
 
 
 def strategy(name: str, train: data.MultiTaskDataset, ratio: str = "") -> weighting.Weighting:
@@ -144,9 +148,7 @@ def strategy(name: str, train: data.MultiTaskDataset, ratio: str = "") -> weight
         weights = weighting.rarity_weights(train)
     elif name != "equal":
         weights, parts = weighting.entropy_weights(train), ratio.split(":") if ratio else (1,) * 9
-        weights = {
-            task: weight * float(part) for (task, weight), part in zip(weights.items(), parts, strict=False)
-        }
+        weights = {task: weights[task] * float(part) for task, part in zip(weights, parts, strict=False)}
     return weighting.Fixed(train.tasks, weights)
 
 
@@ -184,32 +186,22 @@ def trained(
     if seen is not None:
         hook = given.after_step
         given.after_step = lambda again: (hook(again), seen.append(given.effective.tolist()))
-    how = {"batch_size": BATCH, "epochs": EPOCHS, "generator": torch.Generator().manual_seed(seed)}
-    sums, counts, best = 0, 0, {}
-    for step in training_steps(model, splits.train, optimizer, weights=given, **how):
-        count = label_counts(splits.tasks, step.batch)
-        sums, counts = sums + torch.stack([*step.losses.values()]) * count, counts + count
-        if step.number < -(-len(splits.train) // BATCH):
-            continue
-        given.after_epoch(sums / counts, None)
-        sums, counts = 0, 0
+
+    def scores() -> dict[str, float]:
         said, frame = predict(model, splits.valid), splits.frames["valid"]
-        scores = {task.name: measure(task, said[task.name], frame, False) for task in splits.tasks}
-        for what, score in (*scores.items(), ("joint", way(scores, source))):
-            if score > best.get(what, (-9,))[0]:
-                best[what] = score, step.epoch, deepcopy(model.state_dict())
-        if step.epoch >= max(epoch for _, epoch, _ in best.values()) + PATIENCE:
-            break
+        found = {task.name: measure(task, said[task.name], frame, False) for task in splits.tasks}
+        return found | {"joint": way(found, source)}
+
+    how = {"weights": given, "seed": seed, "patience": PATIENCE, "batch_size": BATCH, "epochs": EPOCHS}
+    best = best_epochs(model, splits.train, optimizer, scores, **how)
     for stop in ("joint", "each")[: len(splits.tasks)]:
-        states = {task.name: best[task.name if stop == "each" else "joint"] for task in splits.tasks}
-        found = {}
+        of = {task.name: best[task.name if stop == "each" else "joint"] for task in splits.tasks}
+        states, found = {task: state for task, (*_, state) in of.items()}, {}
         for part in ("valid", "test"):
-            said = predict(
-                model, getattr(splits, part), {task: state for task, (*_, state) in states.items()}
-            )
+            said = predict(model, getattr(splits, part), states)
             found[part] = {t.name: measure(t, said[t.name], splits.frames[part], True) for t in splits.tasks}
         row = {"contestant": name, "stop": stop, **dict(zip(SETTING, setting, strict=True))}
-        epochs = ":".join(str(epoch) for _, epoch, _ in states.values())
+        epochs = ":".join(str(epoch) for _, epoch, _ in of.values())
         yield row | {"epochs": epochs, "valid": way(found["valid"], source), **found["test"]}
 
 
@@ -221,31 +213,15 @@ def way(values: dict[str, float], source: Shop | KuaiRand) -> float:
     return float(np.mean([(v - floor[task]) / (truth[task] - floor[task]) for task, v in values.items()]))
 
 
-class Table:
-    """A csv that grows by whole rows."""
-
-    def __init__(self, path: Path, columns: list[str]) -> None:
-        self.path, self.columns = path, columns
-        begin(path, "nb04_strategies.py", columns)
-
-    def read(self) -> pd.DataFrame:
-        return pd.read_csv(self.path, comment="#", dtype={"ratio": str}).fillna({"ratio": ""})
-
-    def write(self, rows: Iterator[dict] | list[dict]) -> None:
-        text = pd.DataFrame(rows).reindex(columns=self.columns).round(5)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(text.to_csv(index=False, header=False))
-
-
-def settings_of(name: str, table: pd.DataFrame, seed: int, tuning: tuple) -> list[tuple]:
-    """On a tuning draw all settings of a contestant, else the best one."""
+def settings_of(name: str, tuned: pd.DataFrame, seed: int, tuning: tuple) -> list[tuple]:
+    """On a tuning draw all settings of a contestant, else the best one; ``tuned``: the rows of those draws."""
     rates, decays = (RATES if name.startswith("logistic") else GRID[0]), GRID[1]
     ratios = [""]
     if name == "tuned fixed":
         ratios = [":".join(f"{w:.2f}" for w in row.values()) for row in simplex_grid(list("abc"), 3, 0.05)]
         ratios.append("0.33:0.33:0.33")
-    rows = table[(table["contestant"] == name.removesuffix(", exact")) & (table["stop"] == "joint")]
-    means = rows[rows["draw"].isin(tuning)].groupby(SETTING)["valid"].agg(["mean", "size"])
+    rows = tuned[tuned["contestant"] == name.removesuffix(", exact")]
+    means = rows.groupby(SETTING)["valid"].agg(["mean", "size"])
     means = means.loc[means["size"] == len(tuning), "mean"]
     if seed not in tuning:
         if len(means) < 9:
@@ -254,113 +230,97 @@ def settings_of(name: str, table: pd.DataFrame, seed: int, tuning: tuple) -> lis
     if name.endswith("exact"):
         return []
     if len(means):  # where the best lies at an end of what was tried, the grid goes on
-        rates, decays = sorted({*rates, *means.index.unique("lr")}), sorted({*decays, *means.index.unique(2)})
         _, rate, decay = means.idxmax()
-        rates += [WIDER[rate]] if rate in (rates[0], rates[-1]) and rate in WIDER else []
-        decays += [10.0] if decay == 3 else []
-    return list(product(ratios, rates, decays))
+        rates = {*rates, *means.index.unique("lr")} - {0.3}  # it diverged
+        decays = {*decays, *means.index.unique("weight_decay")}
+        rates |= {WIDER[rate]} if rate in (min(rates), max(rates)) and rate in WIDER else set()
+        decays |= {10.0} if decay == 3 else set()
+    return list(product(ratios, sorted(rates), sorted(decays)))
 
 
-def compare(which: str, draws: list[int], part: tuple[int, int], out: Path) -> None:
-    make, tuning, _ = SOURCES[which]
-    for seed in draws:
-        source = make(seed)
-        names = [task.name for task in source.splits.tasks]
-        columns = ["draw", "contestant", "stop", *SETTING, "epochs", "valid", *names]
-        table = Table(out / f"04_{which}.csv", columns)
-        everyone = [
-            *MULTI,
-            *(f"{kind} {name}" for kind, name in product(("single-task", "logistic"), names)),
-        ]
-        here = table.read()
-        jobs = [(name, s) for name in everyone for s in settings_of(name, here, seed, tuning)]
-        if part[0] == 0 and not ((here["draw"] == seed) & (here["contestant"] == "truth")).any():
-            bounds = zip(("floor", "truth"), source.bounds, strict=True)
-            table.write([{"draw": seed, "contestant": name, **values} for name, values in bounds])
-        done = set(here[["draw", "contestant", *SETTING]].itertuples(index=False, name=None))
-        for name, setting in jobs[part[0] :: part[1]]:
-            if (seed, name, *setting) in done:
-                continue
+def table_of(out: Path, name: str, key: tuple = ("contestant",), setting: tuple = tuple(SETTING)) -> Table:
+    kinds = {"ratio": str} if set(SETTING) <= set(TABLES[name]) else {}
+    path = out / f"04_{name}.csv"
+    return Table(path, "nb04_strategies.py", TABLES[name], key, setting, digits=5, **kinds)
+
+
+def compare(which: str, seed: int, part: slice, out: Path) -> None:
+    """All contestants, at all settings where the draw tunes."""
+    (make, tuning, names), table = SOURCES[which], table_of(out, which)
+    source = cache(lambda: make(seed))
+    everyone = [*MULTI, *(f"{kind} {name}" for kind, name in product(("single-task", "logistic"), names))]
+    tuned = table.rows(draw=tuning, stop="joint")
+    jobs = [(name, setting) for name in everyone for setting in settings_of(name, tuned, seed, tuning)]
+    if not part.start and not table.has(draw=seed, contestant="truth"):
+        for name, values in zip(("floor", "truth"), source().bounds, strict=True):
+            table.add([{"contestant": name, **values}], draw=seed)
+    done = table.done(draw=seed)
+    for name, setting in jobs[part]:
+        if (name, *setting) not in done:
             kind, _, task = name.partition(" ")
-            splits = only(source.splits, [task] if kind in ("single-task", "logistic") else names)
+            splits = only(source().splits, [task] if kind in ("single-task", "logistic") else names)
             layers = LINEAR if kind == "logistic" else None
-            rows = trained(source, splits, name, seed, setting, layers=layers)
-            table.write([{"draw": seed, **row} for row in rows])
-        print(f"{which} {seed}: {len(jobs[part[0] :: part[1]])} runs", flush=True)
+            table.add(trained(source(), splits, name, seed, setting, layers=layers), draw=seed)
+    print(f"{which} {seed}: {len(jobs[part])} runs", flush=True)
 
 
-def regularise(draws: list[int], part: tuple[int, int], out: Path) -> None:
+def regularise(seed: int, part: slice, out: Path) -> None:
     """Decay × common scale of the loss, at one learning rate."""
-    for seed in draws:
-        source = Shop(seed)
-        columns = ["draw", "optimiser", "scale", "contestant", "stop", *SETTING, "epochs", "valid"]
-        table = Table(out / "04_regularise.csv", [*columns, *source.bounds[0]])
-        here = table.read()[["draw", "optimiser", "scale", "contestant", "weight_decay"]]
-        done = set(here.itertuples(index=False, name=None))
-        jobs = [
-            (optimiser, round(scale, 5), name, decay)
-            for optimiser, decays in DECAYS.items()
-            for name, decay, scale in product(REGULARISED, decays, SCALES)
-        ]
-        for optimiser, scale, name, decay in jobs[part[0] :: part[1]]:
-            if (seed, optimiser, scale, name, decay) not in done:
-                found = trained(source, source.splits, name, seed, ("", 1e-2, decay), optimiser, scale)
-                table.write([{"draw": seed, "optimiser": optimiser, "scale": scale, **row} for row in found])
+    source, table = (
+        cache(lambda: Shop(seed)),
+        table_of(out, "regularise", ("optimiser", "scale"), ("contestant", "weight_decay")),
+    )
+    jobs = [
+        (optimiser, round(scale, 5), name, decay)
+        for optimiser, decays in DECAYS.items()
+        for name, decay, scale in product(REGULARISED, decays, SCALES)
+    ]
+    done = table.done(draw=seed)
+    for optimiser, scale, name, decay in jobs[part]:
+        if (optimiser, scale, name, decay) not in done:
+            rows = trained(source(), source().splits, name, seed, ("", 1e-2, decay), optimiser, scale)
+            table.add(rows, draw=seed, optimiser=optimiser, scale=scale)
 
 
-def front(draws: list[int], part: tuple[int, int], out: Path) -> None:
+def front(seed: int, part: slice, out: Path) -> None:
     """Click and purchase alone: fixed weights from end to end, at two settings, and where strategies land."""
-    for seed in draws:
-        source = Shop(seed)
-        here = Table(out / "04_shop.csv", []).read()
-        splits = only(source.splits, ["click", "purchase"])
-        columns = ["draw", "contestant", "stop", *SETTING, "epochs", "valid", "click", "purchase"]
-        table = Table(out / "04_front.csv", columns)
-        key = ["draw", "contestant", *SETTING]
-        done = set(table.read()[key].itertuples(index=False, name=None))
-        ratios = [f"{1 - share:.2f}:{share:.2f}" for share in SHARES]
-        jobs = [("fixed", ratio, rule) for rule, ratio in product(("entropy", "tuned fixed"), ratios)]
-        jobs += [(name, "", name) for name in FRONT]
-        for name, ratio, rule in jobs[part[0] :: part[1]]:
-            setting = (ratio, *settings_of(rule, here, seed, TUNING)[0][1:])
-            if (seed, name, *setting) not in done:
-                rows = trained(source, splits, name, seed, setting)
-                table.write([{"draw": seed, **row} for row in rows])
+    source, table = cache(lambda: Shop(seed)), table_of(out, "front")
+    tuned = table_of(out, "shop").rows(draw=TUNING, stop="joint")
+    ratios = [f"{1 - share:.2f}:{share:.2f}" for share in SHARES]
+    jobs = [("fixed", ratio, rule) for rule, ratio in product(("entropy", "tuned fixed"), ratios)]
+    jobs += [(name, "", name) for name in FRONT]
+    done = table.done(draw=seed)
+    for name, ratio, rule in jobs[part]:
+        setting = (ratio, *settings_of(rule, tuned, seed, TUNING)[0][1:])
+        if (name, *setting) not in done:
+            splits = only(source().splits, ["click", "purchase"])
+            table.add(trained(source(), splits, name, seed, setting), draw=seed)
 
 
-def weights(seed: int, out: Path, every: int = 4) -> None:
+def weights(out: Path, seed: int = FIRST, every: int = 4) -> None:
     """What a strategy gave to each task, as shares that sum to 1, mean over every few steps."""
-    source = Shop(seed)
-    here, names = Table(out / "04_shop.csv", []).read(), list(source.bounds[0])
-    table = Table(out / "04_weights.csv", ["contestant", "step", *names])
+    source, table = cache(lambda: Shop(seed)), table_of(out, "weights")
+    tuned = table_of(out, "shop").rows(draw=TUNING, stop="joint")
     for name in (*ADAPTIVE, *METHODS):
-        if name not in set(table.read()["contestant"]):
-            seen = []
-            list(
-                trained(
-                    source, source.splits, name, seed, settings_of(name, here, seed, TUNING)[0], seen=seen
-                )
-            )
+        if not table.has(contestant=name):
+            setting, seen = settings_of(name, tuned, seed, TUNING)[0], []
+            list(trained(source(), source().splits, name, seed, setting, seen=seen))
             shares = np.array(seen) / np.sum(seen, axis=1, keepdims=True)
             blocks = [shares[at : at + every].mean(0) for at in range(0, len(shares), every)]
-            table.write(
-                [
-                    {"contestant": name, "step": (at + 1) * every, **dict(zip(names, block, strict=True))}
-                    for at, block in enumerate(blocks)
-                ]
-            )
+            found = pd.DataFrame(blocks, columns=SHOP_TASKS).assign(contestant=name)
+            table.add(found.assign(step=(found.index + 1) * every).to_dict("records"))
 
 
 def cost(out: Path, rounds: int = 25) -> None:
     """Seconds a step of each strategy, as the median ratio to equal weights within a round."""
-    splits, running = Shop(0).splits, {}
+    table, running = table_of(out, "steps"), {}
+    if table.has(contestant="equal"):
+        return
+    splits, how = Shop(0).splits, {"epochs": rounds, "batch_size": BATCH}
     for name in MULTI:
         model = SharedBottom(splits.schema, splits.tasks, embedding_dim=4)
-        optimizer = torch.optim.AdamW(model.parameters())
-        given = strategy(name, splits.train)
-        running[name] = training_steps(
-            model, splits.train, optimizer, weights=given, epochs=rounds, batch_size=BATCH
-        )
+        optimizer, given = torch.optim.AdamW(model.parameters()), strategy(name, splits.train)
+        running[name] = training_steps(model, splits.train, optimizer, weights=given, **how)
     seconds: dict[str, list[float]] = {name: [] for name in running}
     for number, (name, steps) in product(range(rounds + 3), running.items()):
         start = time.perf_counter()
@@ -368,10 +328,8 @@ def cost(out: Path, rounds: int = 25) -> None:
         if number >= 3:
             seconds[name].append(time.perf_counter() - start)
     plain = np.array(seconds["equal"])
-    ratios = [
-        {"contestant": n, "ratio": statistics.median(np.array(own) / plain)} for n, own in seconds.items()
-    ]
-    Table(out / "04_steps.csv", ["contestant", "ratio"]).write(ratios)
+    for name, own in seconds.items():
+        table.add([{"contestant": name, "ratio": statistics.median(np.array(own) / plain)}])
 
 
 def slopes(points: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
@@ -398,37 +356,29 @@ def descend(methods: Sequence[str], scale: float, steps: int, every: int) -> np.
 
 def walks(out: Path, steps: int = 100_000, every: int = 2_000) -> None:
     """The walks over two losses in the plane, at two scales of the first; half an hour."""
-    table = Table(out / "04_walks.csv", ["scale", "method", "start", "step", "x1", "x2"])
+    table = table_of(out, "walks")
     for scale in (1.0, 0.1):
+        if table.has(scale=scale):
+            continue
         path = descend(WALKERS, scale, steps, every)
         rows = [(*index, *path[index]) for index in np.ndindex(path.shape[:3])]
         found = pd.DataFrame(rows, columns=["step", "method", "start", "x1", "x2"]).assign(scale=scale)
         found["method"] = found["method"].map(dict(enumerate(WALKERS)))
         found["step"], found["start"] = found["step"] * every, found["start"] + 1
-        table.write(found.to_dict("records"))
-
-
-def main() -> None:
-    form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
-    parser.add_argument("--data", choices=PARTS, default="shop")
-    parser.add_argument("--draws", type=int, nargs="+", default=[*TUNING, *range(FIRST, FIRST + 10)])
-    parser.add_argument("--part", default="0/1", help="the k-th of n parts of the runs, as k/n")
-    parser.add_argument("--out", type=Path, default=ROOT / "notebooks" / "results")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    part = tuple(int(number) for number in options.part.split("/"))
-    started = time.process_time()
-    jobs: dict[str, Callable[[], None]] = {
-        "kurin": lambda: regularise(options.draws, part, options.out),
-        "front": lambda: front(options.draws, part, options.out),
-        "weights": lambda: weights(FIRST, options.out),
-        "cost": lambda: cost(options.out),
-        "walks": lambda: walks(options.out),
-    }
-    jobs.get(options.data, lambda: compare(options.data, options.draws, part, options.out))()
-    print(f"{options.data} {options.draws} {options.part}: {time.process_time() - started:.0f} s", flush=True)
+        table.add(found.to_dict("records"))
 
 
 if __name__ == "__main__":
-    main()
+    parser = command_line(__doc__, draws=(*TUNING, *range(FIRST, FIRST + 10)))
+    of_draws = {"shop": partial(compare, "shop"), "kuairand": partial(compare, "kuairand")}
+    of_draws |= {"kurin": regularise, "front": front}
+    once = {"weights": weights, "cost": cost, "walks": walks}
+    parser.add_argument("--data", choices=(*of_draws, *once), default="shop")
+    parser.add_argument("--part", default="0/1", help="the k-th of n parts of the runs, as k/n")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    first, step = (int(number) for number in options.part.split("/"))
+    for seed in options.draws if options.data in of_draws else ():
+        of_draws[options.data](seed, slice(first, None, step), options.out)
+    if options.data in once:
+        once[options.data](options.out)

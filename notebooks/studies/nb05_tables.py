@@ -25,14 +25,14 @@ import time
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from itertools import product
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from study import append, begin, command_line
+from study import Table, command_line
 from torch import Tensor, nn
 
 from mtl_helpers.data import Batch, MultiTaskDataset, ShopConfig, Task, make_world, prepare, simulate
@@ -62,7 +62,7 @@ Row = tuple[str, str, float]
 class Case:
     """One shop, prepared."""
 
-    def __init__(self, seed: int, table: pd.DataFrame) -> None:
+    def __init__(self, seed: int, table: Table) -> None:
         self.seed, self.shop, self.table = seed, simulate(ShopConfig(seed=seed)), table
         frames = ecommerce.case_frames(self.shop)
         self.items = ecommerce.item_table(self.shop, frames["train"])
@@ -92,8 +92,7 @@ class Case:
 
     def tuned(self, name: str) -> tuple[float, float]:
         """The setting that the tuning shops chose."""
-        rows = self.table[self.table["part"] == f"tune {name}"]
-        return tuple(map(float, rows.groupby("name")["value"].mean().idxmax().split()))
+        return tuple(map(float, self.table.best("value", part=f"tune {name}")[0].split()))
 
     def rows(self, name: str) -> MultiTaskDataset:
         """What a contestant trains on."""
@@ -250,10 +249,9 @@ def worth(case: Case, scores: np.ndarray) -> dict[str, float]:
     """True expected worth of each user's page, means per 1,000 impressions; and what it shows."""
     lists, one = top_k(scores, PAGE), np.ones(len(case.price))
     asked = {"revenue": ("purchase", case.price), "purchases": ("purchase", one), "clicks": ("click", one)}
-    found = {
-        name: expected_revenue(lists, case.truth[chance], prices, case.factors).mean()
-        for name, (chance, prices) in asked.items()
-    }
+    found = {}
+    for name, (chance, prices) in asked.items():
+        found[name] = expected_revenue(lists, case.truth[chance], prices, case.factors).mean()
     return found | {"coverage": catalogue_coverage(lists, len(one)), "price": np.median(case.price[lists])}
 
 
@@ -368,28 +366,17 @@ PARTS = {part.__name__: part for part in (tasks, weights, funnel, rare, position
 TUNING = {f"tune {name}": partial(tune, name) for name in CONTESTANTS}
 
 
-def main() -> None:
-    options = command_line(__doc__)
-    options.add_argument("--shops", nargs="+", type=int, default=list(range(100, 108)))
-    options.add_argument("--parts", nargs="+", choices=["tune", *PARTS, *TUNING], default=list(PARTS))
-    options = options.parse_args()
-    asked = [name for part in options.parts for name in (TUNING if part == "tune" else [part])]
-    path, columns = options.out / "05_case.csv", ("shop", "part", "name", "measure", "value")
-    begin(path, "nb05_tables.py", columns)
-    for seed in options.shops:
-        table = pd.read_csv(path, comment="#")
-        done, case = set(table.loc[table["shop"] == seed, "part"]), None
-        for part in (part for part in asked if part not in done):
-            case, start = case or Case(seed, table), time.process_time()
-            rows = (PARTS | TUNING)[part](case)
-            append(
-                path,
-                [dict(zip(columns[2:], (*n, float(x)), strict=True)) for *n, x in rows],
-                shop=seed,
-                part=part,
-            )
-            print(f"shop {seed}: {part} {time.process_time() - start:.0f} s", flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    parser = command_line(__doc__, shops=tuple(range(100, 108)))
+    parser.add_argument("--parts", nargs="+", choices=["tune", *PARTS, *TUNING], default=list(PARTS))
+    options = parser.parse_args()
+    asked = [name for part in options.parts for name in (TUNING if part == "tune" else [part])]
+    columns = ("shop", "part", "name", "measure", "value")
+    table = Table(options.out / "05_case.csv", "nb05_tables.py", columns, setting=["name"])
+    for seed in options.shops:
+        case, done = cache(partial(Case, seed, table)), set(table.rows(shop=seed)["part"])
+        for part in (part for part in asked if part not in done):
+            start, rows = time.process_time(), (PARTS | TUNING)[part](case())
+            found = [dict(zip(columns[2:], (*names, float(x)), strict=True)) for *names, x in rows]
+            table.add(found, shop=seed, part=part)
+            print(f"shop {seed}: {part} {time.process_time() - start:.0f} s", flush=True)

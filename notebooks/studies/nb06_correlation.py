@@ -18,15 +18,12 @@ as the paper's claim wants? Logs, since the waves of a seed make its problem ten
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import product
-from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
-from study import ROOT, SideBySide, append, begin
+from study import Table, command_line
 from torch import nn
 
 from mtl_helpers.data import Task
@@ -38,9 +35,21 @@ TUNING, REPORTED, CORRELATIONS = (1000, 1001), tuple(range(16)), (0.0, 0.5, 1.0)
 RATES, DECAYS, MODELS = (1e-3, 3e-3, 1e-2, 3e-2), (0.01, 0.3), ("shared bottom", "MMoE", "separate")
 TRAINING = {"epochs": 80, "patience": 5, "batch_size": 256, "progress": False}
 SIZE, SEGMENTS = {"embedding_dim": 1, "tower": (8,)}, 4
-KEY, SETTING = ["seed", "correlation", "model"], ["lr", "weight_decay"]
-COLUMNS = [*KEY, *SETTING, "parameters", "epoch", "valid", "error", "floor", "gate_distance"]
+KEY, SETTING = ["correlation", "model"], ["lr", "weight_decay"]
+COLUMNS = ["seed", *KEY, *SETTING, "parameters", "epoch", "valid", "error", "floor", "gate_distance"]
 GATES = ["seed", "correlation", "task", "segment", "expert", "gate"]
+
+
+class SideBySide(nn.Module):
+    """A network for each task, in one model: they train side by side and share nothing."""
+
+    def __init__(self, nets: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.nets = nn.ModuleList(nets)
+        self.tasks = tuple(task for net in self.nets for task in net.tasks)
+
+    def forward(self, numeric: torch.Tensor, categorical: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {name: out for net in self.nets for name, out in net(numeric, categorical).items()}
 
 
 def builds(data: CorrelatedTasks) -> Mapping[str, Callable[[], nn.Module]]:
@@ -78,59 +87,40 @@ def read_gates(model: MMoE, data: CorrelatedTasks) -> tuple[list[dict], float]:
     return rows, float((first - second).abs().sum(-1).mean() / 2)
 
 
-def run(seed: int, correlation: float, name: str, setting: tuple[float, float]) -> tuple[dict, list[dict]]:
+def run(seed: int, correlation: float, name: str, setting: tuple) -> tuple[dict, list[dict]]:
     """Train one model: its row, and its gates, if it has any."""
     data = correlated_tasks(correlation, seed)
     torch.manual_seed(seed)
     model, (lr, decay) = builds(data)[name](), setting
     history = fit(model, data.train, data.valid, lr=lr, weight_decay=decay, seed=seed, **TRAINING)
-    losses = {
-        kind: {t: v["loss"] for t, v in evaluate(model, getattr(data, kind)).items()}
-        for kind in ("valid", "test")
-    }
-    scale = {task: data.test.labels[task].var().item() for task in losses["test"]}
-    gates, row = [], dict(zip((*KEY, *SETTING), (seed, correlation, name, *setting), strict=True))
+    valid, test = (evaluate(model, part) for part in (data.valid, data.test))
+    scale = {task: data.test.labels[task].var().item() for task in test}
+    row = {"parameters": count_parameters(model), "epoch": history.best_epoch}
+    row["valid"] = sum(found["loss"] for found in valid.values())
+    row["error"] = np.mean([found["loss"] / scale[task] for task, found in test.items()])
+    row["floor"] = np.mean([NOISE**2 / value for value in scale.values()])
+    gates = []
     if name == "MMoE":
         gates, row["gate_distance"] = read_gates(model, data)
-    row |= {
-        "parameters": count_parameters(model),
-        "epoch": history.best_epoch,
-        "valid": sum(losses["valid"].values()),
-    }
-    row["error"] = np.mean([loss / scale[task] for task, loss in losses["test"].items()])
-    row["floor"] = np.mean([NOISE**2 / value for value in scale.values()])
-    return row, [{"seed": seed, "correlation": correlation, **gate} for gate in gates]
-
-
-def main() -> None:
-    style = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=style)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[*TUNING, *REPORTED])
-    parser.add_argument("--only", nargs="+", default=MODELS, choices=MODELS)
-    parser.add_argument("--out", type=Path, default=ROOT / "notebooks" / "results")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    paths = {"correlation": COLUMNS, "gates": GATES}
-    paths = {options.out / f"06_{name}.csv": columns for name, columns in paths.items()}
-    for path, columns in paths.items():
-        begin(path, "nb06_correlation.py", columns)
-    results, gate_table = paths
-    for seed, name in product(options.seeds, options.only):
-        table = pd.read_csv(results, comment="#")
-        tuned = table[(table["model"] == name) & table["seed"].isin(TUNING)]
-        settings = list(product(RATES, DECAYS))
-        if seed not in TUNING:
-            settings = [tuned.groupby(SETTING)["valid"].mean().idxmin()]
-        done = set(table[[*KEY, *SETTING]].itertuples(index=False, name=None))
-        for p, setting in product((0.5,) if seed in TUNING else CORRELATIONS, settings):
-            if (seed, p, name, *setting) in done:
-                continue
-            row, gates = run(seed, p, name, setting)
-            append(results, [row])
-            if gates and seed in REPORTED[:3]:
-                append(gate_table, gates)
-        print(f"seed {seed}, {name}: done", flush=True)
+    return row, gates
 
 
 if __name__ == "__main__":
-    main()
+    options = command_line(__doc__, seeds=(*TUNING, *REPORTED), only=MODELS).parse_args()
+    torch.set_num_threads(1)
+    table, gate_table = (
+        Table(options.out / f"06_{name}.csv", "nb06_correlation.py", columns, KEY, SETTING)
+        for name, columns in {"correlation": COLUMNS, "gates": GATES}.items()
+    )
+    grid = list(product(RATES, DECAYS))
+    for seed, name in product(options.seeds, options.only):
+        keys = [(0.5, name)] if seed in TUNING else list(product(CORRELATIONS, [name]))
+        best = {} if seed in TUNING else dict.fromkeys(keys, table.best(lowest=True, model=name, seed=TUNING))
+        for setting, own in table.todo(keys, grid, best, seed=seed).items():
+            for correlation, _ in own:
+                row, gates = run(seed, correlation, name, setting)
+                here = {"seed": seed, "correlation": correlation}
+                table.add([row], model=name, **here, **dict(zip(SETTING, setting, strict=True)))
+                if gates and seed in REPORTED[:3]:
+                    gate_table.add(gates, **here)
+        print(f"seed {seed}, {name}: done", flush=True)

@@ -1,10 +1,7 @@
 """All sharing architectures on the shop: equally large, equally tuned, each at one stop and at each task's own.
 
     python notebooks/studies/nb06_shop.py --shops 0 --only CGC        # tune; then the same for shop 1
-    python notebooks/studies/nb06_shop.py --shops 200 --only CGC      # report
-    python notebooks/studies/nb06_shop.py --table                     # the table of what is there
-
-All of it takes about an hour of one core.
+    python notebooks/studies/nb06_shop.py --shops 200 --only CGC      # report; an hour of one core in all
 
 Writes ``06_shop.csv``, a row for each shop, contestant, task and setting, as it comes; what is there is not run again.
 **Primary contrast**, stated before the study was run: the mean of the gated architectures (MMoE, CGC, PLE of two
@@ -28,23 +25,21 @@ shops; expected: a small plus. All else is exploratory, with Holm's correction.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from functools import partial
+from functools import cache
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from study import ROOT, append, begin
+from study import Best, Table, best_epochs, command_line, prepared, small_shop
 from torch import nn
 
 from mtl_helpers import data, models
 from mtl_helpers.losses import task_losses
-from mtl_helpers.metrics import expected_auc, holm, mean_interval
-from mtl_helpers.training import evaluate, predict, training_steps
+from mtl_helpers.metrics import expected_auc
+from mtl_helpers.training import evaluate, predict
 from mtl_helpers.weighting import Fixed, constant_losses
 
 TUNING, REPORTED = (0, 1), tuple(range(200, 208))
@@ -86,14 +81,12 @@ class Calibrated(Fixed):
         ((losses * self.effective).sum() + self.penalty).backward()
 
 
-def shop_of(seed: int, numeric: tuple = data.SHOP_NUMERIC, users: int = 432) -> data.Splits:
-    config = data.ShopConfig(users, n_impressions=8 * (users * 48_000 // 432 // 8), seed=seed)
-    shop = data.simulate(config)
-    frame = data.shop_frame(shop).merge(shop.truth, on="impression_id")
-    frame["next_category"] = frame["next_category"].mask(frame.duplicated("session_id"))
-    parts = data.split_by_time(frame, fractions=(0.5, 0.2, 0.3))
-    known = data.mask_future_labels(parts["train"], parts["valid"]["timestamp"].min(), pending="unknown")
-    return data.prepare(parts | {"train": known}, data.SHOP_TASKS, numeric, data.SHOP_CATEGORICAL)
+def shop_of(seed: int) -> data.Splits:
+    frames = small_shop(seed)[1]
+    again = pd.concat(frames.values()).duplicated("session_id")
+    for name, frame in frames.items():
+        frames[name] = frame.assign(next_category=frame["next_category"].mask(again[frame.index]))
+    return prepared(frames)
 
 
 def builder(name: str, splits: data.Splits, tasks: tuple) -> Callable[[], nn.Module]:
@@ -110,7 +103,7 @@ def scores(model: nn.Module, part: data.MultiTaskDataset) -> dict[str, float]:
     return {t: np.nan_to_num(v["auc" if "auc" in v else "accuracy"], nan=0.5) for t, v in found.items()}
 
 
-def trained(name: str, make: Callable, parts: tuple, setting: tuple, seed: int) -> tuple[nn.Module, dict]:
+def trained(name: str, make: Callable, parts: tuple, setting: tuple, seed: int) -> tuple[nn.Module, Best]:
     """Fit one model: it and, for each task and for their sum, the best epoch and the weights it had then."""
     (train, valid), (lr, decay) = parts, setting
     weights = {t: (0.1 if t == "purchase" else 1) / loss for t, loss in constant_losses(train).items()}
@@ -118,18 +111,13 @@ def trained(name: str, make: Callable, parts: tuple, setting: tuple, seed: int) 
     model, batch = make(), int(np.clip(len(train) // 24, 64, 1024))
     strategy = (Calibrated if name == "AITM" else Fixed)(train.tasks, weights)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=decay)
-    how = {"batch_size": batch, "epochs": 25, "generator": torch.Generator().manual_seed(seed)}
-    best = {}
-    for step in training_steps(model, train, optimizer, weights=strategy, **how):
-        if step.number < -(-len(train) // batch):
-            continue
+
+    def with_sum() -> dict[str, float]:
         found = scores(model, valid)
-        for what, score in (*found.items(), ("sum", sum(found.values()))):
-            if score > best.get(what, (0,))[0]:
-                best[what] = score, step.epoch, deepcopy(model.state_dict())
-        if step.epoch >= max(epoch for _, epoch, _ in best.values()) + 5:
-            break
-    return model, best
+        return found | {"sum": sum(found.values())}
+
+    how = {"weights": strategy, "seed": seed, "patience": 5, "batch_size": batch, "epochs": 25}
+    return model, best_epochs(model, train, optimizer, with_sum, **how)
 
 
 def measures(task: str, said: np.ndarray, frame: pd.DataFrame) -> dict[str, float]:
@@ -147,28 +135,22 @@ def measures(task: str, said: np.ndarray, frame: pd.DataFrame) -> dict[str, floa
 
 
 def bounds(splits: data.Splits) -> Iterator[dict]:
-    frame, shares = (
-        splits.frames["test"],
-        splits.frames["train"]["next_category"].value_counts(normalize=True),
-    )
-    popular = np.tile(shares.reindex(range(8), fill_value=0).to_numpy(), (len(frame), 1))
-    for task in FUNNEL:
-        yield {
-            "contestant": "floor",
-            "task": task,
-            **measures(task, frame["item_past_ctr"].to_numpy(), frame),
-        }
-        yield {"contestant": "truth", "task": task, **measures(task, frame[f"p_{task}"].to_numpy(), frame)}
-    yield {"contestant": "floor", "task": "next_category", **measures("next_category", popular, frame)}
+    frame, classes = splits.frames["test"], splits.frames["train"]["next_category"]
+    shares = classes.value_counts(normalize=True).reindex(range(8), fill_value=0)
+    for task, (name, said) in product(FUNNEL, (("floor", "item_past_ctr"), ("truth", "p_{}"))):
+        found = measures(task, frame[said.format(task)].to_numpy(), frame)
+        yield {"contestant": name, "task": task, **found}
+    found = measures("next_category", np.tile(shares.to_numpy(), (len(frame), 1)), frame)
+    yield {"contestant": "floor", "task": "next_category", **found}
 
 
-def judged(name: str, splits: data.Splits, frames: dict, run: tuple) -> Iterator[dict]:
+def judged(name: str, splits: data.Splits, run: tuple[nn.Module, Best]) -> Iterator[dict]:
     """Rows of one trained model: each task at its own best epoch, then all at one."""
     (model, best), tasks = run, tuple(task.name for task in run[0].tasks)
     for stop in ("each", "together")[: 1 + (len(tasks) > 1)]:
         states = {task: best[task if stop == "each" else "sum"][2] for task in tasks}
         said = {k: predict(model, getattr(splits, k), states) for k in ("valid", "test")}
-        found = {k: {t: measures(t, said[k][t].numpy(), frames[k]) for t in tasks} for k in said}
+        found = {k: {t: measures(t, said[k][t].numpy(), splits.frames[k]) for t in tasks} for k in said}
         gains = {t: v.get("auc", v.get("accuracy")) for t, v in found["valid"].items()}
         upside = np.nan
         if len(tasks) > 1:
@@ -177,50 +159,38 @@ def judged(name: str, splits: data.Splits, frames: dict, run: tuple) -> Iterator
             full = name if stop == "each" else f"{name}, one stop"
             row = {"contestant": full, "task": task, "parameters": models.count_parameters(model)}
             row |= {"epoch": best[task if stop == "each" else "sum"][1], "upside_down": upside}
-            yield (
-                row | found["test"][task] | {"valid": gains[task] if stop == "each" else sum(gains.values())}
-            )
+            valid = gains[task] if stop == "each" else sum(gains.values())
+            yield row | found["test"][task] | {"valid": valid}
 
 
-def chosen(table: pd.DataFrame) -> pd.Series:
-    """The setting of each contestant and task with the best validation over the tuning shops."""
-    means = table[table["shop"].isin(TUNING)].groupby([*KEY, *SETTING])["valid"].mean()
-    best = means.groupby(KEY).idxmax().map(lambda key: key[-2:])
-    aitm = best[best.index.get_level_values(0).str.startswith("AITM")]
-    return pd.concat(
-        [best, aitm.rename(index=lambda name: name.replace("AITM", "AITM, no calibrator"), level=0)]
-    )
-
-
-def run(path: Path, seed: int, names: tuple[str, ...], users: int = 432, settings: int = 12) -> None:
+def run(table: Table, seed: int, names: list[str]) -> None:
     """Write the rows of one shop that are not there yet: all settings where it tunes, else the chosen ones."""
-    table = pd.read_csv(path, comment="#")
-    best, mine = None if seed in TUNING else chosen(table), table[table["shop"] == seed]
-    done, whole = set(mine[[*KEY, *SETTING]].itertuples(index=False, name=None)), shop_of(seed, users=users)
-    write = partial(append, path, shop=seed)
-    if best is not None and "shared bottom" in names and "truth" not in set(mine["contestant"]):
-        write(list(bounds(whole)))
-    for name in names if best is not None else (n for n in names if n != "AITM, no calibrator"):
-        splits, frames = channel_of(name, whole)
+    whole, tunes = cache(lambda: shop_of(seed)), seed in TUNING
+    if not tunes and "shared bottom" in names and not table.has(shop=seed, contestant="truth"):
+        table.add(bounds(whole()), shop=seed)
+    for name in (name for name in names if not tunes or name != "AITM, no calibrator"):
+        grid = list(product(LINEAR_RATES if name == "logistic regression" else RATES, DECAYS))
         for tasks in [(task,) for task in TASKS] if name in ALONE else [TASKS]:
-            parts = splits.train.select(tasks), splits.valid.select(tasks)
-            make = builder(name, splits, parts[0].tasks)
-            rates = LINEAR_RATES if name == "logistic regression" else RATES
-            for setting in list(product(rates, DECAYS))[:settings]:
-                asked = set(product((name, f"{name}, one stop")[: 1 + (len(tasks) > 1)], tasks))
-                asked = {key for key in asked if best is None or best[key] == setting}
-                if {(*key, *setting) for key in asked} <= done:
-                    continue
-                rows = judged(name, splits, frames, trained(name, make, parts, setting, seed))
-                rows = [row | dict(zip(SETTING, setting, strict=True)) for row in rows]
-                write([row for row in rows if (row["contestant"], row["task"]) in asked])
+            keys = [*product((name, f"{name}, one stop")[: 1 + (len(tasks) > 1)], tasks)]
+            as_tuned = {key: (key[0].replace("AITM, no calibrator", "AITM"), key[1]) for key in keys}
+            best = {} if tunes else table.chosen(as_tuned.values(), shop=TUNING)
+            chosen = {key: best[tuned] for key, tuned in as_tuned.items() if tuned in best}
+            todo = table.todo(keys, grid, chosen, shop=seed)
+            if todo:
+                splits = channel_of(name, whole())
+                parts = splits.train.select(tasks), splits.valid.select(tasks)
+                make = builder(name, splits, parts[0].tasks)
+            for setting, own in todo.items():
+                rows = judged(name, splits, trained(name, make, parts, setting, seed))
+                rows = [row for row in rows if (row["contestant"], row["task"]) in own]
+                table.add(rows, shop=seed, **dict(zip(SETTING, setting, strict=True)))
         print(f"shop {seed}, {name}: done", flush=True)
 
 
-def channel_of(name: str, whole: data.Splits) -> tuple[data.Splits, dict[str, pd.DataFrame]]:
+def channel_of(name: str, whole: data.Splits) -> data.Splits:
     """What a contestant may see: the rows of one channel, rows without their channel, or all."""
     if name not in SHARED[1:]:
-        return whole, whole.frames
+        return whole
     splits = deepcopy(whole)
     if name == "shared bottom, no channel":
         column = [*splits.schema.categorical].index("surface")
@@ -231,42 +201,12 @@ def channel_of(name: str, whole: data.Splits) -> tuple[data.Splits, dict[str, pd
             own = (splits.frames[part]["surface"] == name.removesuffix(" model")).to_numpy().nonzero()[0]
             splits.frames[part] = splits.frames[part].iloc[own]
             setattr(splits, part, getattr(splits, part).take(torch.tensor(own)))
-    return splits, splits.frames
-
-
-def report(table: pd.DataFrame) -> None:
-    """Means over the reported shops, then the contrasts to shared bottom."""
-    best, rows = chosen(table), table[table["shop"].isin(REPORTED)].set_index([*KEY, "shop"])
-    score = rows["auc"].fillna(rows["accuracy"]).sort_index()
-    means = score.groupby(KEY, sort=False).mean().unstack()[list(TASKS)]
-    print(means.round(4).to_string(), f"\n{best.unstack().to_string()}\n")
-    pair = score.unstack("shop")
-    both = {n: (pair.loc[(n, "click")] + pair.loc[(n, "purchase")]) / 2 for n in (*GATED, "shared bottom")}
-    primary = sum(both[n] for n in GATED) / 3 - both["shared bottom"]
-    print("primary:", mean_interval(primary), f"p {holm({'primary': primary})['primary']:.3f}")
-    names = [n for n in ("single-task", *KINDS) if n in pair.index.unique(0)]
-    gaps = {(n, t): pair.loc[(n, t)] - pair.loc[("shared bottom", t)] for n in names for t in TASKS}
-    adjusted = holm(gaps)
-    for key, values in gaps.items():
-        print(f"{key[0]} − shared bottom, {key[1]}: {mean_interval(values)}, Holm p {adjusted[key]:.3f}")
-
-
-def main() -> None:
-    style = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=style)
-    parser.add_argument("--shops", type=int, nargs="+", default=[*TUNING, *REPORTED])
-    parser.add_argument("--only", nargs="+", default=CONTESTANTS, choices=CONTESTANTS)
-    parser.add_argument("--out", type=Path, default=ROOT / "notebooks" / "results")
-    parser.add_argument("--table", action="store_true", help="print what is there and run nothing")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    path = options.out / "06_shop.csv"
-    begin(path, "nb06_shop.py", COLUMNS)
-    for seed in () if options.table else options.shops:
-        run(path, seed, tuple(options.only))
-    if options.table:
-        report(pd.read_csv(path, comment="#"))
+    return splits
 
 
 if __name__ == "__main__":
-    main()
+    options = command_line(__doc__, shops=(*TUNING, *REPORTED), only=CONTESTANTS).parse_args()
+    torch.set_num_threads(1)
+    table = Table(options.out / "06_shop.csv", "nb06_shop.py", COLUMNS, KEY, SETTING)
+    for seed in options.shops:
+        run(table, seed, options.only)

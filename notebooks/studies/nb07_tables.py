@@ -37,7 +37,7 @@ from itertools import product
 import numpy as np
 import pandas as pd
 import torch
-from study import append, begin, command_line
+from study import Table, command_line
 
 from mtl_helpers import data
 from mtl_helpers.data import public
@@ -52,20 +52,10 @@ LINEAR = {"embedding_dim": 1, "hidden": (), "tower": ()}
 VIDEOS, PEOPLE = public.KUAIRAND_TASKS, public.CENSUS_TASKS
 PAIR = (VIDEOS[0], VIDEOS[2])
 KEY, SETTING = ["contestant", "budget", "task"], ["lr", "weight_decay", "weights"]
-COLUMNS = [
-    "seed",
-    *KEY,
-    *SETTING,
-    "stop",
-    "epoch",
-    "valid",
-    "auc",
-    "loss",
-    "grouped_auc",
-    "calibration_error",
-]
-COLUMNS += [f"auc_{how}_{what}" for what in ("user", "video") for how in ("cold", "warm")] + ["like_auc"]
-DAYS = [*COLUMNS[:10], "day", "auc", "observed", "predicted"]
+FIGURES = ["auc", "loss", "grouped_auc", "calibration_error"]
+FIGURES += [f"auc_{how}_{what}" for what in ("user", "video") for how in ("cold", "warm")] + ["like_auc"]
+COLUMNS = ["seed", *KEY, *SETTING, "stop", "epoch", "valid"]
+DAYS = [*COLUMNS, "day", "auc", "observed", "predicted"]
 
 
 def grid(rates: tuple, decays: tuple, weights: tuple = ("one",)) -> tuple:
@@ -73,13 +63,10 @@ def grid(rates: tuple, decays: tuple, weights: tuple = ("one",)) -> tuple:
 
 
 RATES, BOTH = (1e-3, 3e-3, 1e-2), ("one", "constant")
-ALONE, LOGISTIC = (
-    grid(RATES, (0.1, 0.3, 1, 3, 10, 30)),
-    grid((3e-3, 1e-2, 3e-2), (0.01, 0.03, 0.1, 0.3, 1, 3)),
-)
+ALONE = grid(RATES, (0.1, 0.3, 1, 3, 10, 30))
+LOGISTIC = grid((3e-3, 1e-2, 3e-2), (0.01, 0.03, 0.1, 0.3, 1, 3))
 TOGETHER, FEW = grid(RATES, (1, 3, 10), BOTH), grid((1e-3, 3e-3), (0.1, 1, 3))
-FEW_LINEAR = grid((1e-2, 3e-2), (0.03, 0.1, 1))
-FEW_TOGETHER = grid(RATES, (1,), BOTH)
+FEW_LINEAR, FEW_TOGETHER = grid((1e-2, 3e-2), (0.03, 0.1, 1)), grid(RATES, (1,), BOTH)
 DRIFT, DRIFT_TOGETHER = grid((1e-3, 3e-3), (1, 10)), grid((1e-3, 3e-3), (1,), BOTH)
 STUDIES = {  # contestant: model, lists of tasks, settings, layers, which settings are reported
     "seesaw": {
@@ -100,10 +87,9 @@ STUDIES = {  # contestant: model, lists of tasks, settings, layers, which settin
     "census": {
         "logistic regression": (SharedBottom, [[t] for t in PEOPLE], FEW_LINEAR, LINEAR, ("own",)),
         "single-task": (SharedBottom, [[t] for t in PEOPLE], FEW, {}, ("own",)),
-        **{
-            name: (model, [PEOPLE], FEW, {}, ("one",))
-            for name, model in {"shared bottom": SharedBottom, "MMoE": MMoE, "PLE": PLE}.items()
-        },
+        "shared bottom": (SharedBottom, [PEOPLE], FEW, {}, ("one",)),
+        "MMoE": (MMoE, [PEOPLE], FEW, {}, ("one",)),
+        "PLE": (PLE, [PEOPLE], FEW, {}, ("one",)),
     },
 }  # fmt: skip
 BUDGETS = {"budget": ("1000", "3000", "10000", "all")}
@@ -139,17 +125,17 @@ def draw(study: str, seed: int) -> data.Splits:
     return data.prepare(log(study) | {"train": half}, VIDEOS, *columns, min_count=2)
 
 
-def trained(drawn: data.Splits, name: str, setup: tuple, key: tuple) -> Iterator[tuple[dict, dict]]:
+def trained(
+    drawn: data.Splits, setup: tuple, tasks: list, name: str, key: tuple
+) -> Iterator[tuple[dict, dict]]:
     """Fit one model: for each task and stop a row, and predictions of the test rows if the seed is reported."""
-    (model, tasks, _, layers, _), (seed, budget, (lr, weight_decay, weights)) = setup, key
+    (model, _, _, layers, _), (seed, budget, (lr, weight_decay, weights)) = setup, key
     names, batch = [task.name for task in tasks], BATCH
     train = drawn.train.select(names)
     if budget != "all":
         train = data.hide_labels(train, "like", int(budget), seed=seed)
     scale = {task: 1 / loss for task, loss in constant_losses(train).items()}
-    if (
-        len(tasks) == 1 and budget != "all"
-    ):  # the rows it can learn from, as many steps an epoch as all rows make
+    if len(tasks) == 1 and budget != "all":  # the rows that tell, in as many steps an epoch as all rows make
         rows = train.masks["like"].nonzero().squeeze(-1)
         train, batch = train.take(rows), max(1, round(BATCH * len(rows) / len(train)))
     torch.manual_seed(seed)
@@ -167,13 +153,8 @@ def trained(drawn: data.Splits, name: str, setup: tuple, key: tuple) -> Iterator
         found = evaluate(net, drawn.valid, states)
         said = predict(net, drawn.test, states) if seed < TUNING else {}
         for task in names:
-            row = dict(
-                zip(
-                    ["seed", *KEY, *SETTING],
-                    (seed, name, budget, task, lr, weight_decay, weights),
-                    strict=True,
-                )
-            )
+            key = (seed, name, budget, task, lr, weight_decay, weights)
+            row = dict(zip(["seed", *KEY, *SETTING], key, strict=True))
             epoch = done.best_epochs[task] if states else done.best_epoch
             yield row | {"stop": stop, "epoch": epoch, "valid": found[task]["loss"] * scale[task]}, said
 
@@ -189,21 +170,16 @@ def measured(study: str, drawn: data.Splits, row: dict, said: dict) -> Iterator[
         when = frame["date"].dt.strftime("%Y-%m-%d").to_numpy()
         for day in np.unique(when):
             now = when == day
-            yield row | {
-                "day": day,
-                "auc": auc(y[now], p[now]),
-                "observed": y[now].mean(),
-                "predicted": p[now].mean(),
-            }
+            found = {"auc": auc(y[now], p[now]), "observed": y[now].mean(), "predicted": p[now].mean()}
+            yield row | {"day": day} | found
         return
     row |= {"auc": auc(y, p), "loss": float(-np.log(np.where(y == 1, p, 1 - p).clip(1e-7)).mean())}
     row["calibration_error"] = calibration_error(y, p)
     if study == "seesaw":
         row["grouped_auc"] = grouped_auc(y, p, frame["user_id"].to_numpy())
         for what in ("user", "video"):
-            cold = (
-                drawn.test.categorical[:, public.KUAIRAND_WIDE_CATEGORICAL.index(f"{what}_id")].numpy() == 0
-            )
+            place = public.KUAIRAND_WIDE_CATEGORICAL.index(f"{what}_id")
+            cold = drawn.test.categorical[:, place].numpy() == 0
             row |= {f"auc_cold_{what}": auc(y[cold], p[cold]), f"auc_warm_{what}": auc(y[~cold], p[~cold])}
         row["like_auc"] = auc(drawn.test.labels["like"].numpy(), p)  # likes ranked by this task's prediction
     yield row
@@ -219,46 +195,44 @@ def floors(drawn: data.Splits, seed: int) -> Iterator[dict]:
         yield row | {"auc": auc(test[task], rate)}
 
 
-def chosen(table: pd.DataFrame, name: str, budget: str, tasks: list, roles: tuple) -> list[tuple]:
+def chosen(table: Table, name: str, budget: str, tasks: list, roles: tuple) -> list[tuple]:
     """The settings that reported draws run, by the tuning draw."""
-    rows = table[(table["seed"] >= TUNING) & (table["contestant"] == name) & (table["budget"] == budget)]
-    rows = rows[rows["task"].isin([task.name for task in tasks])]
-    mean = rows.groupby(["stop", "task", *SETTING])["valid"].mean()
-    own = {task.name: mean["each"][task.name].idxmin() for task in tasks}
+    names = tuple(task.name for task in tasks)
+    rows = table.rows(contestant=name, budget=budget, task=names)
+    mean = rows[rows["seed"] >= TUNING].groupby(["stop", "task", *SETTING])["valid"].mean()
+    own = {task: mean["each"][task].idxmin() for task in names}
     one = mean["together"].groupby(SETTING).mean().idxmin()
     found = {"own": [*own.values()], "like": [own.get("like")], "one": [one]}
     found |= {"undecayed": [(one[0], DEFAULT_DECAY, one[2])], "default": [(1e-3, DEFAULT_DECAY, "one")]}
     return list(dict.fromkeys(setting for role in roles for setting in found[role]))
 
 
-def run(study: str, seed: int, names: list, path) -> None:
+def run(table: Table, study: str, seed: int, names: list) -> None:
     """Write the rows of one seed that are not there yet."""
-    begin(path, f"nb07_tables.py {study}", DAYS if study == "drift" else COLUMNS)
-    drawn = draw(study, seed)
-    table = pd.read_csv(path, comment="#", dtype={"budget": str})
-    mine = table[table["seed"] == seed]
-    if study == "seesaw" and seed < TUNING and "popularity" not in set(mine["contestant"]):
-        append(path, floors(drawn, seed))
-    done = set(mine[[*KEY, *SETTING]].itertuples(index=False, name=None))
+    drawn, done = cache(lambda: draw(study, seed)), table.done(seed=seed)
+    if study == "seesaw" and seed < TUNING and not table.has(seed=seed, contestant="popularity"):
+        table.add(floors(drawn(), seed))
     for name, budget in product(names, BUDGETS.get(study, ("all",))):
-        model, teams, settings, layers, roles = STUDIES[study][name]
+        _, teams, settings, _, roles = STUDIES[study][name]
         for tasks in teams:
-            wanted = settings if seed >= TUNING else chosen(table, name, budget, tasks, roles)
-            for setting in wanted:
+            for setting in settings if seed >= TUNING else chosen(table, name, budget, tasks, roles):
                 if (name, budget, tasks[0].name, *setting) not in done:
-                    setup = (model, tasks, settings, layers, roles)
-                    rows = trained(drawn, name, setup, (seed, budget, setting))
-                    append(path, (one for row, said in rows for one in measured(study, drawn, row, said)))
+                    rows = trained(drawn(), STUDIES[study][name], tasks, name, (seed, budget, setting))
+                    table.add(one for row, said in rows for one in measured(study, drawn(), row, said))
     print(f"{study} {seed}: {', '.join(names)}", flush=True)
 
 
 if __name__ == "__main__":
-    options = command_line(__doc__)
-    options.add_argument("study", choices=STUDIES)
-    options.add_argument("seeds", nargs="+", type=int)
-    options.add_argument("--only", nargs="+", help="contestants; all if left out")
-    options = options.parse_args()
+    parser = command_line(__doc__)
+    parser.add_argument("study", choices=STUDIES)
+    parser.add_argument("seeds", nargs="+", type=int)
+    parser.add_argument("--only", nargs="+", help="contestants; all if left out")
+    options = parser.parse_args()
     torch.set_num_threads(1)
+    path, columns = (
+        options.out / f"07_{options.study}.csv",
+        DAYS if options.study == "drift" else [*COLUMNS, *FIGURES],
+    )
+    table = Table(path, f"nb07_tables.py {options.study}", columns, KEY, SETTING, budget=str)
     for seed in options.seeds:
-        names = options.only or list(STUDIES[options.study])
-        run(options.study, seed, names, options.out / f"07_{options.study}.csv")
+        run(table, options.study, seed, options.only or list(STUDIES[options.study]))

@@ -19,20 +19,20 @@ minus ids alone, AUC of click on cold products, eight shops; expected: plus. All
 - Shared bottom 64-32 of click and purchase, AdamW, 1,024 rows a step, at most 8 epochs, patience 2; tasks weigh
   1 / (loss of the best constant). AUC by labels on the validation part says which epoch is kept, for each task.
 - Every contestant tries sixteen settings of learning rate and decay on the two tuning shops and keeps, for each
-  population, that with the highest sum of its test AUCs of both tasks there. AUCs are weighted by the truth.
+  population, that with the highest sum of its test AUCs of both tasks there; where it lay at an end, ``--rates`` and
+  ``--decays`` went on. AUCs are weighted by the truth.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
+from functools import cache
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from study import append, begin, command_line, trained
+from study import Table, command_line, trained
 
 from mtl_helpers import data
 from mtl_helpers.metrics import expected_auc
@@ -50,8 +50,8 @@ CONTESTANTS = {  # further categorical columns, contents
     "text, counts hidden": ((), ("text",)),
     "hidden": ((), ("hidden",)),
 }
-KEY, SETTING = ["contestant", "population", "task"], ["lr", "weight_decay"]
-COLUMNS = ["shop", *KEY, *SETTING, "epoch", "rows", "products", "parameters", "auc"]
+KEY, SETTING = ["contestant", "population"], ["lr", "weight_decay"]
+COLUMNS = ["shop", *KEY, "task", *SETTING, "epoch", "rows", "products", "parameters", "auc"]
 
 
 class Shop:
@@ -100,9 +100,8 @@ def rows_of(name: str, shop: Shop, splits: data.Splits, lr: float, weight_decay:
     layers, parts = {"embedding_dim": 4}, {part: getattr(splits, part) for part in PARTS}
     if contents:
         model = ContentBottom(splits.schema, shop.tasks, contents, width=16, content_dropout=0.2, **layers)
-        parts = {
-            part: data.attach(rows, shop.frames[part]["item_id"].to_numpy()) for part, rows in parts.items()
-        }
+        items = {part: shop.frames[part]["item_id"].to_numpy() for part in PARTS}
+        parts = {part: data.attach(rows, items[part]) for part, rows in parts.items()}
     else:
         model = SharedBottom(splits.schema, shop.tasks, **layers)
     frame, row = shop.frames["test"], {"contestant": name, "lr": lr, "weight_decay": weight_decay}
@@ -118,46 +117,31 @@ def judged(frame: pd.DataFrame, task: str, said: np.ndarray) -> dict:
     return n | {"auc": expected_auc(frame[f"p_{task}"], said)}
 
 
-def run(seed: int, names: tuple[str, ...], grid: list[tuple[float, float]], path: Path) -> None:
+def bounds(shop: Shop) -> Iterator[dict]:
+    frame, columns = shop.frames["test"], (("popularity", "item_past_ctr"), ("truth", "p_{}"))
+    for (name, column), task, (population, rows) in product(columns, TASKS, shop.rows.items()):
+        found = judged(frame[rows], task, frame.loc[rows, column.format(task)].to_numpy())
+        yield {"contestant": name, "population": population, "task": task} | found
+
+
+def run(table: Table, seed: int, names: list[str], grid: list[tuple]) -> None:
     """Write the rows of one shop that are not there yet: all settings where it tunes, else the chosen ones."""
-    table = pd.read_csv(path, comment="#")
-    tuned = table[table["shop"].isin(TUNING)].dropna(subset="lr")
-    sums = tuned.groupby(["contestant", "population", *SETTING])["auc"].sum()
-    mine, shop = table[table["shop"] == seed], Shop(seed)
-    write = partial(append, path, shop=seed)
-    if "table" in names and "truth" not in set(mine["contestant"]):
-        floors = product((("popularity", "item_past_ctr"), ("truth", "p_{}")), TASKS, shop.rows.items())
-        frame, found = shop.frames["test"], []
-        for (name, column), task, (population, rows) in floors:
-            said = frame.loc[rows, column.format(task)].to_numpy()
-            found.append(
-                {
-                    "contestant": name,
-                    "population": population,
-                    "task": task,
-                    **judged(frame[rows], task, said),
-                }
-            )
-        write(found)
+    shop = cache(lambda: Shop(seed))
+    if "table" in names and not table.has(shop=seed, contestant="truth"):
+        table.add(bounds(shop()), shop=seed)
     for name in names:
-        splits, settings = shop.splits(name), grid
-        if seed not in TUNING:
-            settings = sorted({sums[name, population].idxmax() for population in shop.rows})
-        done = set(mine.loc[mine["contestant"] == name, SETTING].itertuples(index=False, name=None))
-        for setting in settings:
-            if setting not in done:
-                write(list(rows_of(name, shop, splits, *setting)))
+        keys = list(product([name], ("cold", "warm")))
+        chosen = {} if seed in TUNING else table.chosen(keys, "auc", shop=TUNING)
+        todo = table.todo(keys, grid, chosen, shop=seed)
+        splits = shop().splits(name) if todo else None
+        for setting in todo:
+            table.add(rows_of(name, shop(), splits, *setting), shop=seed)
     print(f"shop {seed}: {', '.join(names)}", flush=True)
 
 
 if __name__ == "__main__":
-    parser = command_line(__doc__)
-    parser.add_argument("--shops", type=int, nargs="*", default=(*TUNING, *REPORTED))
-    parser.add_argument("--only", nargs="*", default=tuple(CONTESTANTS), choices=tuple(CONTESTANTS))
-    parser.add_argument("--rates", type=float, nargs="*", default=RATES)
-    parser.add_argument("--decays", type=float, nargs="*", default=DECAYS)
-    chosen = parser.parse_args()
-    path = chosen.out / "09_content.csv"
-    begin(path, "nb09_content.py", COLUMNS)
-    for seed in chosen.shops:
-        run(seed, tuple(chosen.only), list(product(chosen.rates, chosen.decays)), path)
+    known = {"shops": (*TUNING, *REPORTED), "only": tuple(CONTESTANTS), "rates": RATES, "decays": DECAYS}
+    options = command_line(__doc__, **known).parse_args()
+    table = Table(options.out / "09_content.csv", "nb09_content.py", COLUMNS, KEY, SETTING)
+    for seed in options.shops:
+        run(table, seed, options.only, list(product(options.rates, options.decays)))

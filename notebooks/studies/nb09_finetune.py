@@ -28,6 +28,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from copy import deepcopy
+from functools import cache
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -35,7 +37,7 @@ import torch
 from nb09_text_vectors import MiniLM, levels_of
 from scipy.stats import spearmanr
 from sklearn.linear_model import RidgeCV
-from study import append, begin, command_line
+from study import Table, command_line
 from torch import nn
 
 from mtl_helpers import data
@@ -44,8 +46,18 @@ from mtl_helpers.models import LoRA
 
 TUNING, REPORTED, EPOCHS = (0, 1), (100, 101, 102, 103), 5
 READERS = {"frozen": (0.0,), "last layer": (3e-4, 1e-3, 3e-3, 1e-2), "LoRA": (1e-3, 3e-3, 1e-2, 3e-2)}
-KEY = ["shop", "reader", "lr"]
-COLUMNS = [*KEY, "valid", "epoch", "parameters", "seconds", "wording", "quantity", "correlation"]
+COLUMNS = [
+    "shop",
+    "reader",
+    "lr",
+    "valid",
+    "epoch",
+    "parameters",
+    "seconds",
+    "wording",
+    "quantity",
+    "correlation",
+]
 
 
 class Reader(nn.Module):
@@ -135,20 +147,12 @@ def rows_of(encoder: MiniLM, shop: int, name: str, lr: float) -> Iterator[dict]:
 
 
 if __name__ == "__main__":
-    parser = command_line(__doc__)
-    parser.add_argument("--shops", type=int, nargs="*", default=(*TUNING, *REPORTED))
-    chosen, encoder = parser.parse_args(), MiniLM()
+    options = command_line(__doc__, shops=(*TUNING, *REPORTED)).parse_args()
     torch.set_num_threads(1)
-    path = chosen.out / "09_finetune.csv"
-    begin(path, "nb09_finetune.py", COLUMNS)
-    for shop in chosen.shops:
-        for name, rates in READERS.items():
-            table = pd.read_csv(path, comment="#")
-            if shop not in TUNING:
-                mine = table[table["shop"].isin(TUNING) & (table["reader"] == name)]
-                rates = [mine.groupby("lr")["valid"].sum().idxmax()]
-            done = set(table[KEY].itertuples(index=False, name=None))
-            for lr in rates:
-                if (shop, name, lr) not in done:
-                    append(path, list(rows_of(encoder, shop, name, lr)), shop=shop, reader=name, lr=lr)
-                    print(f"shop {shop}, {name}, {lr}", flush=True)
+    table = Table(options.out / "09_finetune.csv", "nb09_finetune.py", COLUMNS, ["reader"], ["lr"])
+    encoder = cache(MiniLM)
+    for shop, (name, rates) in product(options.shops, READERS.items()):
+        chosen = {} if shop in TUNING else {(name,): table.best(shop=TUNING, reader=name)}
+        for (lr,) in table.todo([(name,)], product(rates), chosen, shop=shop):
+            table.add(rows_of(encoder(), shop, name, lr), shop=shop, reader=name, lr=lr)
+            print(f"shop {shop}, {name}, {lr}", flush=True)

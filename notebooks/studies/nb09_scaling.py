@@ -18,68 +18,57 @@ most: this describes, it proves nothing.
 from __future__ import annotations
 
 import time
-from functools import partial
 from itertools import product
 
-import pandas as pd
 import torch
 from nb09_sequence import BOTH, NEXT, Shop, floors, judged
-from study import append, begin, command_line, trained
+from study import Table, command_line, trained
 
 from mtl_helpers import data
 from mtl_helpers.models import SequenceBottom, count_parameters
 
 SIZES = {16: (1, 2), 256: (4, 8), 64: (2, 4), 512: (6, 8)}  # width: blocks, heads; the ends first
 TASKS = {"all four": BOTH + NEXT, "click and purchase": BOTH, "click": BOTH[:1]}
-COLUMNS = [
-    "rows",
-    "width",
-    "parameters",
-    "in_embeddings",
-    "tasks",
-    "task",
-    "seed",
-    "epoch",
-    "seconds",
-    "device",
-    "value",
-]
+KEY = ["seed", "width", "tasks"]
+COLUMNS = "rows width parameters in_embeddings tasks task seed epoch seconds device value".split()
+
+
+def rows_of(shop: Shop, parts: list, events: torch.Tensor, rows: int, key: tuple) -> list[dict]:
+    """Fit one model: a row for each task."""
+    start, (seed, width, tasks) = time.perf_counter(), key
+    torch.manual_seed(seed)
+    parts, (depth, heads) = [part.select(TASKS[tasks]) for part in parts], SIZES[width]
+    known, device = (shop.counts.schema, parts[0].tasks, events, shop.products), parts[0].device
+    model = SequenceBottom(*known, width=width, depth=depth, heads=heads, hidden=(max(width, 64), 32))
+    how = {"epochs": 5, "batch_size": 1024 if rows < 500_000 else 4096}
+    found = [
+        {"task": task.name, "epoch": epoch, "value": judged(shop, task, said, parts[2])}
+        for task, epoch, said in trained(model, parts, seed, 3e-3 * (16 / width) ** 0.5, 0.3, **how)
+    ]
+    same = dict(zip(KEY, key, strict=True)) | {"parameters": count_parameters(model)}
+    same["in_embeddings"] = sum(p.numel() for name, p in model.named_parameters() if "embedding" in name)
+    same["device"] = torch.cuda.get_device_name() if device.type == "cuda" else device.type
+    same["seconds"] = round(time.perf_counter() - start, 1)
+    return [row | same for row in found]
 
 
 if __name__ == "__main__":
-    parser = command_line(__doc__, rows=1_000_000, seconds=150, length=50, seeds=2)
-    parser.add_argument("--sizes", type=int, nargs="*", default=tuple(SIZES))
+    parser = command_line(__doc__, rows=1_000_000, seconds=150, length=50, seeds=2, sizes=tuple(SIZES))
     parser.add_argument("--device", default="cpu")
-    chosen, began = parser.parse_args(), time.perf_counter()
-    path = chosen.out / "09_scaling.csv"
-    begin(path, "nb09_scaling.py", COLUMNS)
-    table = pd.read_csv(path, comment="#")
-    done = set(table[["rows", "width", "tasks", "seed"]].itertuples(index=False, name=None))
-    write = partial(append, path, rows=chosen.rows)
-    torch.set_float32_matmul_precision("high")
-    shop = Shop(data.ShopConfig(chosen.rows // 111, n_impressions=chosen.rows, seed=200))
-    events, parts = shop.with_events(chosen.length, BOTH + NEXT)
-    parts = [part.to(chosen.device) for part in parts]
-    print(f"the shop is ready after {time.perf_counter() - began:.0f} s", flush=True)
-    if 16 in chosen.sizes and chosen.rows not in set(table.loc[table["tasks"].isna(), "rows"]):
-        write([row | {"device": row["contestant"]} for row in floors(shop)])
-    for seed, width, tasks in product(range(chosen.seeds), chosen.sizes, TASKS):
-        start = time.perf_counter()
-        if (chosen.rows, width, tasks, seed) in done or start - began > chosen.seconds:
-            continue
-        torch.manual_seed(seed)
-        of, (depth, heads) = [part.select(TASKS[tasks]) for part in parts], SIZES[width]
-        known = shop.counts.schema, of[0].tasks, events, shop.products
-        hidden = (max(width, 64), 32)
-        model = SequenceBottom(*known, width=width, depth=depth, heads=heads, hidden=hidden)
-        batch = 1024 if chosen.rows < 500_000 else 4096
-        found = trained(model, of, seed, 3e-3 * (16 / width) ** 0.5, 0.3, epochs=5, batch_size=batch)
-        rows = [(task, epoch, judged(shop, task, said, of[2])) for task, epoch, said in found]
-        row = {"width": width, "tasks": tasks, "seed": seed, "parameters": count_parameters(model)}
-        row |= {
-            "in_embeddings": sum(p.numel() for name, p in model.named_parameters() if "embedding" in name)
-        }
-        row |= {"device": torch.cuda.get_device_name() if chosen.device == "cuda" else chosen.device}
-        row |= {"seconds": round(time.perf_counter() - start, 1)}
-        write([row | {"task": task.name, "epoch": epoch, "value": value} for task, epoch, value in rows])
-        print(f"{width} wide, {tasks}: {row['seconds']} s", flush=True)
+    options, began = parser.parse_args(), time.perf_counter()
+    table = Table(options.out / "09_scaling.csv", "nb09_scaling.py", COLUMNS, KEY)
+    keys = product(range(options.seeds), options.sizes, TASKS)
+    todo = [key for key in keys if key not in table.done(rows=options.rows)]
+    bounds = 16 in options.sizes and not table.has(rows=options.rows, device="truth")
+    if todo or bounds:
+        torch.set_float32_matmul_precision("high")
+        shop = Shop(data.ShopConfig(options.rows // 111, n_impressions=options.rows, seed=200))
+        events, parts = shop.with_events(options.length, BOTH + NEXT)
+        parts = [part.to(options.device) for part in parts]
+        print(f"the shop is ready after {time.perf_counter() - began:.0f} s", flush=True)
+    if bounds:
+        table.add((row | {"device": row["contestant"]} for row in floors(shop)), rows=options.rows)
+    for key in todo:
+        if time.perf_counter() - began <= options.seconds:
+            table.add(rows_of(shop, parts, events, options.rows, key), rows=options.rows)
+            print(key, flush=True)

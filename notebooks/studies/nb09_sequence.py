@@ -13,32 +13,31 @@ of the history, both of click and purchase, AUC of click, eight shops; expected:
   began, as sub-category, brand, age and whether bought, no ids: their mean, attention by the candidate, or a
   transformer with one block, 32 wide.
 - Tasks: click and purchase; the transformer with a task more or less, and with other lengths, on five of the shops.
-  None of these was tuned on its own: the stored ones ran at learning rate 3e-3, decay 0.01, which was the transformer's
-  setting until more were tried (a run from scratch takes the present one). Tasks weigh 1 / (loss of the best constant).
+  None of these was tuned: they run at learning rate 3e-3, decay 0.01, which was the transformer's setting until more
+  were tried. Tasks weigh 1 / (loss of the best constant).
 - AdamW, about 1,024 rows a step in whole sessions, at most 8 epochs, patience 2; on the validation part AUC by labels,
   or the share of right next categories, or of next items among the ten likeliest, says which epoch is kept, for each
   task. AUCs of the test part are weighted by the truth.
 - Each of the first five contestants tries sixteen settings of learning rate and decay on the two tuning shops and keeps
-  that with the highest sum of the test AUCs of click and purchase there.
+  that with the highest sum of the test AUCs of click and purchase there; where it lay at an end, ``--decays`` went on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
+from functools import cache
 from itertools import product
-from pathlib import Path
 
 import pandas as pd
 import torch
-from study import append, begin, command_line, score, trained
+from study import Table, command_line, score, trained
 
 from mtl_helpers import data
 from mtl_helpers.metrics import expected_auc
 from mtl_helpers.models import SequenceBottom, SharedBottom, count_parameters
 
 TUNING, REPORTED = (0, 1), tuple(range(100, 108))
-RATES, DECAYS, BATCH = (3e-4, 1e-3, 3e-3, 1e-2), (0.01, 0.1, 1.0, 10.0), 1024
+RATES, DECAYS = (3e-4, 1e-3, 3e-3, 1e-2), (0.01, 0.1, 1.0, 10.0)
 BOTH, NEXT = ("click", "purchase"), ("next_category", "next_item")
 TUNED = {  # how the history is read, tasks, length
     "counts": (None, BOTH, 20),
@@ -56,9 +55,8 @@ FURTHER = {
     **{f"length {n}": ("transformer", BOTH, n) for n in (1, 5, 50)},
 }
 CONTESTANTS = TUNED | FURTHER
-SETTING = ["lr", "weight_decay"]
+UNTUNED, SETTING = (3e-3, 0.01), ["lr", "weight_decay"]
 COLUMNS = ["shop", "contestant", "task", *SETTING, "epoch", "parameters", "value"]
-TELLS_HISTORY = ("last_sub_category",)
 
 
 class Shop:
@@ -69,7 +67,7 @@ class Shop:
         frame = data.shop_frame(shop).merge(shop.truth, on="impression_id")
         self.frame, self.frames = frame, data.shop_splits(frame)
         tasks = (*data.SHOP_TASKS, data.Task("next_item", "multiclass", config.n_items))
-        plain = [name for name in data.SHOP_CATEGORICAL if name not in TELLS_HISTORY]
+        plain = [name for name in data.SHOP_CATEGORICAL if name != "last_sub_category"]
         self.counts = data.prepare(self.frames, tasks, data.SHOP_COUNTS, plain)
         self.history = data.prepare(self.frames, tasks, data.SHOP_NUMERIC, data.SHOP_CATEGORICAL)
         self.products = data.product_codes(data.clean_items(shop.items), ("sub_category", "brand"))
@@ -120,38 +118,27 @@ def floors(shop: Shop) -> Iterator[dict]:
         yield {"contestant": "popularity", "task": task, "value": test[task].dropna().isin(best).mean()}
 
 
-def run(seed: int, names: tuple[str, ...], grid: list[tuple[float, float]], path: Path) -> None:
+def run(table: Table, seed: int, names: list[str], grid: list[tuple]) -> None:
     """Write the rows of one shop that are not there yet: all settings where it tunes, else the chosen ones."""
-    table = pd.read_csv(path, comment="#")
-    sums = (
-        table[table["shop"].isin(TUNING)].dropna(subset="lr").groupby(["contestant", *SETTING])["value"].sum()
-    )
-    mine = table[table["shop"] == seed]
-    shop = Shop(data.ShopConfig(900, n_impressions=100_000, seed=seed))
-    write = partial(append, path, shop=seed)
-    if "counts" in names and "truth" not in set(mine["contestant"]):
-        write(floors(shop))
+    shop = cache(lambda: Shop(data.ShopConfig(900, n_impressions=100_000, seed=seed)))
+    if "counts" in names and not table.has(shop=seed, contestant="truth"):
+        table.add(floors(shop()), shop=seed)
     for name in names:
-        settings = grid
-        if seed not in TUNING:
-            settings = [sums[name if name in TUNED else "transformer"].idxmax()]
-        if name in FURTHER and seed not in REPORTED[:5]:
-            continue
-        done = set(mine.loc[mine["contestant"] == name, SETTING].itertuples(index=False, name=None))
-        for setting in settings:
-            if setting not in done:
-                write(rows_of(name, shop, seed, *setting))
+        chosen = {}
+        if name in FURTHER:
+            if seed not in REPORTED[:5]:
+                continue
+            chosen = {(name,): UNTUNED}
+        elif seed not in TUNING:
+            chosen = table.chosen([(name,)], "value", shop=TUNING)
+        for setting in table.todo([(name,)], grid, chosen, shop=seed):
+            table.add(rows_of(name, shop(), seed, *setting), shop=seed)
     print(f"shop {seed}: {', '.join(names)}", flush=True)
 
 
 if __name__ == "__main__":
-    parser = command_line(__doc__)
-    parser.add_argument("--shops", type=int, nargs="*", default=(*TUNING, *REPORTED))
-    parser.add_argument("--only", nargs="*", default=tuple(CONTESTANTS), choices=tuple(CONTESTANTS))
-    parser.add_argument("--rates", type=float, nargs="*", default=RATES)
-    parser.add_argument("--decays", type=float, nargs="*", default=DECAYS)
-    chosen = parser.parse_args()
-    path = chosen.out / "09_sequence.csv"
-    begin(path, "nb09_sequence.py", COLUMNS)
-    for seed in chosen.shops:
-        run(seed, tuple(chosen.only), list(product(chosen.rates, chosen.decays)), path)
+    known = {"shops": (*TUNING, *REPORTED), "only": tuple(CONTESTANTS), "rates": RATES, "decays": DECAYS}
+    options = command_line(__doc__, **known).parse_args()
+    table = Table(options.out / "09_sequence.csv", "nb09_sequence.py", COLUMNS, ["contestant"], SETTING)
+    for seed in options.shops:
+        run(table, seed, options.only, list(product(options.rates, options.decays)))

@@ -21,14 +21,12 @@ times 8 minus times 1/8, at 4 wide minus at 64 wide; expected: plus. All else is
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
+from functools import cache
 from itertools import product
-from pathlib import Path
 
-import pandas as pd
 import torch
 from nb09_sequence import BOTH, NEXT, Shop, floors, judged
-from study import append, begin, command_line, trained
+from study import Table, command_line, trained
 
 from mtl_helpers import data
 from mtl_helpers.models import SequenceBottom, count_parameters
@@ -37,8 +35,8 @@ from mtl_helpers.weighting import constant_losses
 TUNING, REPORTED = 0, tuple(range(100, 105))
 RATES, SIZES, TILTS = (1e-3, 3e-3, 1e-2), (4, 16, 64), (1.0, 0.125, 8.0)
 TASKS = {"click": BOTH[:1], "purchase": BOTH[1:], "click and purchase": BOTH, "all four": BOTH + NEXT}
-KEY = ["width", "tasks", "tilt", "lr"]
-COLUMNS = ["shop", *KEY, "task", "epoch", "parameters", "value"]
+KEY = ["width", "tasks", "tilt"]
+COLUMNS = ["shop", *KEY, "lr", "task", "epoch", "parameters", "value"]
 
 
 def rows_of(shop: Shop, seed: int, width: int, tasks: str, tilt: float, lr: float) -> Iterator[dict]:
@@ -50,36 +48,33 @@ def rows_of(shop: Shop, seed: int, width: int, tasks: str, tilt: float, lr: floa
     weights = {task: 1 / loss for task, loss in constant_losses(parts[0]).items()}
     if "purchase" in weights:
         weights["purchase"] *= tilt
-    row = dict(zip(KEY, (width, tasks, tilt, lr), strict=True)) | {"parameters": count_parameters(model)}
+    row = dict(zip([*KEY, "lr"], (width, tasks, tilt, lr), strict=True)) | {
+        "parameters": count_parameters(model)
+    }
     for task, epoch, said in trained(model, parts, seed, lr, 1.0, weights=weights):
         yield row | {"task": task.name, "epoch": epoch, "value": judged(shop, task, said, parts[2])}
 
 
-def run(seed: int, sizes: tuple[int, ...], path: Path) -> None:
+def run(table: Table, seed: int, sizes: list[int]) -> None:
     """Write the rows of one shop that are not there yet: all learning rates where it tunes, else the chosen ones."""
-    table = pd.read_csv(path, comment="#")
-    tuned = table[(table["shop"] == TUNING) & table["task"].isin(BOTH)]
-    best = tuned.groupby(["width", "tasks", "lr"])["value"].mean()
-    done = set(table.loc[table["shop"] == seed, KEY].itertuples(index=False, name=None))
-    shop = Shop(data.ShopConfig(540, n_impressions=60_000, seed=seed))
-    write = partial(append, path, shop=seed)
-    if 4 in sizes and not table.loc[table["shop"] == seed, "tasks"].isin(["truth"]).any():
-        write([{"tasks": row.pop("contestant"), **row} for row in floors(shop)])
+    shop = cache(lambda: Shop(data.ShopConfig(540, n_impressions=60_000, seed=seed)))
+    if 4 in sizes and not table.has(shop=seed, tasks="truth"):
+        table.add(({"tasks": row.pop("contestant"), **row} for row in floors(shop())), shop=seed)
     for width, tasks in product(sizes, TASKS):
         tilts = TILTS if tasks == "click and purchase" and seed != TUNING else (1.0,)
-        rates = RATES if seed == TUNING else (best[width, tasks].idxmax(),)
-        for tilt, lr in product(tilts, rates):
-            if (width, tasks, tilt, lr) not in done:
-                write(rows_of(shop, seed, width, tasks, tilt, lr))
+        keys, chosen = [(width, tasks, tilt) for tilt in tilts], {}
+        if seed != TUNING:
+            chosen = dict.fromkeys(
+                keys, table.best("value", shop=TUNING, width=width, tasks=tasks, task=BOTH)
+            )
+        for (lr,), own in table.todo(keys, product(RATES), chosen, shop=seed).items():
+            for key in own:
+                table.add(rows_of(shop(), seed, *key, lr), shop=seed)
     print(f"shop {seed}: {sizes}", flush=True)
 
 
 if __name__ == "__main__":
-    parser = command_line(__doc__)
-    parser.add_argument("--shops", type=int, nargs="*", default=(TUNING, *REPORTED))
-    parser.add_argument("--sizes", type=int, nargs="*", default=SIZES)
-    chosen = parser.parse_args()
-    path = chosen.out / "09_sizes.csv"
-    begin(path, "nb09_sizes.py", COLUMNS)
-    for seed in chosen.shops:
-        run(seed, tuple(chosen.sizes), path)
+    options = command_line(__doc__, shops=(TUNING, *REPORTED), sizes=SIZES).parse_args()
+    table = Table(options.out / "09_sizes.csv", "nb09_sizes.py", COLUMNS, KEY, ["lr"])
+    for seed in options.shops:
+        run(table, seed, options.sizes)

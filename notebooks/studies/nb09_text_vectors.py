@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -133,39 +134,27 @@ def levels_of(texts: list[str]) -> pd.DataFrame:
     found = {}
     for name, levels in WORDS.items():
         known = {word: level for level, words in enumerate(levels) for word in words if word}
-        found[name] = [
-            max((n for word, n in known.items() if word in text.lower()), default=2) for text in texts
-        ]
+        said = [[level for word, level in known.items() if word in text.lower()] for text in texts]
+        found[name] = [max(levels, default=2) for levels in said]
     return pd.DataFrame(found)
 
 
-def read_off(encode, items: pd.DataFrame, texts: list[str]) -> pd.DataFrame:
+def read_off(encode, items: pd.DataFrame, texts: list[str]) -> Iterator[dict]:
     """How well a ridge regression on half of the vectors reads each quantity off the other half (rank correlation with
     what the text says), in the shop's wording and in words that the shop never uses."""
     things, brands, hidden = items["sub_category"], items["brand"], load_shop().hidden[[*WORDS]].to_numpy()
     other = text_of(pd.DataFrame(describe(things, brands, hidden, np.random.default_rng(0), unseen=True)))
-    both = (
-        encode([*texts, *other])
-        if encode is not tfidf
-        else tfidf_vectors([*texts, *other], 64, known_first(texts))
-    )
-    said, half, rows = levels_of([*texts, *other]), np.arange(len(texts)) % 2 == 0, []
-    for name in WORDS:
-        fitted = RidgeCV(np.logspace(-3, 2, 11)).fit(both[: len(texts)][half], said[name][: len(texts)][half])
-        for wording, part in (
-            ("the shop's", slice(None, len(texts))),
-            ("never seen", slice(len(texts), None)),
-        ):
-            level = said[name].to_numpy()[part][~half]
-            found = spearmanr(fitted.predict(both[part][~half]), level).statistic
-            rows.append(
-                {"encoder": encode.__name__, "wording": wording, "quantity": name, "correlation": found}
-            )
-    return pd.DataFrame(rows)
-
-
-def known_first(texts: list[str]) -> np.ndarray:
-    return np.arange(2 * len(texts)) < len(texts)
+    both, n = [*texts, *other], len(texts)
+    vectors = tfidf_vectors(both, 64, np.arange(2 * n) < n) if encode is tfidf else encode(both)
+    learned = np.arange(n) % 2 == 0
+    parts = {"the shop's": slice(None, n), "never seen": slice(n, None)}
+    for name, levels in levels_of(both).items():
+        own = {wording: (vectors[part], levels.to_numpy()[part]) for wording, part in parts.items()}
+        x, y = own["the shop's"]
+        fitted = RidgeCV(np.logspace(-3, 2, 11)).fit(x[learned], y[learned])
+        for wording, (x, y) in own.items():
+            value = spearmanr(fitted.predict(x[~learned]), y[~learned]).statistic
+            yield {"encoder": encode.__name__, "wording": wording, "quantity": name, "correlation": value}
 
 
 if __name__ == "__main__":
@@ -174,6 +163,6 @@ if __name__ == "__main__":
     vectors = {encode.__name__: encode(texts).astype(np.float16) for encode in encoders}
     with write_atomically(SHOP_FOLDER / "text_vectors.npz") as file:
         np.savez_compressed(file, **vectors)
-    found = pd.concat([read_off(encode, items, texts) for encode in encoders]).round(4)
+    found = pd.DataFrame(row for encode in encoders for row in read_off(encode, items, texts)).round(4)
     store(ROOT / "notebooks" / "results" / "09_wording.csv", "nb09_text_vectors.py", found)
     print({name: array.shape for name, array in vectors.items()})

@@ -1,7 +1,6 @@
 """What privacy costs each task, and who can tell whether a row was in the training: eight whole new shops.
 
     python notebooks/studies/nb10_privacy.py             # about ten minutes of one core
-    python notebooks/studies/nb10_privacy.py --table     # the table of what is there
 
 Writes ``10_privacy.csv`` as it comes; what is there is not run again. **Primary contrast**, stated before the study was
 run: at ε = 2 (δ = 1e-5, a neighbour is a table with one row more or less) the share of its lead over chance, AUC − .5,
@@ -26,18 +25,18 @@ that purchase loses minus the share that click loses, each against the plain mod
 
 from __future__ import annotations
 
-from copy import deepcopy
+from collections.abc import Iterator
+from functools import cache, partial
 from itertools import product
 
 import numpy as np
-import pandas as pd
 import torch
 from nb06_shop import REPORTED, TUNING, shop_of, trained
 from scipy.optimize import brentq
-from study import append, begin, command_line
+from study import Table, command_line
 
 from mtl_helpers import data, models
-from mtl_helpers.metrics import auc, expected_auc, mean_interval
+from mtl_helpers.metrics import auc, expected_auc
 from mtl_helpers.production.privacy import clipped_sum, epsilon
 from mtl_helpers.training import fit, predict
 from mtl_helpers.weighting import constant_losses
@@ -47,7 +46,8 @@ PLAIN = tuple(product((3e-4, 1e-3, 3e-3, 1e-2), (0.1, 1.0, 10.0)))
 LEVELS = {"eps 2": 2.0, "clip": None, "eps 0.5": 0.5, "eps 8": 8.0, "eps 1": 1.0, "eps 4": 4.0}
 GRID = tuple(product((2.5e-3, 5e-3, 1e-2, 2e-2), (9.0, 27.0, 81.0)))
 ROWS, PASSES = 2048, 20
-COLUMNS = ["shop", "model", "what", "lr", "knob", "noise", "epsilon", "valid", "value"]
+SETTING = ["lr", "knob"]
+COLUMNS = ["shop", "model", "what", *SETTING, "noise", "epsilon", "valid", "value"]
 
 
 def build(part: data.MultiTaskDataset, schema: data.Schema, seed: int) -> models.SharedBottom:
@@ -97,48 +97,48 @@ def aucs(model: torch.nn.Module, splits: data.Splits, part: str) -> dict[str, fl
     return {task: expected_auc(frame[f"p_{task}"], said[task]) for task in TASKS}
 
 
+def plain(splits: data.Splits, part: data.MultiTaskDataset, setting: tuple, seed: int) -> models.SharedBottom:
+    """A model trained as in ``nb06_shop.py``, at one stop."""
+    valid = splits.valid.select(TASKS)
+    model, best = trained(
+        "shared bottom", partial(build, part, splits.schema, seed), (part, valid), setting, seed
+    )
+    model.load_state_dict(best["sum"][2])
+    return model
+
+
 def judged(splits: data.Splits, name: str, setting: tuple, seed: int) -> list[dict]:
-    train = splits.train.select(TASKS)
+    train, noise, spent = splits.train.select(TASKS), 0.0, np.inf
     if name == "plain":
-        parts = (train, splits.valid.select(TASKS))
-        make = lambda: build(train, splits.schema, seed)  # noqa: E731
-        model, best = trained("shared bottom", make, parts, setting, seed)
-        model.load_state_dict(best["sum"][2])
-        noise, spent = 0.0, np.inf
+        model = plain(splits, train, setting, seed)
     else:
         model, noise, spent = private(splits, train, name, setting, seed)
     valid, test = aucs(model, splits, "valid"), aucs(model, splits, "test")
-    same = dict(zip(("lr", "knob"), setting, strict=True)) | {"noise": noise, "epsilon": spent}
+    same = dict(zip(SETTING, setting, strict=True)) | {"noise": noise, "epsilon": spent}
     same["valid"] = np.mean([*valid.values()])
     return [{"model": name, "what": task, **same, "value": test[task]} for task in TASKS]
 
 
-def attacks(splits: data.Splits, frames: dict, best_of: dict, seed: int) -> list[dict]:
+def attacks(splits: data.Splits, best_of: dict, seed: int) -> Iterator[dict]:
     """How well a row's loss tells members from rows of the same days that stayed out."""
-    encoder = (data.SHOP_NUMERIC, (*data.SHOP_CATEGORICAL, *data.SHOP_IDS))
-    with_ids, found = data.prepare(frames, data.SHOP_TASKS, *encoder), []
+    columns = data.SHOP_NUMERIC, (*data.SHOP_CATEGORICAL, *data.SHOP_IDS)
+    with_ids = data.prepare(dict(splits.frames), data.SHOP_TASKS, *columns)
     member = torch.rand(len(splits.train), generator=torch.Generator().manual_seed(seed)) < 0.5
-    inside = member.nonzero().squeeze(1)
     for name, whole in (("over-fitted", with_ids), ("regularised", splits), ("private", with_ids)):
         train = whole.train.select(TASKS)
-        part = train.take(inside)
+        part = train.take(member.nonzero().squeeze(1))
         if name == "private":
             model = private(whole, part, "eps 2", best_of["eps 2"], seed)[0]
         elif name == "regularised":
-            make = lambda part=part, whole=whole: build(part, whole.schema, seed)  # noqa: E731
-            model, best = trained(
-                "shared bottom", make, (part, whole.valid.select(TASKS)), best_of["plain"], seed
-            )
-            model.load_state_dict(best["sum"][2])
+            model = plain(whole, part, best_of["plain"], seed)
         else:
             model = build(part, whole.schema, seed)
             fit(model, part, epochs=30, lr=5e-3, weights=weights_of(part), seed=seed, progress=False)
         y, p = train.labels["click"].numpy(), predict(model, train)["click"].numpy()
         likely, test = np.where(y == 1, p, 1 - p), aucs(model, whole, "test")
         for what, rows in (("attack, all rows", y >= 0), ("attack, clicked rows", y == 1)):
-            found.append({"model": name, "what": what, "value": auc(member.numpy()[rows], likely[rows])})
-        found += [{"model": name, "what": task, "value": test[task]} for task in TASKS]
-    return found
+            yield {"model": name, "what": what, "value": auc(member.numpy()[rows], likely[rows])}
+        yield from ({"model": name, "what": task, "value": test[task]} for task in TASKS)
 
 
 def bounds(splits: data.Splits) -> list[dict]:
@@ -150,52 +150,19 @@ def bounds(splits: data.Splits) -> list[dict]:
     ]
 
 
-def chosen(table: pd.DataFrame) -> dict[str, tuple]:
-    """Each level's setting with the best validation over the tuning shops."""
-    means = table[table["shop"].isin(TUNING)].groupby(["model", "lr", "knob"])["valid"].mean()
-    return means.groupby("model").idxmax().map(lambda key: key[1:]).to_dict()
-
-
-def report(table: pd.DataFrame) -> None:
-    print(chosen(table))
-    told = table[table["shop"].isin(REPORTED)].pivot(index="shop", columns=["model", "what"], values="value")
-    print(told.mean().unstack().round(4).to_string())
-    lost = {}
-    for level, task in product([m for m in LEVELS if m in told], TASKS):
-        lost[level, task] = 1 - (told[level, task] - 0.5) / (told["plain", task] - 0.5)
-    for level in [m for m in LEVELS if m in told]:
-        gap = (lost[level, "purchase"] - lost[level, "click"]).dropna()
-        print(level, *(f"{lost[level, t].mean():.3f}" for t in TASKS), mean_interval(gap))
-
-
-def main() -> None:
-    parser = command_line(__doc__)
-    parser.add_argument("--table", action="store_true", help="print what is there and run nothing")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    path = options.out / "10_privacy.csv"
-    begin(path, "nb10_privacy.py", COLUMNS)
-    shops = {}
-
-    def shop(seed: int) -> data.Splits:
-        return shops[seed] if seed in shops else shops.setdefault(seed, shop_of(seed))
-
-    for level in ("plain", "eps 2", "attacks", *[*LEVELS][1:]) if not options.table else ():
-        for seed in (*TUNING, *REPORTED) if level != "attacks" else REPORTED:
-            table = pd.read_csv(path, comment="#")
-            mine = table[(table["shop"] == seed) & (table["model"] == level)]
-            done = set(mine[["lr", "knob"]].itertuples(index=False, name=None))
-            if level == "attacks":
-                if "private" not in set(table.loc[table["shop"] == seed, "model"]):
-                    rows = attacks(shop(seed), deepcopy(shop(seed).frames), chosen(table), seed)
-                    append(path, [*bounds(shop(seed)), *rows], shop=seed)
-                continue
-            settings = (PLAIN if level == "plain" else GRID) if seed in TUNING else [chosen(table)[level]]
-            for setting in [each for each in settings if each not in done]:
-                append(path, judged(shop(seed), level, setting, seed), shop=seed)
-        print(level, "done", flush=True)
-    report(pd.read_csv(path, comment="#"))
-
-
 if __name__ == "__main__":
-    main()
+    options = command_line(__doc__).parse_args()
+    torch.set_num_threads(1)
+    table = Table(options.out / "10_privacy.csv", "nb10_privacy.py", COLUMNS, ["model"], SETTING)
+    shop = cache(shop_of)
+    for level in ("plain", *LEVELS):
+        grid = PLAIN if level == "plain" else GRID
+        for seed in (*TUNING, *REPORTED):
+            best = {} if seed in TUNING else table.chosen([(level,)], shop=TUNING)
+            for setting in table.todo([(level,)], grid, best, shop=seed):
+                table.add(judged(shop(seed), level, setting, seed), shop=seed)
+        print(level, "done", flush=True)
+    best = {level: table.best(shop=TUNING, model=level) for level in ("plain", "eps 2")}
+    for seed in REPORTED:
+        if not table.has(shop=seed, model="private"):
+            table.add([*bounds(shop(seed)), *attacks(shop(seed), best, seed)], shop=seed)

@@ -2,7 +2,6 @@
 
     python notebooks/studies/nb10_refresh.py                    # on one core about 6 minutes
     python notebooks/studies/nb10_refresh.py --shops 0 1 100    # tuning shops first
-    python notebooks/studies/nb10_refresh.py --table            # the table of what is there
 
 Writes ``10_refresh.csv``, a row for each shop, contestant and day, as it comes; what is there is not run again. Rows of
 tuning shops have the mean of their days and no day. **Primary contrast**, stated before the study was run: a model
@@ -25,23 +24,21 @@ expected: plus, and small, for little of the shop drifts. All else is explorator
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise, product
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from study import ROOT, append, begin
+from study import Table, command_line
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
 from mtl_helpers import data
 from mtl_helpers.data.shop_world import START
-from mtl_helpers.metrics import expected_auc, expected_log_loss, holm, mean_interval
+from mtl_helpers.metrics import expected_auc, expected_log_loss
 from mtl_helpers.models import SharedBottom
 from mtl_helpers.training import predict, training_steps
 from mtl_helpers.weighting import constant_losses
@@ -62,17 +59,11 @@ CONTESTANTS = {  # days between two refreshes, and how late purchases are learne
     "late, hourly: naive": (1 / 24, "naive"),
     "late, hourly: fake negatives": (1 / 24, "fake negatives"),
 }
-INTERVALS = ("never", *list(CONTESTANTS)[:4])
-MEASURES = [
-    "auc_click",
-    "auc_purchase",
-    "loss_click",
-    "loss_purchase",
-    "said_click",
-    "said_purchase",
-    "money",
-]
-COLUMNS = ["shop", "season", "contestant", "lr", "weight_decay", "epochs", "day", *MEASURES]
+INTERVALS, BEFORE = ("never", *list(CONTESTANTS)[:4]), f"{GROUP}: before, on others"
+TUNED_AS = {name: "hourly" for name in CONTESTANTS if name.startswith("late, hourly")} | {BEFORE: "daily"}
+SETTING = ["lr", "weight_decay", "epochs"]
+MEASURES = [f"{what}_{task.name}" for what in ("auc", "loss", "said") for task in TASKS] + ["money"]
+COLUMNS = ["shop", "season", "contestant", *SETTING, "day", *MEASURES]
 
 
 def with_season(shop: data.Shop) -> data.Shop:
@@ -100,11 +91,8 @@ def with_season(shop: data.Shop) -> data.Shop:
 
 
 def replay(
-    model: torch.nn.Module,
-    log: data.MultiTaskDataset,
-    cuts: Sequence[int],
-    learn: Callable[[int, int], None] | None,
-) -> dict[str, torch.Tensor]:
+    model: torch.nn.Module, log: data.MultiTaskDataset, cuts: Sequence[int], learn: Callable[[int, int], None] | None
+) -> dict[str, torch.Tensor]:  # fmt: skip
     """Test, then train: the rows from one cut to the next are scored by the model as it stands, and only then may it
     learn from them.
 
@@ -199,6 +187,7 @@ class Log:
         since = [(frame[name] - START).dt.total_seconds() / 86_400 for name in ("timestamp", "purchase_time")]
         self.shown, self.paid = since[0].to_numpy(), since[1].fillna(np.inf).to_numpy()
         self.day, self.first = self.shown.astype(int), int(np.searchsorted(self.shown, warm))
+        self.after = np.arange(self.first, len(frame))
         known = frame.assign(purchase=(self.paid < warm).astype(float))[: self.first]
         self.encoder = data.FeatureEncoder(data.SHOP_NUMERIC, data.SHOP_CATEGORICAL).fit(known)
         self.rows, self.known = (
@@ -249,13 +238,8 @@ def warmed(log: Log, rows: data.MultiTaskDataset, lr: float, decay: float, epoch
     torch.manual_seed(log.seed)
     model = SharedBottom(log.encoder.schema, TASKS, embedding_dim=4)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=decay)
-    how = {
-        "weights": log.weights,
-        "epochs": epochs,
-        "batch_size": BATCH,
-        "generator": torch.Generator().manual_seed(log.seed),
-    }
-    for step in training_steps(model, rows, optimizer, **how):
+    how = {"epochs": epochs, "batch_size": BATCH, "generator": torch.Generator().manual_seed(log.seed)}
+    for step in training_steps(model, rows, optimizer, weights=log.weights, **how):
         if step.number == -(-len(rows) // BATCH):
             yield step.epoch, model
 
@@ -267,12 +251,11 @@ def last(steps: Iterator) -> torch.nn.Module:
 
 def scored(model: torch.nn.Module, log: Log, name: str, lr: float, decay: float) -> dict[str, np.ndarray]:
     """Probabilities of all rows after the warm-up, by a copy of the model that learns on the way."""
-    width, late = CONTESTANTS.get(name, (DAYS, "wait"))
-    model = deepcopy(model)
-    learn = None if name == "never" else log.refresher(model, lr, decay, late)
-    said = replay(
-        model, log.on_top, [log.first, len(log.shown)] if name == "never" else log.cuts(width), learn
-    )
+    model, learn, cuts = deepcopy(model), None, [log.first, len(log.shown)]
+    if name != "never":
+        width, late = CONTESTANTS[name]
+        learn, cuts = log.refresher(model, lr, decay, late), log.cuts(width)
+    said = replay(model, log.on_top, cuts, learn)
     return {task: p.numpy() for task, p in said.items()}
 
 
@@ -296,78 +279,75 @@ def mean_of(days: Iterator[dict]) -> dict:
     return pd.DataFrame(days).drop(columns="day").mean().to_dict()
 
 
-def score(table: pd.DataFrame) -> pd.Series:
-    return (table["auc_click"] + table["auc_purchase"]) / 2
-
-
-def best_setting(table: pd.DataFrame) -> tuple[float, float, int]:
+def best_setting(table: Table) -> tuple[float, float, int]:
     """Learning rate, decay and epochs of the warm-up with the best mean AUC over the tuning shops."""
-    mine = table[table["shop"].isin(TUNING) & (table["contestant"] == "warm-up")]
-    lr, decay, epochs = (
-        score(mine).groupby([mine["lr"], mine["weight_decay"], mine["epochs"]]).mean().idxmax()
-    )
-    return lr, decay, int(epochs)
+    return best_of(table, "warm-up", SETTING)
 
 
-def best_rate(table: pd.DataFrame, contestant: str) -> float:
-    mine = table[table["shop"].isin(TUNING) & (table["contestant"] == contestant)]
-    return score(mine).groupby(mine["lr"]).mean().idxmax()
+def best_rate(table: Table, contestant: str) -> float:
+    return best_of(table, contestant, "lr")
 
 
-def tune(path: Path, seed: int) -> None:
+def best_of(table: Table, contestant: str, what: str | list[str]) -> tuple | float:
+    rows = table.rows(shop=TUNING, contestant=contestant)
+    both = (rows["auc_click"] + rows["auc_purchase"]) / 2
+    return rows.assign(both=both).groupby(what)["both"].mean().idxmax()
+
+
+def tune(table: Table, seed: int) -> None:
     """Warm-up settings, then the learning rate of every contestant; the warm-up's of the shops tuned so far."""
-    table = pd.read_csv(path, comment="#")
-    done = set(table.loc[table["shop"] == seed, "contestant"])
-    write, setting = partial(append, path, shop=seed, season=0), ["lr", "weight_decay", "epochs"]
-    tried = table[(table["shop"] == seed) & (table["contestant"] == "warm-up")]
-    tried = set(zip(tried["lr"], tried["weight_decay"], strict=True))
-    if rest := [pair for pair in product(RATES, DECAYS) if pair not in tried]:
-        early, found = Log(seed, False, WARM - 3), []
+    done = table.done(shop=seed)
+    rest = [pair for pair in product(RATES, DECAYS) if ("warm-up", *pair, max(EPOCHS)) not in done]
+    if rest:
+        early = Log(seed, False, WARM - 3)
         rows = np.flatnonzero((early.day >= WARM - 3) & (early.day < WARM))
         for lr, decay in rest:
+            found = []
             for epoch, model in warmed(early, early.known, lr, decay, max(EPOCHS)):
                 if epoch in EPOCHS:
                     said = {t: p.numpy() for t, p in predict(model, early.on_top.take(rows)).items()}
-                    key = dict(zip(setting, (lr, decay, epoch), strict=True), contestant="warm-up")
-                    found.append(key | mean_of(early.judged(said, rows)))
-        write(found)
-    asked = [name for name in CONTESTANTS if "late, hourly" not in name and name not in done]
-    if not asked:
-        return
-    warm, log = best_setting(pd.read_csv(path, comment="#")), Log(seed, False)
-    model, after = last(warmed(log, log.known, *warm)), np.arange(log.first, len(log.shown))
-    for name in asked:
-        found = []
-        for lr in REFRESH:
-            row = {"contestant": name, "lr": lr, "weight_decay": warm[1], "epochs": warm[2]}
-            found.append(row | mean_of(log.judged(scored(model, log, name, lr, warm[1]), after)))
-        write(found)
+                    found.append(mean_of(early.judged(said, rows)) | {"epochs": epoch})
+            table.add(found, shop=seed, season=0, contestant="warm-up", lr=lr, weight_decay=decay)
+    _, decay, epochs = setting = best_setting(table)
+    names = [name for name in CONTESTANTS if "late, hourly" not in name]
+    done = {(name, lr) for name, lr, *_ in done}
+    rest = [pair for pair in product(names, REFRESH) if pair not in done]
+    if rest:
+        log = Log(seed, False)
+        model = last(warmed(log, log.known, *setting))
+        for name, lr in rest:
+            row = mean_of(log.judged(scored(model, log, name, lr, decay), log.after))
+            row |= {"lr": lr, "weight_decay": decay, "epochs": epochs}
+            table.add([row], shop=seed, season=0, contestant=name)
 
 
-def run(path: Path, seed: int) -> None:
+def run(table: Table, seed: int) -> None:
     """Write the rows of one reported shop that are not there yet, without and with a season."""
-    table, model = pd.read_csv(path, comment="#"), None
-    warm, mine = best_setting(table), table[table["shop"] == seed]
-    for season in (0, 1):
-        log, done = Log(seed, bool(season)), set(mine.loc[mine["season"] == season, "contestant"])
-        model = model or last(warmed(log, log.known, *warm))  # the season begins after the warm-up
-        after = np.arange(log.first, len(log.shown))
-        write = partial(append, path, shop=seed, season=season, weight_decay=warm[1], epochs=warm[2])
-        for name, said in bounds(log):
-            if name not in done:
-                write(list(log.judged({task: p[after] for task, p in said.items()}, after)), contestant=name)
-        for name in ("never", *CONTESTANTS):
-            if name in done or (season and name not in INTERVALS):
+    (rate, decay, epochs), model = best_setting(table), None
+    for season, names in enumerate((["never", *CONTESTANTS, BEFORE], INTERVALS)):
+        here = {"shop": seed, "season": season}
+        done = set(table.rows(**here)["contestant"])
+        todo = [name for name in ("truth", *names) if name not in done]
+        if todo:
+            log, write = (
+                Log(seed, bool(season)),
+                partial(table.add, **here, weight_decay=decay, epochs=epochs),
+            )
+            model = model or last(
+                warmed(log, log.known, rate, decay, epochs)
+            )  # the season begins after the warm-up
+        for name in todo:
+            if name == "truth":
+                for bound, p in bounds(log):
+                    write(log.judged({task: p[task][log.after] for task in p}, log.after), contestant=bound)
                 continue
-            tuned = "hourly" if "hourly" in name else name
-            lr = warm[0] if name == "never" else best_rate(table, tuned)
-            said = scored(model, log, name, lr, warm[1])
-            write(list(log.judged(said, after)), contestant=name, lr=lr)
-        if not season and f"{GROUP}: before, on others" not in done:
-            lr = best_rate(table, "daily")
+            lr = rate if name == "never" else best_rate(table, TUNED_AS.get(name, name))
+            if name != BEFORE:
+                write(log.judged(scored(model, log, name, lr, decay), log.after), contestant=name, lr=lr)
+                continue
             for how in ("before", "alone", "with memory"):
-                for name, days in narrow(model, log, lr, warm[1], how):
-                    write(days, contestant=name, lr=lr)
+                for what, days in narrow(model, log, lr, decay, how):
+                    write(days, contestant=what, lr=lr)
         print(f"shop {seed}{', season' * season}: done", flush=True)
 
 
@@ -378,42 +358,9 @@ def bounds(log: Log) -> Iterator[tuple[str, dict]]:
         yield name, dict.fromkeys(log.truth, score if score.min() > 0 else 1 / (1 + np.exp(-score)))
 
 
-def report(table: pd.DataFrame) -> None:
-    """Means over the reported shops, then the contrasts."""
-    rows = table[table["shop"].isin(REPORTED)]
-    means = rows.groupby(["season", "contestant"], sort=False)[MEASURES].mean()
-    print(means.round(4).to_string(), "\n")
-    pair = score(rows).groupby([rows["season"], rows["contestant"], rows["shop"]]).mean().unstack("shop")
-    primary = (pair.loc[(0, "daily")] - pair.loc[(0, "never")]).dropna()
-    print("primary, daily - never:", mean_interval(primary), f"p {holm({0: primary})[0]:.5f}")
-    others = [(0, name, "daily") for name in ("weekly", "hourly", "every 8 pages")]
-    others += [(1, "daily", "never")]
-    others += [(0, name, "daily") for name in CONTESTANTS if name.startswith("late:")]
-    for how, where in product(("alone", "with memory"), ("others", GROUP)):
-        others.append((0, f"{GROUP}: {how}, on {where}", f"{GROUP}: before, on {where}"))
-    gaps = {(s, a, b): (pair.loc[(s, a)] - pair.loc[(s, b)]).dropna() for s, a, b in others}
-    for key, p in holm(gaps).items():
-        print(f"season {key[0]}, {key[1]} - {key[2]}: {mean_interval(gaps[key])}, Holm p {p:.4f}")
-
-
-def main() -> None:
-    style = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=style)
-    parser.add_argument("--shops", type=int, nargs="+", default=[*TUNING, *REPORTED])
-    parser.add_argument("--out", type=Path, default=ROOT / "notebooks" / "results")
-    parser.add_argument("--table", action="store_true", help="print what is there and run nothing")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    path = options.out / "10_refresh.csv"
-    begin(path, "nb10_refresh.py", COLUMNS)
-    for seed in () if options.table else options.shops:
-        if seed in TUNING:
-            tune(path, seed)
-        else:
-            run(path, seed)
-    if options.table:
-        report(pd.read_csv(path, comment="#"))
-
-
 if __name__ == "__main__":
-    main()
+    options = command_line(__doc__, shops=(*TUNING, *REPORTED)).parse_args()
+    torch.set_num_threads(1)
+    table = Table(options.out / "10_refresh.csv", "nb10_refresh.py", COLUMNS, ["contestant"], SETTING)
+    for seed in options.shops:
+        (tune if seed in TUNING else run)(table, seed)

@@ -35,11 +35,11 @@ import torch
 from study import command_line, store
 
 from mtl_helpers import data
-from mtl_helpers.metrics import expected_auc, holm, mean_interval
+from mtl_helpers.metrics import expected_auc
 from mtl_helpers.models import SharedBottom
 from mtl_helpers.production.streaming import buffers
 from mtl_helpers.training import predict, training_steps
-from mtl_helpers.weighting import Fixed, constant_losses
+from mtl_helpers.weighting import constant_losses
 
 COLUMNS = [*data.SHOP_NUMERIC, *data.SHOP_CATEGORICAL, *(task.name for task in data.SHOP_TASKS)]
 KEYS = ["item_id", "timestamp"]
@@ -55,11 +55,8 @@ def trained(parts, schema, weights: dict, passes: int, batch_size: int = 1024) -
     optimizer, rows = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=1.0), 0
     for _ in range(passes):
         for part in parts(generator):
-            how = {"weights": Fixed(data.SHOP_TASKS, weights), "generator": generator}
-            rows += sum(
-                len(step.batch)
-                for step in training_steps(model, part, optimizer, batch_size=batch_size, **how)
-            )
+            how = {"weights": weights, "generator": generator, "batch_size": batch_size}
+            rows += sum(len(step.batch) for step in training_steps(model, part, optimizer, **how))
     return model, rows
 
 
@@ -151,15 +148,6 @@ def orders(folder: Path, seed: int) -> list[dict]:
     return found
 
 
-def report(table: pd.DataFrame) -> None:
-    wide = table.pivot(index="shop", columns=["layout", "order"], values="click")
-    print(wide.mean().round(4).to_string())
-    gaps = {key: wide[key] - wide[key[0], "full shuffle"] for key in wide if key[1] != "full shuffle"}
-    adjusted = holm(gaps)
-    for key, gap in gaps.items():
-        print(*key, "− full shuffle:", mean_interval(gap), f"Holm p {adjusted[key]:.3f}")
-
-
 if __name__ == "__main__":
     parser = command_line(__doc__, shops=8, most=10_000_000)
     parser.add_argument("--one", nargs=3, help="what, folder and number of files: one measurement")
@@ -172,9 +160,6 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as name:
         if chosen.only != "cost":
             rows = [row for seed in range(300, 300 + chosen.shops) for row in orders(Path(name), seed)]
-            table = pd.DataFrame(rows).round(5)
-            store(chosen.out / "10_order.csv", "nb10_stream.py", table)
-            report(table)
+            store(chosen.out / "10_order.csv", "nb10_stream.py", pd.DataFrame(rows).round(5))
         if chosen.only != "order":
-            table = costs(Path(name), chosen.most)
-            store(chosen.out / "10_stream.csv", "nb10_stream.py", table.round(3))
+            store(chosen.out / "10_stream.csv", "nb10_stream.py", costs(Path(name), chosen.most).round(3))

@@ -14,14 +14,15 @@ shops are new in size, not in seed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import copy, deepcopy
 
 import numpy as np
 import pandas as pd
 import torch
+from nb10_refresh import COLUMNS as REFRESHED
 from nb10_refresh import DAYS, PAGE, REPORTED, Log, best_rate, best_setting, last, replay, warmed
-from study import append, begin, command_line
+from study import Table, command_line
 
 from mtl_helpers import data
 from mtl_helpers.data import SHOP_CATEGORICAL, SHOP_NUMERIC
@@ -44,15 +45,15 @@ def lost(frame: pd.DataFrame, name: str, rows: np.ndarray, share: float) -> pd.D
     return frame.assign(**{name: frame[name].mask(gone, 0)})
 
 
+def replaced(name: str, value: object) -> Callable[[pd.DataFrame, np.ndarray], pd.DataFrame]:
+    return lambda frame, rows: frame.assign(**{name: frame[name].mask(rows, value)})
+
+
 FAULTS = {
     "price in cents": cents,
     "price in cents, one region": lambda f, rows: cents(f, rows & (f["region"] == "south").to_numpy()),
-    "last click missing": lambda f, rows: f.assign(
-        last_sub_category=f["last_sub_category"].mask(rows, "none")
-    ),
-    "click counter stuck": lambda f, rows: f.assign(
-        item_past_ctr=f["item_past_ctr"].mask(rows, data.PRIOR_CTR)
-    ),
+    "last click missing": replaced("last_sub_category", "none"),
+    "click counter stuck": replaced("item_past_ctr", data.PRIOR_CTR),
     "half of the clicks lost": lambda f, rows: lost(f, "click", rows, 0.5),
     "purchases lost": lambda f, rows: lost(f, "purchase", rows, 1.0),
 }
@@ -86,60 +87,41 @@ def watched(log: Log, said: dict[str, np.ndarray], days: range) -> Iterator[dict
         yield report | {"purchase": calibration_z(bought[late.index], p[late.index] * bias)}
 
 
-def run(path, seed: int, setting: tuple) -> None:
-    table = pd.read_csv(path, comment="#")
-    done, log = set(table.loc[table["shop"] == seed, "fault"]), Log(seed, False, WARM, USERS)
-    model = last(warmed(log, log.known, *setting[1:]))
-    start = int(np.searchsorted(log.shown, FAULT - 1e-6))
-    cuts = log.cuts(1.0)
-    learn = log.refresher(model, setting[0], setting[2], "wait")
+def run(table: Table, seed: int, setting: tuple) -> None:
+    """Write the days of the faults that are not there yet; of a tuning shop the quiet ones alone."""
+    faults = ("none",) if seed in TUNING else ("none", *FAULTS, "tastes move")
+    todo = [fault for fault in faults if not table.has(shop=seed, fault=fault)]
+    if not todo:
+        return
+    (rate, *warm), log = setting, Log(seed, False, WARM, USERS)
+    model = last(warmed(log, log.known, *warm))
+    start, cuts = int(np.searchsorted(log.shown, FAULT - 1e-6)), log.cuts(1.0)
+    learn = log.refresher(model, rate, warm[1], "wait")
     early = replay(model, log.rows, [c for c in cuts if c <= start], learn)  # the state when the fault begins
-    for fault in ("none", *FAULTS, "tastes move"):
-        if fault in done or (seed in TUNING and fault != "none"):
-            continue
-        other = (
-            log
-            if fault == "none"
-            else Log(seed, True, WARM, USERS)
-            if fault == "tastes move"
-            else faulty(log, fault)
-        )
+    for fault in todo:
+        other, days = log, range(WARM + WEEK, DAYS)
+        if fault != "none":
+            other = Log(seed, True, WARM, USERS) if fault == "tastes move" else faulty(log, fault)
+            days = range(FAULT, FAULT + LASTS)
         net = deepcopy(model)
-        learn_on = other.refresher(net, setting[0], setting[2], "wait")
+        learn_on = other.refresher(net, rate, warm[1], "wait")
         learn_on.optimizer.load_state_dict(learn.optimizer.state_dict())
-        stop = (
-            len(other.shown) if fault == "none" else int(np.searchsorted(other.shown, FAULT + LASTS - 1e-6))
-        )
+        stop = int(np.searchsorted(other.shown, days.stop - 1e-6))
         later = replay(net, other.rows, sorted({c for c in [*cuts, stop] if start <= c <= stop}), learn_on)
         said = {task: torch.cat([early[task], later[task]]).numpy() for task in early}
         whole = copy(other)
         for name in ("shown", "paid", "day"):
             setattr(whole, name, getattr(other, name)[:stop])
         whole.frame = other.frame[:stop]
-        days = range(WARM + WEEK, DAYS) if fault == "none" else range(FAULT, FAULT + LASTS)
-        append(path, list(watched(whole, said, days)), shop=seed, fault=fault)
+        table.add(watched(whole, said, days), shop=seed, fault=fault)
     print(f"shop {seed}: watched", flush=True)
 
 
-def limits(table: pd.DataFrame) -> pd.Series:
-    """Of each alarm, from the quiet days of the tuning shops."""
-    quiet = table[table["shop"].isin(TUNING) & (table["fault"] == "none")]
-    return 1.5 * quiet[ALARMS].abs().max()
-
-
 if __name__ == "__main__":
-    parser = command_line(__doc__)
-    parser.add_argument("--shops", type=int, nargs="*", default=(*TUNING, *REPORTED))
-    chosen = parser.parse_args()
+    options = command_line(__doc__, shops=(*TUNING, *REPORTED)).parse_args()
     torch.set_num_threads(1)
-    tuned = pd.read_csv(chosen.out / "10_refresh.csv", comment="#")
+    tuned = Table(options.out / "10_refresh.csv", "nb10_refresh.py", REFRESHED)
     setting = (best_rate(tuned, "daily"), *best_setting(tuned))
-    path = chosen.out / "10_watch.csv"
-    begin(path, "nb10_watch.py", COLUMNS)
-    for seed in chosen.shops:
-        run(path, seed, setting)
-    table = pd.read_csv(path, comment="#")
-    fired = table[ALARMS].abs() > limits(table)
-    print(limits(table).round(3).to_string())
-    print(fired[table["fault"] == "none"].groupby(table["shop"]).mean().round(3).to_string())
-    print(fired.groupby([table["fault"], table["shop"]]).any().groupby("fault").sum().to_string())
+    table = Table(options.out / "10_watch.csv", "nb10_watch.py", COLUMNS)
+    for seed in options.shops:
+        run(table, seed, setting)
