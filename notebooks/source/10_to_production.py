@@ -775,7 +775,7 @@ ax = fig.subplots()
 found_forgot = plots.interval_rows(ax, forgot, holm=[n for n, v in forgot_p.items() if v < 0.05])
 ax.set(xlabel="AUC, mean of two tasks, minus that before the campaign; dots are shops of the study")
 ax.set_title(
-    f"Learning from users of 55 and more alone costs the others {number(found_forgot['alone, on others'].mean)}"
+    f"Learning from users of 55 and more alone moves the others by {number(found_forgot['alone, on others'].mean)}"
 )
 display(fig)
 others_lost, kept = found_forgot["alone, on others"], found_forgot["with memory, on others"]
@@ -1090,7 +1090,7 @@ else:
     assert (spread / "end.pt").exists(), log[-3000:]
     state, records = torch.load(spread / "end.pt")
     gap_5 = max((state[k] - v).abs().max().item() for k, v in alone.state_dict().items())
-    both = {"one process": alone_history.frame(), f"torchrun, {n_5}": pd.DataFrame(records)}
+    both = {"one process": alone_history.frame(), f"{n_5} by torchrun": pd.DataFrame(records)}
     fig = plots.figure(2.4)
     axes = fig.subplots(1, 3)
     for ax, task in zip(axes, TASKS, strict=True):
