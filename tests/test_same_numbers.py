@@ -124,15 +124,26 @@ FRESH = (101, 102, 103)
 SETTINGS = {"epochs": 15, "lr": 3e-3, "weight_decay": 0.1, "patience": 3, "progress": False}
 
 
-@pytest.fixture(scope="module")
-def fresh_shops():
+def shops(users: int):
     """Three new shops, as ``(seed, shop, splits)``."""
     made = []
     for seed in FRESH:
-        log = simulate(ShopConfig(seed=seed, n_users=720, n_impressions=80_000))
+        log = simulate(ShopConfig(seed=seed, n_users=users, n_impressions=users * 1000 // 9))
         frames = shop_splits(shop_frame(log))
         made.append((seed, log, prepare(frames, SHOP_TASKS, SHOP_NUMERIC, SHOP_CATEGORICAL)))
     return made
+
+
+@pytest.fixture(scope="module")
+def fresh_shops():
+    """For what holds with many labels of purchases only."""
+    return shops(720)
+
+
+@pytest.fixture(scope="module")
+def small_shops():
+    """For what holds with half of them, too."""
+    return shops(360)
 
 
 def learned(splits, tasks, train=None, valid=None, kind=SharedBottom, seed=0, **how):
@@ -170,9 +181,9 @@ DECAYED = SETTINGS | {"lr": 1e-3, "weight_decay": 1.0}
 
 
 @pytest.mark.slow
-def test_a_leak_beats_the_truth_and_a_louder_task_drowns_purchases(fresh_shops):
+def test_a_leak_beats_the_truth_and_a_louder_task_drowns_purchases(small_shops):
     """Notebook 01."""
-    for _, log, splits in fresh_shops:
+    for _, log, splits in small_shops:
         frames = {name: f.assign(dwell=f["dwell_seconds"].fillna(0)) for name, f in splits.frames.items()}
         leaky = prepare(frames, splits.tasks[1:2], (*SHOP_NUMERIC, "dwell"), SHOP_CATEGORICAL)
         model, truth = learned(leaky, leaky.tasks[0], kind=SingleTask, **DECAYED), log.truth["p_purchase"]
@@ -236,10 +247,10 @@ def test_sharing_pays_when_purchase_labels_are_scarce_and_changes_little_otherwi
 
 
 @pytest.mark.slow
-def test_with_few_purchase_labels_a_model_of_clicks_ranks_purchases_better(fresh_shops):
+def test_with_few_purchase_labels_a_model_of_clicks_ranks_purchases_better(small_shops):
     """Notebook 02: against a single-task model of purchases with 1,500 labels."""
     gains = []
-    for seed, _, splits in fresh_shops:
+    for seed, _, splits in small_shops:
         few, aucs = hide_labels(splits.train, "purchase", 1500, seed=seed), []
         for task in splits.tasks[:2]:
             model = learned(splits, task, few, kind=SingleTask, seed=seed, monitor=f"{task.name}.auc")
@@ -250,10 +261,10 @@ def test_with_few_purchase_labels_a_model_of_clicks_ranks_purchases_better(fresh
 
 
 @pytest.mark.slow
-def test_variances_arrive_at_a_rate_of_their_own_and_beat_equal_weights(fresh_shops):
+def test_variances_arrive_at_a_rate_of_their_own_and_beat_equal_weights(small_shops):
     """Notebook 04: purchases, the rare task, get most of the weight, and are ranked better than under equal weights."""
     gains = []
-    for seed, log, splits in fresh_shops:
+    for seed, log, splits in small_shops:
         strategies = [weighting.UncertaintyWeighting(splits.tasks, lr=rate) for rate in (0.05, None)]
         aucs, scale = [], per_constant(splits.train)
         for weights in (*strategies, None):
@@ -266,10 +277,10 @@ def test_variances_arrive_at_a_rate_of_their_own_and_beat_equal_weights(fresh_sh
 
 
 @pytest.mark.slow
-def test_a_common_factor_matters_only_where_decay_sits_inside_adam(fresh_shops):
+def test_a_common_factor_matters_only_where_decay_sits_inside_adam(small_shops):
     """Notebook 04: equal weights divided by 30; the mean of both AUCs, weighted by the truth, and the accuracy."""
     falls = {torch.optim.Adam: [], torch.optim.AdamW: []}
-    for (kind, found), (seed, log, splits) in product(falls.items(), fresh_shops):
+    for (kind, found), (seed, log, splits) in product(falls.items(), small_shops):
         truth = log.truth.set_index("impression_id").loc[splits.frames["test"]["impression_id"]]
         scores = []
         for factor in (1.0, 1 / 30):
@@ -289,11 +300,11 @@ def test_a_common_factor_matters_only_where_decay_sits_inside_adam(fresh_shops):
 
 
 @pytest.mark.slow
-def test_ranking_by_price_earns_more_and_sells_less(fresh_shops):
+def test_ranking_by_price_earns_more_and_sells_less(small_shops):
     """Notebook 05: true worth of the pages of an evening, and conversion learned on clicked rows alone."""
     gains, said = [], []
     settings = SETTINGS | {"lr": 1e-2}
-    for seed, log, _ in fresh_shops:
+    for seed, log, _ in small_shops:
         frames = ecommerce.case_frames(log)
         items = ecommerce.item_table(log, frames["train"])
         data = ecommerce.case_data(frames, len(items))
@@ -324,10 +335,10 @@ def test_ranking_by_price_earns_more_and_sells_less(fresh_shops):
 
 
 @pytest.mark.slow
-def test_gated_architectures_of_one_size_move_little_against_a_shared_bottom(fresh_shops):
+def test_gated_architectures_of_one_size_move_little_against_a_shared_bottom(small_shops):
     """Notebook 06: AUC of click and purchase, weighted by the truth, each task at its own best epoch."""
     gaps, kinds = [], {"MMoE": MMoE, "CGC": PLE}
-    for seed, log, splits in fresh_shops:
+    for seed, log, splits in small_shops:
         truth = splits.frames["test"][["impression_id"]].merge(log.truth, on="impression_id")
         like = SharedBottom(splits.schema, splits.tasks, embedding_dim=4, hidden=(128, 64))
         makes = match_parameters(like, {"shared": SharedBottom, **kinds}, embedding_dim=4)
@@ -361,9 +372,9 @@ def test_gates_part_when_tasks_have_nothing_in_common():
 
 
 @pytest.mark.slow
-def test_thinner_labels_widen_an_auc_and_leave_its_middle(fresh_shops):
+def test_thinner_labels_widen_an_auc_and_leave_its_middle(small_shops):
     """Notebook 08: purchases kept at random, drawn two hundred times."""
-    for seed, log, splits in fresh_shops:
+    for seed, log, splits in small_shops:
         rng, test = np.random.default_rng(seed), splits.frames["test"]
         truth = log.truth.set_index("impression_id").loc[test["impression_id"], "p_purchase"].to_numpy()
         scores, widths = test["item_past_ctr"].to_numpy(), []
@@ -377,10 +388,10 @@ def test_thinner_labels_widen_an_auc_and_leave_its_middle(fresh_shops):
 
 
 @pytest.mark.slow
-def test_made_rows_in_place_of_copies_rank_purchases_worse(fresh_shops):
+def test_made_rows_in_place_of_copies_rank_purchases_worse(small_shops):
     """Notebook 08: purchases ten times as frequent, the new ones copies or a generator's; AUC weighted by the truth."""
     gaps, levels = [], []
-    for seed, log, splits in fresh_shops:
+    for seed, log, splits in small_shops:
         train, valid = (part.select(["purchase"]) for part in (splits.train, splits.valid))
         train = train.take(range(len(train) - 20_000, len(train)))
         yes = train.labels["purchase"].nonzero().squeeze(-1)
@@ -403,10 +414,10 @@ def test_made_rows_in_place_of_copies_rank_purchases_worse(fresh_shops):
 
 
 @pytest.mark.slow
-def test_a_learned_propensity_mends_observed_selection_and_not_hidden_taste(fresh_shops):
+def test_a_learned_propensity_mends_observed_selection_and_not_hidden_taste(small_shops):
     """Notebook 08: the mean of p(purchase given click) over all rows, from clicked ones; clicks drawn fifty times."""
     off = {}
-    for seed, log, splits in fresh_shops:
+    for seed, log, splits in small_shops:
         truth = log.truth.set_index("impression_id").loc[splits.frames["train"]["impression_id"]]
         given = torch.tensor(truth["p_purchase_given_click"].to_numpy())
         parts = (part.select(["click"]) for part in (splits.train, splits.valid))
@@ -425,11 +436,11 @@ def test_a_learned_propensity_mends_observed_selection_and_not_hidden_taste(fres
 
 
 @pytest.mark.slow
-def test_features_made_of_the_history_rank_clicks_better_than_counts_alone(fresh_shops):
+def test_features_made_of_the_history_rank_clicks_better_than_counts_alone(small_shops):
     """Notebook 09: AUC of click, weighted by the truth."""
     plain = [name for name in SHOP_CATEGORICAL if name != "last_sub_category"]
     gains, how = [], DECAYED | {"lr": 3e-3, "epochs": 6, "monitor": "click.auc"}
-    for seed, log, splits in fresh_shops:
+    for seed, log, splits in small_shops:
         truth = log.truth.set_index("impression_id").loc[splits.frames["test"]["impression_id"]]
         aucs = []
         for columns in ((SHOP_COUNTS, plain), (SHOP_NUMERIC, SHOP_CATEGORICAL)):
