@@ -5,17 +5,15 @@ from __future__ import annotations
 import ast
 import math
 from functools import cache
-from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from helpers import MIXED_TASKS, toy_frame, toy_splits
+from helpers import MIXED_TASKS, ROOT, toy_frame, toy_splits
 
 from mtl_helpers import data, gradients, losses, metrics, models, training
 from mtl_helpers.data import FeatureEncoder, MultiTaskDataset, Schema, Task
 
-ROOT = Path(__file__).resolve().parents[1]
 SCHEMA = Schema(("x", "z"), {"user_id": 5, "item": 3})
 EQUAL = {"click": 1.0, "kind": 1.0, "dwell": 1.0}
 

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers import ROOT
+from nb04_strategies import descend, slopes
 
-NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
-sys.path.insert(0, str(NOTEBOOKS / "studies"))
-
-from nb04_strategies import descend, slopes  # noqa: E402
-
-from mtl_helpers.gradients import METHODS  # noqa: E402
-from mtl_helpers.widgets.landscape import FRONT, WALKERS, plane_losses  # noqa: E402
+from mtl_helpers.gradients import METHODS
+from mtl_helpers.widgets.landscape import FRONT, WALKERS, plane_losses
 
 
 def test_published_values():
@@ -40,7 +34,7 @@ def test_the_front_is_pareto_stationary():
     "methods", [["Mean", "PCGrad"], pytest.param(WALKERS[2:], marks=pytest.mark.slow)], ids=str
 )
 def test_the_stored_walks_are_those_of_the_methods(methods):
-    stored = pd.read_csv(NOTEBOOKS / "results" / "04_walks.csv", comment="#")
+    stored = pd.read_csv(ROOT / "notebooks" / "results" / "04_walks.csv", comment="#")
     begun = stored.query("scale == 1 and step == 2000").set_index("method")
     for method, ends in zip(methods, descend(methods, 1.0, 2000, 2000)[1], strict=True):
         assert np.abs(ends - begun.loc[method, ["x1", "x2"]].to_numpy()).max() < 1e-3, method

@@ -12,13 +12,12 @@ import subprocess
 import sys
 from dataclasses import replace
 from itertools import product
-from pathlib import Path
 
 import jupytext
 import numpy as np
 import pytest
 import torch
-from helpers import MIXED_TASKS, toy_splits
+from helpers import MIXED_TASKS, ROOT, toy_splits
 
 from mtl_helpers import gradients, ranking, weighting
 from mtl_helpers.data import (
@@ -43,7 +42,6 @@ from mtl_helpers.models.rare import doubly_robust
 from mtl_helpers.notebook import seed_everything
 from mtl_helpers.training import evaluate, fit, predict, training_steps
 
-ROOT = Path(__file__).resolve().parents[1]
 STRATEGIES = {
     "fixed": lambda tasks: None,
     "UW": weighting.UncertaintyWeighting,

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import MIXED_TASKS, toy_splits
+from helpers import MIXED_TASKS, ROOT, toy_splits
 from torch import nn
 
 from mtl_helpers.data import Batch, Schema, Task, prepare
@@ -32,7 +31,6 @@ from mtl_helpers.sweep import sweep
 from mtl_helpers.training import fit, predict, training_steps
 from mtl_helpers.weighting import Fixed, GradNorm
 
-ROOT = Path(__file__).resolve().parents[1]
 SPLITS = toy_splits()
 SCHEMA = SPLITS.schema
 FUNNEL = (Task("click"), Task("cart"), Task("purchase"))
