@@ -36,18 +36,3 @@ def test_one_seed_keeps_the_rows_and_the_first_task_when_the_correlation_changes
     assert torch.equal(a.train.labels["first"], b.train.labels["first"])
     assert not torch.equal(a.train.labels["second"], b.train.labels["second"])
     assert not torch.equal(a.train.numeric, correlated_tasks(0.0, seed=6, rows=(50, 5, 5)).train.numeric)
-
-
-def test_labels_correlate_more_as_the_correlation_rises():
-    found = []
-    for p in (0.0, 0.5, 0.9, 1.0):
-        labels = torch.stack(list(correlated_tasks(p, rows=(20_000, 1, 1)).train.labels.values()))
-        found.append(torch.corrcoef(labels)[0, 1].item())
-    assert found == sorted(found) and abs(found[0]) < 0.05 and found[-1] > 0.97
-
-
-def test_parts_are_apart_and_noise_has_its_size():
-    data = correlated_tasks(1.0, rows=(4000, 30, 20))
-    assert (len(data.train), len(data.valid), len(data.test)) == (4000, 30, 20)
-    noise = (data.train.labels["first"] - data.train.labels["second"]).std().item()  # the lines are one
-    assert noise == pytest.approx(0.1 * math.sqrt(2), rel=0.05)

@@ -7,9 +7,7 @@ import torch
 from helpers import toy_frame, toy_splits
 
 from mtl_helpers.data import MultiTaskDataset
-from mtl_helpers.models import SharedBottom
 from mtl_helpers.production.streaming import buffers
-from mtl_helpers.training import training_steps
 
 pytest.importorskip("pyarrow")
 
@@ -47,18 +45,3 @@ def test_shuffled_every_row_comes_once_in_another_order(shards):
         assert torch.equal(seen[-1].sort().values, whole)
         assert len(parts[0].numeric[:, 0].diff().gt(0.1).nonzero()) >= 1  # from several places of the log
     assert not torch.equal(*seen)
-
-
-def test_training_on_buffers_is_training_on_the_table(shards):
-    """One buffer that holds everything, unshuffled groups: the same batches as the table's."""
-    files, splits, frame = shards
-    whole = MultiTaskDataset.from_frame(frame, splits.encoder, splits.tasks)
-    ends = []
-    for parts in ([whole], buffers(files, splits.encoder, splits.tasks, groups=12)):
-        torch.manual_seed(0)
-        model, generator = SharedBottom(splits.schema, splits.tasks), torch.Generator().manual_seed(0)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-        for part in parts:
-            list(training_steps(model, part, optimizer, batch_size=64, generator=generator))
-        ends.append(model.state_dict())
-    torch.testing.assert_close(*ends, rtol=0, atol=0)
