@@ -202,5 +202,5 @@ if __name__ == "__main__":
         for tuning in (True, False):
             seeds = [seed for seed in options.shops if (seed in TUNING) == tuning and not options.table]
             list(pool.map(partial(run, table, names=options.only), seeds))
-    if options.table or table.has(shop=REPORTED[-1]):
+    if options.table or set(REPORTED) <= set(table.rows()["shop"]):
         report(table.rows())
