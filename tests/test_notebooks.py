@@ -177,6 +177,13 @@ def test_a_notebook_runs_where_its_exercises_are_solved(path):
     run(notebook)
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_after_a_restart_a_cell_of_the_middle_names_what_is_missing(path):
+    cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    with pytest.raises(NameError, match="name '.+' is not defined"):
+        exec(cells[len(cells) // 2], {})
+
+
 # --- what the build makes -----------------------------------------------------------------------------------
 
 
@@ -350,13 +357,26 @@ def test_the_check_finds_a_planted_fault(tree, reason):
     assert "build.py 00_sample" in printed, "it must say what to do"
 
 
-def test_the_check_finds_a_new_address(tree):
-    file = tree / "pyproject.toml"
-    text = file.read_text(encoding="utf-8").replace(build.repository(), "https://github.com/somebody/course")
-    file.write_text(text, encoding="utf-8")
+EDITS = {
+    "notebooks/source/00_sample.py": (
+        "# # A sample",
+        "# # A better sample",
+        [" 1 differs from the text in source and id"],
+    ),
+    "pyproject.toml": (
+        build.repository(),
+        "https://github.com/somebody/course",
+        [f" {i} differs from the text in source: " for i in (1, 2)],
+    ),
+}
+
+
+@pytest.mark.parametrize("file", EDITS)
+def test_the_check_finds_an_edited_text_and_a_new_address(tree, file):
+    old, new, reasons = EDITS[file]
+    (tree / file).write_text((tree / file).read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
     status, printed = quick(tree, "--check")
-    assert status == 1
-    assert all(f" {i} differs from the text in source: " in printed for i in (1, 2))
+    assert status == 1 and all(reason in printed for reason in reasons)
 
 
 def test_the_check_finds_missing_stray_and_broken_notebooks(tree):

@@ -7,7 +7,7 @@ import torch
 from helpers import toy_splits
 from nb10_privacy import fit_private, noise_for
 
-from mtl_helpers.losses import task_losses, weighted_sum
+from mtl_helpers.losses import label_counts, task_losses, weighted_sum
 from mtl_helpers.models import MMoE, SharedBottom
 from mtl_helpers.production.privacy import clipped_sum, epsilon
 from mtl_helpers.training import evaluate
@@ -32,14 +32,30 @@ def by_loop(model, data, clip):
     return total
 
 
+def by_opacus(model, data, clip):
+    opacus, batch = pytest.importorskip("opacus"), whole(data)
+    watched, sgd = (
+        opacus.GradSampleModule(model, loss_reduction="sum"),
+        torch.optim.SGD(model.parameters(), lr=1),
+    )
+    how = {"noise_multiplier": 0.0, "max_grad_norm": clip, "expected_batch_size": 1}
+    private = opacus.optimizers.DPOptimizer(sgd, loss_reduction="sum", **how)
+    losses = task_losses(model.tasks, watched(batch.numeric, batch.categorical), batch)
+    counts = dict(zip(losses, label_counts(model.tasks, batch), strict=True))
+    weighted_sum({name: loss * counts[name] for name, loss in losses.items()}, WEIGHTS).backward()
+    private.clip_and_accumulate()
+    return {name: p.summed_grad for name, p in model.named_parameters()}
+
+
 @pytest.mark.parametrize("kind", [SharedBottom, MMoE])
 @pytest.mark.parametrize("clip", [0.5, 100.0])
-def test_clipped_sum_is_that_of_a_loop_over_rows(kind, clip):
+@pytest.mark.parametrize("theirs", [by_loop, by_opacus])
+def test_clipped_sum_is_that_of_a_loop_over_rows_and_of_opacus(kind, clip, theirs):
     torch.manual_seed(0)
     splits = toy_splits()
     model, rows = kind(splits.schema, splits.tasks), splits.train.take(range(30))
     assert not rows.masks["kind"].all() and not rows.masks["dwell"].all()
-    found, wanted = clipped_sum(model, whole(rows), WEIGHTS, clip), by_loop(model, rows, clip)
+    found, wanted = clipped_sum(model, whole(rows), WEIGHTS, clip), theirs(model, rows, clip)
     assert set(found) == set(wanted)
     for name, part in wanted.items():
         torch.testing.assert_close(found[name], part, rtol=1e-4, atol=1e-5)
@@ -57,6 +73,16 @@ OPACUS = {
 @pytest.mark.parametrize("case", OPACUS)
 def test_accountant_agrees_with_stored_figures_of_opacus_and_is_no_less(case):
     assert OPACUS[case] - 1e-4 <= epsilon(*case) <= 1.005 * OPACUS[case]
+
+
+def test_accountant_agrees_with_opacus():
+    accountants = pytest.importorskip("opacus.accountants")
+    for noise in (1.0, 2.0, 5.0):
+        theirs = accountants.RDPAccountant()
+        theirs.history = [(noise, 0.1, 300)]
+        # it tries orders between the whole ones, too: tighter at low noise
+        wanted = theirs.get_epsilon(1e-5)
+        assert wanted - 1e-3 <= epsilon(noise, 0.1, 300) <= 1.06 * wanted
 
 
 def test_more_steps_cost_more_and_more_noise_less():

@@ -271,6 +271,17 @@ def test_a_path_that_is_not_there(tmp_path, monkeypatch, name):
         load_kuairand() if videos else load_census()
 
 
+@pytest.mark.skipif(not REAL["MTL_KUAIRAND"], reason="MTL_KUAIRAND names no archive")
+def test_real_videos():
+    frame = load_kuairand(REAL["MTL_KUAIRAND"])
+    parts = public.split_by_date(frame)
+    columns = public.KUAIRAND_WIDE_NUMERIC, public.KUAIRAND_WIDE_CATEGORICAL
+    splits = prepare(parts, public.KUAIRAND_TASKS, *columns)
+    rates = {name: labels.mean().item() for name, labels in splits.train.labels.items()}
+    assert 0.3 < rates["click"] < 0.6 and 0.2 < rates["long_view"] < 0.4 and 0.005 < rates["like"] < 0.05
+    assert parts["train"]["date"].max() < parts["valid"]["date"].min() < parts["test"]["date"].min()
+
+
 @pytest.mark.skipif(not REAL["MTL_CENSUS"], reason="MTL_CENSUS names no file")
 def test_real_persons():
     frame = load_census(REAL["MTL_CENSUS"])
