@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import os
 from pathlib import Path
 
@@ -16,14 +17,17 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 
 
 def solved(path: Path) -> nbformat.NotebookNode:
-    """A notebook in which the solution of each exercise follows its stub at once."""
+    """A notebook in which the solution of each exercise, as its reader sees it, follows the stub at once."""
     notebook = nbformat.read(path, as_version=4)
     for exercise in all_exercises([path.stem[:2]]).values():
         (cell,) = (cell for cell in notebook.cells if f"\ndef {exercise.name}(" in f"\n{cell.source}")
         lines = cell.source.splitlines()
         (stub,) = (node for node in ast.parse(cell.source).body if getattr(node, "name", "") == exercise.name)
-        answer = f'{exercise.name} = find("{exercise.id}").reference'
-        lines[stub.end_lineno : stub.end_lineno] = ["from mtl_helpers.exercises import find", answer]
+        lines[stub.end_lineno : stub.end_lineno] = [
+            "",
+            "",
+            *inspect.getsource(exercise.reference).splitlines(),
+        ]
         cell.source = "\n".join(lines)
     return notebook
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 from mtl_helpers.exercises import Case, exercise
@@ -91,7 +92,7 @@ def _compare_rows(upto=lambda row: (0, row + 1), other=lambda click: 1 - click, 
 def stable_log_loss(logits, labels):
     # −log σ(z) = log(1 + e^(−z)) and −log(1 − σ(z)) = log(1 + e^z). softplus(u) is log(1 +
     # e^u), and for a large u it returns u instead of computing e^u. For both labels at once:
-    return (softplus(logits) - labels * logits).mean()
+    return (nn.functional.softplus(logits) - labels * logits).mean()
 
 
 def confident_logits(rng):

@@ -1,7 +1,7 @@
 """Exercises of notebook 02: a third task, how much is shared, a loss that skips gaps."""
 
 import torch
-from torch.nn.functional import binary_cross_entropy_with_logits
+import torch.nn.functional as F
 
 from mtl_helpers.data.tables import Schema, Task
 from mtl_helpers.exercises import Case, exercise
@@ -12,6 +12,8 @@ CLICK, PURCHASE, DWELL = Task("click"), Task("purchase"), Task("dwell", "regress
 
 
 def add_task(model, task):
+    from mtl_helpers.models import Tower
+
     # The tower reads the shared representation: as wide as the last layer of the bottom.
     width = model.settings["hidden"][-1]
     # It must lie where the model lies.
@@ -75,7 +77,7 @@ def models_to_count(rng):
 
 
 def masked_loss(logits, labels, mask):
-    rows = binary_cross_entropy_with_logits(logits, labels, reduction="none")
+    rows = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
     mask = mask.to(rows.dtype)
     # Multiply instead of selecting: the shape stays. At least 1 below the line, so that an
     # empty batch gives 0/1 and no NaN.
@@ -93,7 +95,7 @@ def gappy_labels(rng):
 
 
 def _rows(logits, labels):
-    return binary_cross_entropy_with_logits(logits, labels, reduction="none")
+    return F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
 
 
 EXERCISES = (

@@ -1,14 +1,14 @@
 """Exercises of notebook 03: a gradient by hand, log-sum-exp, the weight that balances two gradients."""
 
 import torch
-from torch.nn.functional import one_hot
+import torch.nn.functional as F
 
 from mtl_helpers.exercises import Case, exercise
 
 
 def cross_entropy_gradient(logits, labels, mask, temperature):
     p = (logits / temperature).softmax(dim=1)
-    y = one_hot(labels, logits.shape[1])
+    y = F.one_hot(labels, logits.shape[1])
     # p − y is the gradient with respect to logits/τ; the chain rule divides by τ, the mean by
     # the known rows.
     return (p - y) * mask[:, None] / (temperature * mask.sum())
@@ -27,11 +27,11 @@ def rows_of_logits(rng):
 
 def _without_shift(z, y, m, t):
     e = (z / t).exp()
-    return (e / e.sum(1, keepdim=True) - one_hot(y, z.shape[1])) * m[:, None] / (t * m.sum())
+    return (e / e.sum(1, keepdim=True) - F.one_hot(y, z.shape[1])) * m[:, None] / (t * m.sum())
 
 
 def _slope(z, y, mask, t):
-    return (z / t).softmax(1) - one_hot(y, z.shape[1])
+    return (z / t).softmax(1) - F.one_hot(y, z.shape[1])
 
 
 def log_sum_exp(z):
@@ -81,16 +81,16 @@ EXERCISES = (
         "Your softmax overflows: e^1000 is infinite. Take each row's largest logit away, or `.softmax(1)`.",
         lambda z, y, m, t: _slope(z, y, m, t) * m[:, None] / t,
         "That is the gradient of a sum. The mean divides by the number of known rows.",
-        lambda z, y, m, t: (z.softmax(1) - one_hot(y, z.shape[1])) * m[:, None] / m.sum(),
+        lambda z, y, m, t: (z.softmax(1) - F.one_hot(y, z.shape[1])) * m[:, None] / m.sum(),
         "You left the temperature out: the softmax is one of z / τ, and the chain rule divides by τ.",
         lambda z, y, m, t: _slope(z, y, m, t) * m[:, None] * t / m.sum(),
         "You multiply by τ. The chain rule of z / τ divides by it.",
-        lambda z, y, m, t: ((z / t).softmax(0) - one_hot(y, z.shape[1])) * m[:, None] / (t * m.sum()),
+        lambda z, y, m, t: ((z / t).softmax(0) - F.one_hot(y, z.shape[1])) * m[:, None] / (t * m.sum()),
         "Your softmax runs over the rows. The classes of one row compete: dim=1.",
         hints=(
             "Start from p − y with p = softmax(z / τ).",
             "Two numbers divide it: one comes from the chain rule, one from the mean. The mask multiplies.",
-            "`(p - one_hot(labels, C)) * mask[:, None] / (temperature * mask.sum())`.",
+            "`(p - F.one_hot(labels, C)) * mask[:, None] / (temperature * mask.sum())`.",
         ),
     ),
     exercise(
