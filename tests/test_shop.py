@@ -211,6 +211,10 @@ def test_labels_that_look_ahead(frame):
             assert CATEGORIES[int(row["next_category"])] == first.category
             assert row["next_item"] == first.item_id and row["next_click_time"] == first.timestamp
         assert len(later) or row[["next_category", "next_item"]].isna().all()
+        week = row["session_start"], row["session_start"] + pd.Timedelta("7D")
+        paid = (frame["user_id"] == row["user_id"]) & frame["purchase_time"].between(*week, "left")
+        assert np.isnan(row["spend_7d"]) or row["spend_7d"] == pytest.approx(frame["price"][paid].sum())
+    assert 0.1 < frame["spend_7d"].isna().mean() < 0.9 and (frame["spend_7d"] > 0).any()
 
 
 def test_labels_are_cut_at_the_end_of_their_part(frame):
@@ -220,6 +224,7 @@ def test_labels_are_cut_at_the_end_of_their_part(frame):
     assert train["timestamp"].max() < end
     assert (train["next_click_time"].dropna() < end).all() and train["next_category"].notna().any()
     assert train["purchase"].notna().all()
+    assert (train.loc[train["spend_7d"].notna(), "session_start"] + pd.Timedelta("7D") <= end).all()
     assert (train.loc[train["purchase"] == 1, "purchase_time"] < end).all()
     assert (
         frame.loc[train.index, "purchase"] > train["purchase"]

@@ -54,8 +54,7 @@ def simulate(config: ShopConfig | None = None) -> Shop:
     price[rng.integers(len(items))] *= 1000
     items = items.assign(category=category, price=np.where(cents, np.rint(price * 100), price.round(2)))
     items.insert(items.columns.get_loc("price") + 1, "price_unit", np.where(cents, "cent", "EUR"))
-    hidden = pd.DataFrame(world.hidden.round(3), columns=[*WORDS])
-    hidden.insert(0, "item_id", items["item_id"])
+    hidden = pd.DataFrame(world.hidden.round(3), columns=[*WORDS]).rename_axis("item_id").reset_index()
     return Shop(users, items, *_raw_log(world, rng), hidden, world.config)
 
 

@@ -96,7 +96,8 @@ def shop_frame(shop: Shop) -> pd.DataFrame:
     - features of events strictly before the session began, ``last_sub_category`` "none" without a click. Click rates
       are smoothed: (clicks + PRIOR_VIEWS · PRIOR_CTR) / (views + PRIOR_VIEWS);
     - labels that look ahead, NaN when the log does not hold them: ``next_category`` (class in :data:`CATEGORIES`) and
-      ``next_item`` of the user's first click in a later session, at ``next_click_time``. :func:`shop_splits` cuts them.
+      ``next_item`` of the user's first click in a later session, at ``next_click_time``; ``spend_7d``, EUR that the
+      user pays in the 7 days after the session began. :func:`shop_splits` cuts them.
 
     ``dwell_seconds``, ``purchase_time``, ``next_click_time`` and the labels are outcomes: never features. Raises
     ValueError for a user or an item that its table does not know.
@@ -116,16 +117,21 @@ def shop_frame(shop: Shop) -> pd.DataFrame:
     later = _nearest_click(frame, "session_start", "forward", ["timestamp", "category", "item_id"])
     number = {name: float(k) for k, name in enumerate(CATEGORIES)}
     labels = {"next_click_time": later["timestamp"], "next_category": later["category"].map(number)}
+    price = (frame["purchase"] * frame["price"]).to_numpy(float)
+    soon, before = (_earlier(frame, "user_id", moment="purchase_time", days=days)(price) for days in (7, 0))
+    week = frame["session_start"] + pd.Timedelta(days=7)
+    labels["spend_7d"] = pd.Series(soon - before).where(week <= moment.max())
     return frame.assign(**_history(frame), **labels, next_item=later["item_id"])
 
 
-def _earlier(frame: pd.DataFrame, *key: str, moment: str = "timestamp") -> Callable[..., np.ndarray]:
+def _earlier(frame: pd.DataFrame, *key: str, moment: str = "timestamp", days: int = 0) -> Callable:
     """A function of values and a half-life in days: for each row (n,), the sum of value · ½^(days ago / half-life) over
-    the rows of the same key whose moment lies before the row's session began."""
+    the rows of the same key whose moment lies before the row's session began, or so many days after."""
     group = frame.groupby(list(key), sort=False).ngroup().to_numpy().astype(np.int64) << 32
     since = (frame[name] - frame["session_start"].min() for name in ("session_start", moment))
     # whole seconds; what is missing lies far in the future
     start, second = (x.dt.total_seconds().fillna(2**31).to_numpy().astype(np.int64) for x in since)
+    start += 86_400 * days
     order = np.argsort(group | second, kind="stable")
     # key and second share one sorted int64, in which a search finds where a row's past begins and ends
     first, end = (np.searchsorted((group | second)[order], group | moment) for moment in (0, start))
@@ -199,21 +205,20 @@ def history_sequences(frame: pd.DataFrame, length: int = 20) -> dict[str, np.nda
 
 def mask_future_labels(frame: pd.DataFrame, until: pd.Timestamp, pending: str = "no") -> pd.DataFrame:
     """Forget what whoever trains at the moment ``until`` cannot know yet; all rows stay. Next clicks at or after it
-    become NaN. A purchase that is not in by then counts as none; with ``pending="unknown"``, ``purchase`` of the last
-    four days (nine of ten are in by then) is NaN: unbiased."""
+    become NaN, as does ``spend_7d`` of the last week. A purchase that is not in by then counts as none; with
+    ``pending="unknown"``, ``purchase`` of the last four days (nine of ten are in by then) is NaN: unbiased."""
     known, bought = frame["next_click_time"] < until, (frame["purchase_time"] < until).astype(float)
     labels = {name: frame[name].where(known) for name in ("next_category", "next_item", "next_click_time")}
+    labels["spend_7d"] = frame["spend_7d"].where(frame["session_start"] + pd.Timedelta(days=7) <= until)
     settled = (frame["timestamp"] + pd.Timedelta(days=4) <= until) | (pending == "no")
     return frame.assign(**labels, purchase=bought.where(settled))
 
 
 def shop_splits(frame: pd.DataFrame, split: str = "time", pending: str = "no") -> dict[str, pd.DataFrame]:
-    """Split a :func:`shop_frame` 70 / 10 / 20 into ``{"train", "valid", "test"}`` without a leak from the future.
-
-    ``split="time"`` cuts at two moments. The training part knows what was known at its end, see
-    :func:`mask_future_labels`; so does the validation part, but for purchases, which are judged by the whole log, as in
-    the test part. ``"user"`` keeps all rows of a user together, next clicks with them: nothing is masked.
-    """
+    """Split a :func:`shop_frame` 70 / 10 / 20 into ``{"train", "valid", "test"}`` without a leak from the future: by
+    ``"time"`` at two moments, where training knows what was known at its end (:func:`mask_future_labels`), validation
+    too, but for purchases: the whole log judges them, as in the test part. By ``"user"`` all rows of a user stay
+    together, next clicks with them: nothing is masked."""
     if split == "user":
         return split_by_user(frame, fractions=(0.7, 0.1, 0.2))
     if split != "time" or pending not in ("no", "unknown"):

@@ -74,10 +74,8 @@ class World:
     :func:`make_world` adds ``log``, clean and with its truth, one row an impression, and ``pages``, which say what
     state they left their users in."""
 
-    click_intercept, purchase_intercept = -3.8, -4.4
-
     def __init__(self, config: ShopConfig) -> None:
-        self.config = config
+        self.config, self.click_intercept, self.purchase_intercept = config, -3.8, -4.4
         self._draw_users(generator(config, _USERS))
         self._draw_items(generator(config, _ITEMS))
         rng, walks = generator(config, _TRENDS), []  # what is in fashion: random walks that come back to 0
@@ -153,13 +151,11 @@ class World:
         self.items = pd.DataFrame(items | words)
 
     def probabilities(self, user, item, time, position=1, surface="home") -> tuple[np.ndarray, np.ndarray]:
-        """True p_click and p_purchase_given_click of an impression at a moment, whether it was shown or not; their
-        product is the probability of a purchase, be it days later.
-
-        ``user`` and ``item`` are ids, ``time`` timestamps or seconds since the log's start, ``position`` 1 to 8,
-        ``surface`` a name from :data:`SURFACES`; all may be arrays, which are broadcast. The user's state is what the
-        log left it in: what was before ``time`` counts, and the mission of the last page opened by then.
-        """
+        """True p_click and p_purchase_given_click of an impression, shown or not; their product is the probability of
+        a purchase, be it days later. ``user`` and ``item`` are ids, ``time`` timestamps or seconds since the log's
+        start, ``position`` 1 to 8, ``surface`` a name from :data:`SURFACES`; all may be arrays, which are broadcast.
+        The user's state is what the log left it in: what was before ``time`` counts, and the mission of the last page
+        opened by then."""
         if not np.issubdtype(np.asarray(time).dtype, np.number):
             time = (np.asarray(time).astype("datetime64[s]") - START).astype(np.int64)
         email = np.asarray(surface) == SURFACES[2]
