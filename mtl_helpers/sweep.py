@@ -17,13 +17,13 @@ from itertools import product
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from mtl_helpers.data.tables import Batch, MultiTaskDataset, Task
 from mtl_helpers.losses import check_weights, label_counts, task_losses
 from mtl_helpers.metrics import LOWER_IS_BETTER, pareto_mask
+from mtl_helpers.models.layers import LookUp
 from mtl_helpers.training import MAIN_METRIC, check_parts, has_label, measured
 
 __all__ = ["Sweep", "pareto_mask", "simplex_grid", "sweep"]
@@ -331,15 +331,15 @@ class _ReLU(torch.autograd.Function):
         return torch.ops.aten.threshold_backward.grad_input(slope, out, 0, grad_input=out)
 
 
-def _look_up(layer: nn.Embedding, index: Tensor) -> Tensor:
+def _look_up(layer: LookUp, index: Tensor) -> Tensor:
     """K tables, (K, rows, d), read side by side in one look-up: indices (…) → (K, …, d)."""
     k, _, width = layer.weight.shape
-    found = F.embedding(index, layer.weight.transpose(0, 1).flatten(1))
-    return found.unflatten(-1, (k, width)).movedim(-2, 0)
+    found = layer.weight.transpose(0, 1).flatten(1).index_select(0, index.flatten())
+    return found.view(*index.shape, k, width).movedim(-2, 0)
 
 
 STACKED = {
     nn.Linear: lambda layer, memory, inputs: _Linear.apply(memory, inputs, layer.weight, layer.bias),
     nn.ReLU: lambda layer, memory, inputs: _ReLU.apply(inputs),
-    nn.Embedding: lambda layer, memory, index: _look_up(layer, index),
+    LookUp: lambda layer, memory, index: _look_up(layer, index),
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mtl_helpers.models.layers import FeatureLayer
+from mtl_helpers.models.layers import FeatureLayer, LookUp
 from mtl_helpers.models.sharing import SharedBottom, SharingModel, mix
 
 __all__ = ["STEM", "PEPNet"]
@@ -70,7 +70,7 @@ class PEPNet(SharedBottom):
         super().__init__(*args, **layers)
         self.settings |= {"scene": scene, "gate": gate}
         self.column, size = [*self.schema.categorical].index(scene), self.settings["embedding_dim"]
-        self.scenes = nn.Embedding(self.schema.categorical[scene], size)
+        self.scenes = LookUp(self.schema.categorical[scene], size)
         n_in = self.features.n_out
         n_out = [n_in, *self.settings["hidden"]][-1]
         self.epnet = gate_unit(size + n_in, n_in, gate)
