@@ -23,11 +23,12 @@ sys.path.insert(0, str(ROOT / "tests" / "browser"))
 from lab import Book, Lab, missing, open_browser, write_notebook
 
 WATCH = """demo => {
-    const state = demo.querySelector('.mtl-demo img').alt.split('. ')[1];   // what a first move must change
+    const picture = () => demo.querySelector('.mtl-demo img:not([alt=""])');   // not those on cards
+    const state = picture().alt.split('. ')[1];   // what a first move must change
     const watch = window.watch = {times: [], blank: 0, frames: 0, start: null, state};
     document.addEventListener('keydown', event => { watch.start = event.timeStamp }, true);
     new MutationObserver(() => {
-        const image = demo.querySelector('.mtl-demo img'), start = watch.start;
+        const image = picture(), start = watch.start;
         const state = image && image.alt.split('. ')[1];   // title. state of the controls. reading
         if (!image || start === null || state === watch.state) return;
         watch.state = state; watch.start = null;
@@ -36,7 +37,7 @@ WATCH = """demo => {
             () => watch.times.push(performance.now() - start))));
     }).observe(demo, {subtree: true, childList: true, attributes: true});
     const look = () => {
-        const image = demo.querySelector('.mtl-demo img');
+        const image = picture();
         watch.frames += 1;
         if (!image || !image.complete || !image.naturalWidth) watch.blank += 1;
         requestAnimationFrame(look) };
