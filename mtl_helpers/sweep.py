@@ -23,7 +23,7 @@ from torch.func import functional_call, vmap
 from mtl_helpers.data.tables import Batch, MultiTaskDataset, Task
 from mtl_helpers.losses import check_weights, label_counts, task_losses
 from mtl_helpers.metrics import LOWER_IS_BETTER, pareto_mask
-from mtl_helpers.models.layers import LookUp
+from mtl_helpers.models.layers import FeatureLayer
 from mtl_helpers.training import MAIN_METRIC, check_parts, has_label, measured
 
 __all__ = ["Sweep", "pareto_mask", "simplex_grid", "sweep"]
@@ -331,15 +331,35 @@ class _ReLU(torch.autograd.Function):
         return torch.ops.aten.threshold_backward.grad_input(slope, out, 0, grad_input=out)
 
 
-def _look_up(layer: LookUp, index: Tensor) -> Tensor:
-    """K tables, (K, rows, d), read side by side in one look-up: indices (…) → (K, …, d)."""
-    k, _, width = layer.weight.shape
-    found = layer.weight.transpose(0, 1).flatten(1).index_select(0, index.flatten())
-    return found.view(*index.shape, k, width).movedim(-2, 0)
+class _Features(torch.autograd.Function):
+    """K feature layers: tables (K, rows, d), numeric (K, n, D) or (n, D), index (n, C) → (K, n, C·d + D)."""
+
+    @staticmethod
+    def forward(ctx, memory: _Memory, table: Tensor, numeric: Tensor, index: Tensor) -> Tensor:
+        (k, _, d), (n, c) = table.shape, index.shape
+        ctx.memory, ctx.index, ctx.table = memory, index.flatten(), table.shape
+        found = torch.index_select(table, 1, ctx.index, out=memory.take(table, k, n * c, d))
+        out = memory.take(table, k, n, c * d + numeric.shape[-1])
+        return torch.cat([found.view(k, n, c * d), numeric.expand(k, n, -1)], dim=-1, out=out)
+
+    @staticmethod
+    def backward(ctx, slope: Tensor) -> tuple[Tensor | None, ...]:
+        (k, rows, d), n = ctx.table, slope.shape[1]
+        c = len(ctx.index) // n
+        aside = ctx.memory.take(slope, n, c, k, d)  # K vectors side by side: one sum serves all tables
+        aside.copy_(slope[..., : c * d].unflatten(-1, (c, d)).movedim(0, -2))
+        wide = slope.new_zeros(rows, k * d).index_add_(0, ctx.index, aside.view(n * c, k * d))
+        return None, wide.view(rows, k, d).transpose(0, 1), None, None
+
+
+def _features(layer: FeatureLayer, memory: _Memory, numeric: Tensor, categorical: Tensor) -> Tensor:
+    if not categorical.shape[-1]:
+        return numeric
+    return _Features.apply(memory, layer.embedding.weight, numeric, categorical + layer.offset)
 
 
 STACKED = {
     nn.Linear: lambda layer, memory, inputs: _Linear.apply(memory, inputs, layer.weight, layer.bias),
     nn.ReLU: lambda layer, memory, inputs: _ReLU.apply(inputs),
-    LookUp: lambda layer, memory, index: _look_up(layer, index),
+    FeatureLayer: _features,
 }

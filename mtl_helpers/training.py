@@ -350,6 +350,8 @@ def measured(task: Task, logits: Tensor, data: MultiTaskDataset) -> dict[str, fl
     if math.isfinite(logits.sum().item()):
         truth = to_prediction(task, labels, data.scales) if task.kind == "regression" else labels
         known = slice(None) if mask is None else mask.cpu()
-        y, said = (part.cpu()[known].numpy() for part in (truth, to_prediction(task, logits, data.scales)))
+        # accuracy asks for the largest probability: that is the largest logit
+        found = logits if task.kind == "multiclass" else to_prediction(task, logits, data.scales)
+        y, said = (part.cpu()[known].numpy() for part in (truth, found))
         values |= {name: of(y, said) if len(y) else math.nan for name, of in METRICS[task.kind].items()}
     return values

@@ -17,6 +17,8 @@ from mtl_helpers.models.case import (
     score_candidates,
     true_values,
 )
+from mtl_helpers.sweep import _stacks, sweep
+from mtl_helpers.training import fit
 
 CONFIG = ShopConfig(n_users=60, n_items=200, n_impressions=6_000, seed=3)
 
@@ -127,6 +129,22 @@ def test_next_item_is_a_dot_product_and_starts_at_popularity(data, items):
     by_hand = model.user_vectors(numeric, categorical) @ model.item_vectors().T + model.bias
     assert torch.allclose(by_hand, model(numeric, categorical)["next_item"], atol=1e-6)
     assert model.bias.argmax() == items["clicks"].to_numpy().argmax()
+
+
+def test_a_sweep_takes_its_models_together_and_each_is_that_of_its_own_run(data, items):
+    def build():
+        return case_model(data, items)
+
+    train, settings = data.train.take(slice(0, 900)), {"epochs": 2, "batch_size": 256, "progress": False}
+    weightings = [dict.fromkeys(data.train.labels, 1.0) | {"next_item": weight} for weight in (0.1, 1.0)]
+    assert _stacks(build(), next(train.batches(5, shuffle=False)))
+    result = sweep(build, train, weightings=weightings, **settings)
+    for row, weights in enumerate(weightings):
+        torch.manual_seed(0)
+        alone = build()
+        fit(alone, train, weights=weights, **settings)
+        for ours, theirs in zip(result.model(row).parameters(), alone.parameters(), strict=True):
+            assert torch.allclose(ours, theirs, atol=1e-4)
 
 
 def test_user_ids_are_read_only_when_asked(data, items):

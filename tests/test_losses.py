@@ -47,6 +47,17 @@ def test_equals_the_definition_with_and_without_mask(task):
     assert task_loss(task, logits, labels, everyone).item() == pytest.approx(rows.mean())
 
 
+@pytest.mark.parametrize("n_classes", [4, 15, 16, 40])
+def test_of_several_models_at_once_each_has_its_own(n_classes):
+    task, generator = Task("m", "multiclass", n_classes), torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 50, n_classes, generator=generator)
+    labels = torch.randint(0, n_classes, (50,), generator=generator)
+    mask, weights = labels > 0, torch.rand(50, generator=generator)
+    for given in ((), (mask,), (None, weights), (mask, weights)):
+        alone = torch.stack([task_loss(task, own, labels, *given) for own in logits])
+        assert torch.allclose(task_loss(task, logits, labels, *given), alone)
+
+
 def test_logits_of_a_hundred_stay_finite():
     far = torch.tensor([100.0, -100.0, 1e4])
     assert task_loss(BINARY, far, torch.tensor([0.0, 1.0, 0.0])).item() == pytest.approx(

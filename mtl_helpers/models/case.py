@@ -133,7 +133,9 @@ class CaseModel(nn.Module):
         """Logits (n, classes) of the multiclass tasks, which know of no candidate."""
         names = [task.name for task in self.tasks if task.kind == "multiclass"]
         own = {name: self.towers[name](u) for name in names if name in self.towers}
-        return own | {name: u @ self.item_vectors().T + self.bias for name in names if name not in own}
+        return own | {
+            name: u @ self.item_vectors().mT + self.bias.unsqueeze(-2) for name in names if name not in own
+        }
 
     def forward(self, numeric: Tensor, categorical: Tensor) -> dict[str, Tensor]:
         """``{task: logits}``."""
