@@ -228,7 +228,7 @@ def _draw_gains(ax: Axes, gains: np.ndarray, names: list[str], label: str) -> Mo
 
 
 def _draw_curves(ax: Axes, records: pd.DataFrame, names: list[str]) -> Move:
-    """Losses as multiples of the first epoch's, means over seeds: a line for each task and split, on limits that hold
+    """Losses as multiples of the first epoch's, its mean over all weightings; means over seeds: a line for each task and split, on limits that hold
     every weighting."""
     losses, lines = records[records["metric"] == "loss"], {}
     curves = losses.groupby(["task", "split", "weighting", "epoch"])["value"].mean().unstack()
@@ -245,7 +245,7 @@ def _draw_curves(ax: Axes, records: pd.DataFrame, names: list[str]) -> Move:
     pad, epochs = 0.06 * (high - low) or 0.1, curves.columns
     room = 0.05 * (epochs[-1] - epochs[0]) or 0.05
     ax.set(xlim=(epochs[0] - room, epochs[-1] + room), ylim=(low - pad, high + pad), title="Learning curves")
-    ax.set(xlabel="epoch", ylabel="loss (first epoch = 1)")
+    ax.set(xlabel="epoch", ylabel="loss (mean first epoch = 1)")
 
     def move(row: int) -> None:
         for line, values in lines.items():
