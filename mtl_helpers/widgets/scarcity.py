@@ -20,18 +20,19 @@ MODELS = ("single-task", "shared-bottom")
 
 def scarcity_explorer(
     table: pd.DataFrame, *, task: str = "purchase", split: str = "validation",
-    references: Mapping[str, float] | None = None,
+    references: Mapping[str, float] | None = None, each: str = "seed",
 ) -> Explorer:  # fmt: skip
-    """A single-task model and a shared bottom over the label budgets that they were trained on, seed by seed.
+    """A single-task model and a shared bottom over the label budgets that they were trained on, pair by pair.
 
     table : a row for each trained run with columns ``label_budget``, ``model`` ("single-task" or "shared-bottom"),
         ``seed`` and ``auc``. Runs of equal seed are paired, at least two pairs a budget (else ValueError).
     task, split : whose AUC it is and on which rows, for titles.
     references : AUCs to stand beside them as level lines, ``{name: AUC}``.
+    each : what the runs of a pair share, in a word.
     """
     wide = table.pivot(index=["label_budget", "seed"], columns="model", values="auc").sort_index()
     budgets = wide.index.unique("label_budget").tolist()
-    found = {budget: _compare(wide.loc[budget]) for budget in budgets}
+    found = {budget: _compare(wide.loc[budget], each) for budget in budgets}
 
     fig = figure(HEIGHT)
     left, right = fig.subplots(1, 2, width_ratios=(1.6, 1))
@@ -43,6 +44,7 @@ def scarcity_explorer(
         left.annotate(name, (0, value), color="#555555", fontsize=8, path_effects=HALO, **place)
     band = left.axvline(budgets[0], color=HERE, lw=12, alpha=0.5, animated=True)
     move_gaps = _draw_gaps(right, list(found.values()))
+    right.set_title(f"The same {each}, two models")
 
     def update(state: dict) -> str:
         band.set_xdata([state["budget"]] * 2)
@@ -54,7 +56,7 @@ def scarcity_explorer(
     return Explorer(fig, [knob], update, title=title)
 
 
-def _compare(runs: pd.DataFrame) -> dict[str, Any]:
+def _compare(runs: pd.DataFrame, pair: str) -> dict[str, Any]:
     """Paired differences at one budget, their mean and interval, and what may be claimed."""
     base, other = MODELS
     found = paired_difference(runs[other], runs[base])
@@ -64,7 +66,7 @@ def _compare(runs: pd.DataFrame) -> dict[str, Any]:
         claim = f"excludes zero: {verdict}"
     means = ", ".join(f"{name} {runs[name].mean():.4f}" for name in (other, base))
     mean, low, high = (minus(f"{value:+.4f}") for value in gap)
-    reading = f"{means}; gain {mean} over {found.n} seeds, 95 % interval [{low}, {high}] {claim}."
+    reading = f"{means}; gain {mean} over {found.n} {pair}s, 95 % interval [{low}, {high}] {claim}."
     each = (runs[other] - runs[base]).to_numpy()
     return {"each": each, "gap": gap, "verdict": verdict, "reading": reading}
 
@@ -92,7 +94,6 @@ def _draw_gaps(ax: Axes, found: list[dict[str, Any]]) -> Any:
     ax.axvline(0, color=INK, lw=1)
     ax.set(xlim=(-limit, limit), ylim=(-1, 1), yticks=(), xlabel=f"AUC gained by {MODELS[1]}")
     ax.locator_params(axis="x", nbins=5)
-    ax.set_title("The same seed, two models")
     dots = ax.plot([], [], "o", color=GREY, ms=6, alpha=0.6, animated=True)[0]
     span = ax.plot([], [], color=INK, lw=2.5, animated=True, solid_capstyle="butt")[0]
     mean = ax.plot([], [], "D", color=INK, ms=8, animated=True)[0]

@@ -228,8 +228,8 @@ def _draw_gains(ax: Axes, gains: np.ndarray, names: list[str], label: str) -> Mo
 
 
 def _draw_curves(ax: Axes, records: pd.DataFrame, names: list[str]) -> Move:
-    """Losses as multiples of the first epoch's, its mean over all weightings; means over seeds: a line for each task and split, on limits that hold
-    every weighting."""
+    """Losses as multiples of the first epoch's, its mean over all weightings; means over seeds: a line for each task
+    and split, on limits that hold every weighting."""
     losses, lines = records[records["metric"] == "loss"], {}
     curves = losses.groupby(["task", "split", "weighting", "epoch"])["value"].mean().unstack()
     curves = curves.div(curves.iloc[:, 0].groupby(["task", "split"]).transform("mean"), axis=0)

@@ -111,7 +111,7 @@ threshold_explorer(y, p, name="purchase", threshold=half)
 # %% [markdown]
 # Accuracy likes the right end, where the model flags nobody and finds nothing. On a rare label it rewards
 # doing nothing. So this page asks four things of one model for one task: are its data clean, are its features honest,
-# does it learn, and **is it any good**? At the end they mend a program that failed all four.
+# does it learn, and **is it any good**? At the end we take apart a program that learns next to nothing.
 
 # %% [markdown]
 # ## 1 · What is wrong with this log?
@@ -130,9 +130,10 @@ fault = guess("Which fault touches the largest share of its table?", choices=fau
 fault
 
 # %% [markdown]
-# Mend all four by hand. A category is its text without blanks and capitals. An impossible age is an age that nobody
-# told us. A price that lies more than three interquartile ranges outside its category's quartiles (Tukey's *far out*)
-# is a slipped decimal point, and is cut back to that fence.
+# Mend them by hand, and a fifth that hides among the prices. Rows written twice go; cents are divided by 100. A category
+# is its text without blanks and capitals. An impossible age is an age that nobody told us. A price that lies more than
+# three interquartile ranges outside its category's quartiles (Tukey's *far out*) is a slipped decimal point, and is cut
+# back to that fence.
 
 # %%
 twice = log.duplicated()
@@ -331,7 +332,7 @@ session.answer(shared.loc["of a session in training", "shuffled rows"], digits=0
 # - **By user** asks: *how well does it serve strangers?* But it trains on days that come after the test rows: what sold
 #   next week is no secret to it. A split for strangers *tomorrow* would cut by both.
 # - **Shuffled rows** ask nothing that a shop wants to know. All rows of a session share one {{next_category}}, the
-#   category of the user's next click, so nearly every answer stands among the training rows.
+#   category of the user's first click in a later session, so nearly every answer stands among the training rows.
 #
 # **What surprised you?** Would you have noticed the leak in the second split?
 
@@ -391,7 +392,7 @@ for _ in range(3):
     hand_curve.append(total / len(train))
 
 # %% [markdown]
-# The same from `mtl_helpers` is what the first cell of this page ran: `SingleTask` for the model, `fit` for the loop,
+# The same from `mtl_helpers` is what the cell *Load the shop …* at the top ran: `SingleTask` for the model, `fit` for the loop,
 # with the same seed. `fit` also watches the validation rows and keeps the best weights. Equal to how many digits?
 
 # %% tags=["plumbing"]
@@ -416,13 +417,13 @@ ax.set_title(f"By hand and by the helper: the same losses {same}")
 display(fig)
 Markdown(
     f"The grey line marks epoch {history.best_epoch}, whose weights are kept: "
-    f"validation loss {valid.min():.4f} nats, against {valid.iloc[-1]:.4f} at the end."
+    f"validation loss {valid.min():.5f} nats, against {valid.iloc[-1]:.5f} at the end."
 )
 
 # %% [markdown]
 # ### Who chose the learning rate and the weight decay?
 #
-# Validation rows did, for every pair on a grid. It takes more than an hour, so its rows are stored (`01_baselines.csv`;
+# Validation rows did, for every pair on a grid. It takes about an hour, so its rows are stored (`01_baselines.csv`;
 # its first line is the command): two shops tune, and ten others are for judging. The validation loss of clicks and
 # purchases weighs each row by its true probability, which takes luck out of the choice.
 
@@ -608,7 +609,8 @@ Markdown(
 # ### Not one number: an interval
 #
 # One shop is one draw of luck. The stored study judged each model on **ten other shops** (other users, products and
-# clicks). Its AUC weighs each row by its true probability, which takes the luck of a few test purchases out. The is the product's past click rate, or the commonest category; the ceiling is the truth.
+# clicks). Its AUC weighs each row by its true probability, which takes the luck of a few test purchases out. The floor is
+# the product's past click rate, or the commonest category; the ceiling is the truth.
 
 # %%
 net = guess("AUC of purchase: network − logistic regression?", -0.05, 0.05, 0.001)
@@ -703,7 +705,7 @@ net.answer(interval.mean, digits=3)
 # @title Say what the stars mean
 with_ids = [(task, "network: with ids − without") for task in ("click", "purchase")]
 lost = [-gaps[which].mean() for which in with_ids]
-learnt = ": it learns them by heart. So ids are no features in this course."
+learnt = ", as if it learned them by heart. So ids are no features in this course."
 grid_ends = tuned["single-task + ids", "purchase"].unstack("lr").columns[[0, -1]]
 at_edge = best["single-task + ids", "purchase"][0] in grid_ends
 Markdown(
@@ -861,7 +863,7 @@ right.invert_yaxis()
 worth.mark(right)
 coin, cost = abs(values[1] - 0.5) < 0.08, values[3] - values[2]
 end = "a coin ranks as well" if coin else "it is far from the baseline"
-title = f"All faults mended, {end}"
+title = f"All six faults mended, {end}"
 title += f"; the scale of the losses costs {cost:.2f} AUC" if cost > 0.02 else ""
 fig.suptitle(title, x=0.01, ha="left")
 display(fig)

@@ -226,8 +226,8 @@ Markdown(f"✓ {said}: all **{by_hand:.4f}** nats.")
 #
 # $$\frac{\partial L}{\partial z_{nc}}=\frac{p_{nc}-y_{nc}}{\tau\,m},\qquad p=\mathrm{softmax}(z/\tau)$$
 #
-# Every gradient of this page goes through the next cell. It compares what is derived by hand with autograd, and with a
-# slope that is measured by two evaluations. In float64, since the difference of nearly equal numbers loses digits.
+# The gradients derived on this page go through the next cell (those of a whole network, in section 3, are compared with
+# autograd alone). It compares what is derived by hand with autograd, and with a slope that is measured by two evaluations. In float64, since the difference of nearly equal numbers loses digits.
 
 
 # %%
@@ -361,7 +361,7 @@ Markdown(said)
 # %% [markdown]
 # ## 2 · Which rows count?
 #
-# Not every row has every label: the shop's {{next_category}} is unknown while a user has not clicked again. Let $k_n$ be 1
+# Not every row has every label: the shop's {{next_category}} is unknown while a user has not clicked in a later session. Let $k_n$ be 1
 # where the label is known, else 0, and average over the known rows:
 #
 # $$L=\frac{\sum_n k_n\,\ell_n}{\sum_n k_n},\qquad\frac{\partial L}{\partial z_n}=k_n\,\frac{p_n-y_n}{\sum_j k_j}$$
@@ -376,7 +376,7 @@ torch.testing.assert_close(by_hand, helper(z))
 Markdown(check_gradient("k (p − y) / Σk", helper, z, slope))
 
 # %% [markdown]
-# Here a missing label was stored as 0, and so does the course's loader. Tables come with NaN in its place. Then
+# Here a missing label was stored as 0, as the course's loader does, too. Tables come with NaN in its place. Then
 # $0\cdot\mathrm{NaN}$ is not 0 but NaN, and four ways to leave a row out are no longer the same:
 
 # %%
@@ -527,7 +527,7 @@ title = f"Purchase is the loudest in {louder} of {SEEDS} untrained models, "
 title += f"and gives {100 * after:.1f} % of the gradient later"
 spreads = (first[:, 0].mean(axis=0), [*constants.values()])
 spreads = (max(each) / min(each) for each in spreads)
-spread = "Largest / smallest: {:.1f} and {:.0f}".format(*spreads)
+spread = "Largest / smallest loss: dots {:.1f}, bars {:.0f}".format(*spreads)
 
 # %% tags=["plumbing"]
 # @title Draw losses and shares
@@ -786,7 +786,7 @@ ax = fig.subplots()
 ax.barh(range(6), gaps, color=["#222222" if gap < 0.1 else BROKEN for gap in gaps])
 ax.set_yticks(range(6), [f"{name}, × {text}" for name, text in scaled])
 plots.value_labels(ax, ".4f")
-ax.set(ylim=(5.5, -0.5), xlabel="distance / way, of the group that moved most")
+ax.set(ylim=(5.5, -0.5), xlabel="distance / way, of the group that parted most")
 most, least = 100 * max(gaps[:2]), 100 * min(gaps[4:])
 title = f"A common factor: ≤ {most:.1f} % apart under AdamW, ≥ {least:.0f} % under L2"
 ax.set_title(title)
@@ -886,7 +886,7 @@ Markdown(said + "And w₁g₁ = −w₂g₂: neither task is content; they pull 
 # Away from the optimum two gradients meet in the bottom. A small step $-\eta d$ changes loss $i$ by $-\eta\,g_i\cdot d$, so a
 # direction with $g_i\cdot d<0$ harms task $i$. The plain sum lets the longer gradient win. Other recipes, each from one idea:
 # **normalised sum** (both get length 1), **PCGrad** (cut from each the part that conflicts with the other), **MGDA** (the
-# shortest vector between the two tips), **CAGrad** (near the mean, yet as good as possible for the worse-off).
+# shortest vector that ends on the line between the two tips), **CAGrad** (near the mean, yet as good as possible for the worse-off).
 
 # %%
 G = torch.from_numpy(loss_demos.two_gradients(angle=135, length=2.0))
