@@ -894,7 +894,7 @@ for ax, name in zip(fig.subplots(1, 3), TASKS, strict=True):
     slope[name] = line.iloc[-1] - line.iloc[0]
     best = line.idxmax()
     ax.set(
-        title=f"{name}: mean highest at {best:.2f}",
+        title=f"{name}\nmean highest at {best:.2f}",
         xlabel="its own weight",
         xlim=(0, 1),
         ylabel=plots.metric_name(METRIC[name]),
