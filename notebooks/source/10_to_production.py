@@ -80,7 +80,7 @@ def headline(fig, text):
 
 
 def number(value, digits=3):
-    return f"{value:+.{digits}f}".replace("-", "−")
+    return plots.minus(f"{round(value, digits) + 0.0:+.{digits}f}")  # never −0.000
 
 
 def span(i, digits=3):
@@ -94,10 +94,12 @@ def says(interval, up="ahead", down="behind"):
 
 
 def without(*packages):
-    """None when these are installed; else a line that says what follows instead."""
+    """None when these are installed; else a line that says what that means."""
     if gone := [name for name in packages if find_spec(name) is None]:
-        cure = '`pip install "mtl-helpers[production]"`, or the packages by name, runs it here'
-        return Markdown(f"*Not installed: {', '.join(gone)}. What follows was stored. {cure}.*")
+        cure = '`python -m pip install ".[production]"` in the repository brings all such engines'
+        return Markdown(
+            f"*Not installed: {', '.join(gone)}. What needs it was stored or is left out. {cure}.*"
+        )
 
 
 course_map("10")
@@ -119,8 +121,8 @@ course_map("10")
 # | 6 | What do a log and a model give away? | torch.func, Opacus |
 # | 7 | Why this product, and when must somebody be woken? | captum |
 #
-# Where an engine is not installed, its section says so in a line and shows what was stored when it was. Our three
-# tasks stay: {{click}}, {{purchase}}, {{next_category}}.
+# Where an engine is not installed, its section says so in a line; what needs it was stored before, or is left out.
+# Our three tasks stay: {{click}}, {{purchase}}, {{next_category}}.
 
 # %% tags=["plumbing"]
 # @title The shop, its latest 80,000 rows, and the model of this page
@@ -238,13 +240,14 @@ rows_ = data.test.numeric[:1000].cpu(), data.test.categorical[:1000].cpu()
 few = [x[:64] for x in rows_]  # an example
 torch.export.save(export_program(loaded, *few), work / "model.pt2")
 engines = [torch.export.load(work / "model.pt2").module()]
-if not without("onnx", "onnxscript", "onnxruntime"):
+if not (no_onnx := without("onnx", "onnxscript", "onnxruntime")):
     engines.append(export_onnx(loaded, *few, work / "model.onnx"))
 for engine in engines:
     for n in (1, 1000):
         with torch.no_grad():
             here, there = (f(*(x[:n] for x in rows_)) for f in (loaded, engine))
         assert max((here[task] - there[task]).abs().max() for task in TASKS) < 1e-5
+no_onnx
 
 # %% [markdown]
 # Does that hold for *every* architecture? And what does an answer cost: 1,000 products for one user, on one thread?
@@ -647,8 +650,8 @@ Markdown(
 #
 # ### Labels that arrive late
 #
-# In the shop half of the {{purchase}}s come later than seven hours after the click, one in ten later than three and
-# a half days. At the end of an hour almost all of them are missing, and look like a no. Four answers:
+# In the shop half of the {{purchase}}s come later than about six hours after the click, one in ten later than about
+# three days. At the end of an hour most of them are missing, and look like a no. Four answers:
 #
 # - **naive**: not bought yet counts as not bought.
 # - **wait**: learn a row's {{purchase}} four days later. Right for nine in ten, and four days old.
@@ -733,8 +736,8 @@ Markdown(
 # %% [markdown]
 # ### Forgetting, and a memory against it
 #
-# A campaign brings only users of 55 and more. For two weeks the model learns from their rows alone, five times over,
-# and its loss falls. And the others? What a network knew and is not asked any more, it overwrites: **catastrophic
+# A campaign brings only users of 55 and more, and the model learns from their rows alone, five times over (here two
+# days of them, in the study two weeks). And the others? What a network knew and is not asked any more, it overwrites: **catastrophic
 # forgetting**. The cure is a **replay buffer**: beside each new row the step learns one of the old.
 
 
@@ -952,10 +955,11 @@ cells_4 = {
 }
 cells_4 |= {("in memory", "10,000,000 rows"): f"about {needed:.0f} GB, line drawn on"}
 display(plots.table(pd.Series(cells_4).unstack()[[f"{rows:,} rows" for rows in streamed.index]]))
-largest, share = streamed.iloc[-1], (streamed["rate"] / inside["rate"]).dropna().iloc[-1]
+largest, shares = streamed.iloc[-1], (streamed["rate"] / inside["rate"]).dropna()
+as_fast = " and ".join(f"{share:.0%} ({rows:,} rows)" for rows, share in shares.items())
 duck, panda = (by_kind[f"count, {engine}"].iloc[-1] for engine in ("duckdb", "pandas"))
 Markdown(
-    f"**{streamed.index[-1]:,} rows within {largest['gb']:.1f} GB**, a third of it torch and pandas themselves, at {share:.0%} of the speed from memory, reading and encoding included in both, one run each; seconds are those that one core computed. "
+    f"**{streamed.index[-1]:,} rows within {largest['gb']:.1f} GB**, a third of it torch and pandas themselves. Streaming ran at {as_fast} of the speed from memory, reading and encoding included in both, one run each; seconds are those that one core computed. "
     f"Counting every product's views and clicks over {streamed.index[-1]:,} rows took duckdb {duck['seconds']:.1f} s and {1024 * duck['gb']:.0f} MB, pandas {panda['seconds']:.1f} s and {1024 * panda['gb']:.0f} MB."
 )
 
@@ -1460,7 +1464,7 @@ def row_gradients(net, batch, task_weights):
 
 
 def clip_and_noise(gradients, clip, noise, generator):
-    """The rows' gradients, each cut to the length ``clip``, summed, with noise."""
+    """The bracket above: the rows' gradients, each cut to length ``clip``, summed, with noise."""
     length = sum(g.flatten(1).square().sum(1) for g in gradients.values()).sqrt()  # of all parameters
     factor = (clip / length.clamp(min=1e-12)).clamp(max=1)
     sums = {name: torch.tensordot(factor, g, 1) for name, g in gradients.items()}
@@ -1842,7 +1846,7 @@ for ax, task in zip(fig.subplots(1, 2), PAIR, strict=True):
     ax.invert_yaxis()
     ax.tick_params(axis="y", labelsize=8)
     ax.set(
-        xlabel="share of the logit",
+        xlabel="part of the logit",
         title=f"{task}: {at_home[task][row_at]:.0%}, mean {at_home[task].mean():.1%}",
     )
     ax.grid(axis="y", visible=False)
@@ -1962,7 +1966,7 @@ mornings = {"as it was": report_of(watched), "prices in cents": report_of(watche
 plots.table(pd.DataFrame(mornings).T.rename_axis("last day"), digits=1)
 
 # %% [markdown]
-# One column jumps, and it is named. How large is too large? On a quiet day, too, something is always the largest. So
+# Inputs jump, and the worst column is named. How large is too large? On a quiet day, too, something is always the largest. So
 # the limits come from days known to be quiet: one and a half times the largest value on 84 days of four shops. Then
 # faults are planted in eight others, on day 28, into a model that goes on learning daily. (A first version, with
 # half the rows and another scale for inputs, rang on 3 of 126 quiet days and was changed; the shops are new in size,
@@ -2069,12 +2073,14 @@ found_lost = (
     else "so none"
 )
 blind = [fault for fault in FAULTS if hits.loc[fault].max() < n_shops / 2]
+mute = " and ".join(name for name in ALARMS if not hits[name].any())
+mute = f"{mute.capitalize()} saw none of the planted faults. " * bool(mute)
 display(fig, g_lost.answer(best_for_lost if hits.loc["purchases lost"].max() else "none of them"))
 Markdown(
     f"Of {n_quiet} quiet days {any_false.sum()} rang{f', which still allows {3 / n_quiet:.1%} of days, if days were independent' * (not any_false.any())}: "
     f"{silent} of {n_shops} shops were silent for three weeks. "
     f"{'No alarm sees, in half of the shops or more: ' + '; '.join(blind) + '. ' if blind else 'Each fault is seen in half of the shops or more. '}"
-    f"Purchases lost: seen by calibration in {len(first_days)} of {n_shops} shops, {found_lost}. "
+    f"{mute}Purchases lost: seen by calibration in {len(first_days)} of {n_shops} shops, {found_lost}. "
     "A fixed limit, such as a PSI of .25, would not do: a column with many values moves as far by chance. "
     "And an alarm is short: the morning after, the fault is part of the week that today is compared with, and a model that learns daily *learns the fault*."
 )
@@ -2090,7 +2096,7 @@ Markdown(
 # | What is promised: p99 at which load? | a measured load, with the model exchanged in the middle | 2 |
 # | How old may the model be? | a replay of the own log: test, then train | 3 |
 # | When is a label final? | the delay's distribution; which correction | 3 |
-# | Does training fit memory, and is it shuffled? | peak memory; labels by batch | 4 |
+# | Does training fit memory, and is it shuffled? | peak memory; what a batch spans of the log | 4 |
 # | Do two machines learn what one learns? | equal weights, also with missing labels | 5 |
 # | What does it give away? | an attack of one's own; ε, told with δ | 6 |
 # | Can a user be forgotten? | deletion and retraining, rehearsed | 6 |
@@ -2171,7 +2177,8 @@ def stability(before, after, bins):
 
     The old values' quantiles bound the bins, which are open at both ends; a value on an
     edge belongs to the bin above. Shares: (count + 0.5) / (n + 0.5 · bins), p of before
-    (n,), q of after (m,). For example before 0, 1, 2, 3 and after 2, 3, 3, 3 in two bins.
+    (n,), q of after (m,). For example before 0, 1, 2, 3 and after 2, 3, 3, 3 in two bins
+    give 0.879.
     """
     return ...
 
@@ -2228,7 +2235,7 @@ Markdown(
 # - A server refuses with words, promises a percentile under a load, and exchanges its model without dropping a
 #   request.
 # - How often to learn, how to shard, how to spread and how much privacy to pay for are *measured* on the own log.
-# - Watch inputs, calibration and coverage; an alarm that fires on quiet days will be switched off.
+# - Watch inputs and calibration; an alarm that fires on quiet days will be switched off.
 #
 # **What the toy hides.** One machine played all parts, and the shop's drift is written into it. **In production**
 # most faults lie in between: a column that changed its unit, a cache that kept the old encoder, a clock in another
