@@ -10,7 +10,7 @@
 # # 09 · Large-model features: words, pictures, sequences
 #
 # **Promise.** When you leave this page you can feed texts, pictures and histories to a multi-task model, read a causal
-# transformer on one screen, and say from evidence what each of them gave, to which task, and what it cost.
+# transformer on one screen, and say from evidence what texts and histories gave, to which task, and what it cost.
 #
 # {{colab_badge}} · [glossary](glossary.md) · about 80 minutes to read, 1½ minutes to run on two CPU cores (no GPU needed) ·
 # builds on notebooks 01, 02 and 06
@@ -107,8 +107,9 @@ course_map("09")
 #
 # A product goes on sale today. Nobody has seen it: its id means nothing, its past click rate is a guess. But it has a
 # title and a description. An **encoder** turns them into a vector, and a vector is something a model can read. Of three
-# models, one knows products by their **id**, one by their **words**, one by both; all three read the table of products,
-# too: category, brand, price, and counts as they come in. Which ranks the new ones best?
+# models, one knows products by their **id**, one by their **words**, one by both; all three read the course's features,
+# too, here called the **table**: category, brand, price, counts as they come in, what the user did lately. Which ranks the
+# new ones best?
 #
 # In the figures of stored runs a row's line is its 95 % interval by itself; a filled dot and a ★ mark what survives Holm's
 # correction in its panel.
@@ -289,7 +290,7 @@ for y, (name, (steps, large, where)) in enumerate(ROADS.items()):
 fig
 
 # %% [markdown]
-# The first two change what the shared bottom of notebook 02 reads, and leave towers, losses and weights as they are. The
+# The first changes what the shared bottom of notebook 02 reads, the second what it is; towers, losses and weights stay. The
 # third replaces them, and needs a model that does not fit a laptop; its idea, products as short sentences of codes, does.
 #
 # ## 2 · Words into vectors
@@ -397,7 +398,7 @@ ax.set_title(f"{max(same_kind, key=same_kind.get)} knows the kind best: {max(sam
 ax.invert_yaxis()
 display(fig)
 Markdown(
-    f"The id's vector is made of clicks alone, a handful for each product, and its model read the kind of thing in a column of its own: "
+    f"The id's vector is made of clicks and purchases alone, a handful for each product, and its model read the kind of thing in a column of its own: "
     f"{same_kind['id (learned)']:.0%} of its neighbours are of the same kind."
 )
 
@@ -597,7 +598,7 @@ Markdown(
 # $z = \sum_m g_m h_m$ with $g = \mathrm{softmax}(W[h_1, h_2])$.
 #
 # Then the evening comes when the picture service is down. One model has never missed a picture. The other did without
-# one modality in a third of its training rows, drawn at random: *modality dropout*.
+# one modality in about four of nine training rows, drawn at random: *modality dropout*.
 
 # %%
 g_missing = guess("Pictures gone: which loses less?", choices=["trained with all", "modality dropout"])
@@ -875,7 +876,7 @@ Markdown(
     f"Three books of 16 leave {left_over:.0%} of the variance and give {len(np.unique(codes, axis=0))} different ids to 1,000 products; the others *collide*: they share one. "
     f"A codebook **collapses** when codes start where no product is: {alive['drawn from noise']} of 16 {'is' if alive['drawn from noise'] == 1 else 'are'} ever used. Starting from products mends it "
     f"({alive['drawn from products']} of 16). The course's `residual_codes` starts that way.\n\n"
-    "What do they give? On clicks of new products, against the table (figure on top): "
+    "What do such codes give, made of TF-IDF in the study? On clicks of new products, against the table (figure on top): "
     f"{span(click_new['semantic ids'][0])}, {says(*click_new['semantic ids'])}; on known products "
     f"{span(over_table['warm', 'click']['semantic ids'][0])}, {says(*over_table['warm', 'click']['semantic ids'])}. Here the third road begins: a transformer that "
     "*generates* the codes of the next product, one after the other, has a vocabulary of 48 words instead of a million products (TIGER; OneRec serves such a model). "
@@ -1011,7 +1012,9 @@ fig
 #
 # The course's models read *history features*, made by hand in notebook 01: clicks that fade, the last click's sub-category.
 # Against them stand three readers of the raw last 20 clicks: their **mean**; **target** attention (DIN), which weighs each
-# event by the candidate; the **transformer**. All score the candidate with its position on the page.
+# event by the candidate; the **transformer**. All score the candidate with its position on the page, and all read
+# *counts*, the baseline: the tables and counts over a user's and a product's whole past, without any history feature (the
+# *table* of the figures on top has these, too).
 
 # %%
 g_order = guess("Transformer minus mean, AUC of click?", -0.03, 0.05, 0.001)
@@ -1121,7 +1124,7 @@ past = before_row.groupby(whole["session_id"]).transform("first")
 past = past[shop_data.shop_splits(whole)["test"].index]
 more_than = ", ".join(f"{(past > n).mean():.{1 if n > 20 else 0}%} more than {n}" for n in (5, 20, 50))
 Markdown(
-    f"In the shipped shop, as large a log for each user, the median row of the test part has {past.median():.0f} clicks before its session; {more_than}. "
+    f"In the shipped shop, which has as many rows a user as the study's, the median row of the test part has {past.median():.0f} clicks before its session; {more_than}. "
     "A longer memory has little to hold."
 )
 
