@@ -78,8 +78,9 @@ def frame(explorer: Explorer) -> np.ndarray:
     parts = [stage.draw()[..., :3].copy()]
     explorer.figure.set_dpi(DPI)
     parts.append(Stage(explorer.figure).draw()[..., :3].copy())
-    below, stage = strip(0.3, DPI)
-    below.text(0.01, 0.6, minus(explorer.reading), fontsize=7.6, va="center", parse_math=False)
+    below, stage = strip(0.42, DPI)
+    reading = minus(explorer.reading).replace(". Against", ".\nAgainst")  # too long for one line
+    below.text(0.01, 0.55, reading, fontsize=7.6, va="center", parse_math=False)
     parts.append(stage.draw()[..., :3].copy())
     return np.concatenate(parts)
 
