@@ -130,7 +130,8 @@ def weight_explorer(
     table = final.pivot(index="seed", columns=["task", "weighting"], values="value").sort_index(axis=1)
     runs = np.stack([table[name] for name in names], axis=2)  # (seeds, weightings, tasks)
     equal = trained.nearest(dict.fromkeys(names, 1.0))
-    base, versus = runs[:, equal], "equal weights"
+    base, even = runs[:, equal], trained.shares[equal]
+    versus = "equal weights" if np.ptp(even) < 0.01 else " : ".join(f"{share:.2f}" for share in even)
     if baselines is not None:
         base, versus = np.transpose([baselines[name] for name in names]), "single-task"
     gains = (runs - base[:, None, :]) * signs
