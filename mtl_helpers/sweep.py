@@ -68,6 +68,7 @@ class Sweep:
         rows = self.runs.reset_index().set_index(["weighting", "seed"])["index"]
         row = rows[weighting, self.runs["seed"][0] if seed is None else seed]
         with torch.random.fork_rng():
+            torch.manual_seed(int(self.runs["seed"][row]))
             model = self.build()
         model.load_state_dict(model.state_dict() | {name: of[row] for name, of in self.parameters.items()})
         return model.cpu().eval()
@@ -262,7 +263,8 @@ class _Together(nn.Module):
             setattr(self.model.get_submodule(path), own, many)
         for layer in self.model.modules() if stacked else ():
             if type(layer) in STACKED:
-                layer.forward = partial(STACKED[type(layer)], layer, self.memory)
+                name, work = STACKED[type(layer)]
+                setattr(layer, name, partial(work, layer, self.memory))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         self.memory.taken.clear()
@@ -273,17 +275,31 @@ class _Together(nn.Module):
 
 
 def _stacks(model: nn.Module, batch: Batch) -> bool:
-    """Whether a model's layers can compute for K models: they give its own logits on a few rows."""
-    stacked, mapped = (_Together(model, 3, how).eval() for how in (True, False))
-    with torch.no_grad():
-        for value in (*stacked.parameters(), *mapped.parameters()):
-            value *= value.new_tensor([1, -1, 0.5]).view(-1, *[1] * (value.dim() - 1))
-        wanted = mapped(batch)
-        try:
-            found = stacked(batch)
-        except (AttributeError, RuntimeError, ValueError, IndexError):  # no place for one axis more, no bias
-            return False
-    return all(torch.allclose(found[name], wanted[name], rtol=1e-4, atol=1e-5) for name in wanted)
+    """Whether a model's layers can compute for K models: they give its own logits and slopes on a few rows."""
+
+    def tried(stacked: bool) -> list[Tensor]:
+        together, generator = _Together(model, 3, stacked), torch.Generator().manual_seed(0)
+        for layer in together.modules():  # as in training, but that dropout draws
+            layer.training = "Dropout" not in type(layer).__name__
+        with torch.no_grad():
+            for (
+                value
+            ) in together.parameters():  # another model each, and no weight that hides others by being 0
+                value += 0.3 * torch.randn(value.shape, generator=generator).to(value)
+        logits = list(together(batch).values())
+        slopes = [torch.randn(each.shape, generator=generator).to(each) for each in logits]
+        trained = [value for value in together.parameters() if value.requires_grad]
+        found = torch.autograd.grad(logits, trained, slopes, allow_unused=True)
+        return [each.detach().clone() for each in (*logits, *found) if each is not None]
+
+    wanted = tried(stacked=False)
+    try:
+        found = tried(stacked=True)
+    except Exception:  # no place for one axis more, no bias, a layer that another one has overwritten
+        return False
+    if [each.shape for each in found] != [each.shape for each in wanted]:
+        return False
+    return all(torch.allclose(*pair, rtol=1e-4, atol=1e-4) for pair in zip(found, wanted, strict=True))
 
 
 class _Memory:
@@ -337,7 +353,7 @@ class _Features(torch.autograd.Function):
     @staticmethod
     def forward(ctx, memory: _Memory, table: Tensor, numeric: Tensor, index: Tensor) -> Tensor:
         (k, _, d), (n, c) = table.shape, index.shape
-        ctx.memory, ctx.index, ctx.table = memory, index.flatten(), table.shape
+        ctx.memory, ctx.index, ctx.table, ctx.numeric = memory, index.flatten(), table.shape, numeric.shape
         found = torch.index_select(table, 1, ctx.index, out=memory.take(table, k, n * c, d))
         out = memory.take(table, k, n, c * d + numeric.shape[-1])
         return torch.cat([found.view(k, n, c * d), numeric.expand(k, n, -1)], dim=-1, out=out)
@@ -349,17 +365,12 @@ class _Features(torch.autograd.Function):
         aside = ctx.memory.take(slope, n, c, k, d)  # K vectors side by side: one sum serves all tables
         aside.copy_(slope[..., : c * d].unflatten(-1, (c, d)).movedim(0, -2))
         wide = slope.new_zeros(rows, k * d).index_add_(0, ctx.index, aside.view(n * c, k * d))
-        return None, wide.view(rows, k, d).transpose(0, 1), None, None
-
-
-def _features(layer: FeatureLayer, memory: _Memory, numeric: Tensor, categorical: Tensor) -> Tensor:
-    if not categorical.shape[-1]:
-        return numeric
-    return _Features.apply(memory, layer.embedding.weight, numeric, categorical + layer.offset)
+        below = slope[..., c * d :].sum_to_size(ctx.numeric) if ctx.needs_input_grad[2] else None
+        return None, wide.view(rows, k, d).transpose(0, 1), below, None
 
 
 STACKED = {
-    nn.Linear: lambda layer, memory, inputs: _Linear.apply(memory, inputs, layer.weight, layer.bias),
-    nn.ReLU: lambda layer, memory, inputs: _ReLU.apply(inputs),
-    FeatureLayer: _features,
+    nn.Linear: ("forward", lambda layer, memory, x: _Linear.apply(memory, x, layer.weight, layer.bias)),
+    nn.ReLU: ("forward", lambda layer, memory, x: _ReLU.apply(x)),
+    FeatureLayer: ("joined", lambda layer, memory, *x: _Features.apply(memory, layer.embedding.weight, *x)),
 }

@@ -16,9 +16,11 @@ from torch import nn
 from mtl_helpers import sweep as module
 from mtl_helpers.data import Task, hide_labels, prepare, split_by_time
 from mtl_helpers.models import MMoE, SharedBottom, SingleTask
+from mtl_helpers.models.layers import FeatureLayer
 from mtl_helpers.sweep import pareto_mask, simplex_grid, sweep
 from mtl_helpers.training import evaluate, fit, predict
 
+VALID = toy_splits().valid
 TWO = (Task("click"), Task("dwell", "regression"))
 WEIGHTS = [
     {"click": 1.0, "kind": 1.0, "dwell": 1.0},
@@ -51,20 +53,51 @@ class Gated(nn.Module):
         return {t.name: self.heads[t.name](mixed).reshape(-1, *[3] * (t.n_outputs > 1)) for t in self.tasks}
 
 
+class Odd(nn.Module):
+    """What layers that compute for several models may get wrong, each way in a model of its own."""
+
+    def __init__(self, schema, tasks, way):
+        super().__init__()
+        self.tasks, self.way, self.features = tasks, way, FeatureLayer(schema, 4)
+        columns = len(schema.numeric)
+        self.before, self.first = nn.Linear(columns, columns), nn.Linear(self.features.n_out, 6)
+        self.act, self.more = nn.ReLU(), nn.Linear(6, 6)
+        nn.init.zeros_(self.more.weight)
+        self.heads = nn.ModuleDict({task.name: nn.Linear(6, task.n_outputs) for task in tasks})
+
+    def forward(self, numeric, categorical):
+        if self.way == "learned input":
+            numeric = self.before(numeric)
+        if self.way == "own check":
+            assert numeric.dim() == 2
+        hidden = self.first(self.features(numeric, categorical))
+        shown = self.act(hidden)
+        if self.way == "zero residual":  # reads what the activation has overwritten
+            shown = shown + self.more(hidden)
+        if self.way == "rows in training" and self.training:
+            shown = shown + 0.1 * shown.mean(0)
+        if self.way == "overwritten twice":
+            shown = shown * self.act(hidden)
+        logits = {name: head(shown) for name, head in self.heads.items()}
+        return {t.name: logits[t.name] if t.n_classes else logits[t.name].squeeze(-1) for t in self.tasks}
+
+
 def frozen(schema, tasks):
     model = SharedBottom(schema, tasks, hidden=(), tower=())
     model.features.embedding.weight.requires_grad_(False)
     return model
 
 
-BUILDERS = {
+STACKED = {
     "shared bottom": lambda schema, tasks: SharedBottom(schema, tasks, hidden=(16, 8), tower=(6, 4)),
     "no bottom": lambda schema, tasks: SharedBottom(schema, tasks, hidden=(), tower=(5,)),
     "dropped": lambda schema, tasks: SharedBottom(schema, tasks, hidden=(8,), dropout=1e-9),
     "experts": lambda schema, tasks: MMoE(schema, tasks, n_experts=2, tower=(4,)),
     "frozen": frozen,
-    "gated": Gated,
+    "learned input": partial(Odd, way="learned input"),
 }
+WAYS = "own check", "zero residual", "rows in training", "overwritten twice"
+BUILDERS = {**STACKED, "gated": Gated, **{way: partial(Odd, way=way) for way in WAYS}}
 
 
 @pytest.fixture(params=["stacked", "vmap"])
@@ -113,7 +146,7 @@ class TestEqualToSingleRuns:
             return BUILDERS[kind](splits.schema, MIXED_TASKS)
 
         stacked = module._stacks(build(), next(splits.train.batches(5, shuffle=False)))
-        assert stacked == (kind != "gated")
+        assert stacked == (kind in STACKED)
         check(build, splits.train, splits.valid, seeds=(0, 5, 7))
 
     def test_numeric_or_categorical_columns_alone(self, engine):
@@ -191,6 +224,17 @@ class TestResult:
             with pytest.raises(KeyError, match=str(max(asked[0], asked[1] or 0))):
                 result.model(*asked)
 
+    def test_a_model_has_the_random_parts_of_its_seed(self, splits):
+        def build():
+            model = SharedBottom(splits.schema, TWO, hidden=(4,))
+            model.register_buffer("drawn", torch.randn(4))
+            return model
+
+        grid = simplex_grid(TWO, 2)
+        result = sweep(build, splits.train, weightings=grid, seeds=(3,), epochs=1, progress=False)
+        torch.manual_seed(3)
+        assert torch.equal(result.model(1).drawn, build().drawn)
+
     def test_pareto_is_the_mean_over_seeds(self, result):
         table, names = result.pareto(), ["click", "kind", "dwell"]
         assert list(table) == ["weighting", *names, "dominated"]
@@ -263,11 +307,15 @@ def test_interrupting_keeps_the_finished_epochs(splits, monkeypatch, after, epoc
         ({"keep": "best", "valid": None}, "with labels to validate"),
         ({"train": toy_splits().train.select(["kind"])}, "labels for click, dwell"),
         ({"train": toy_frame(60)}, "got a DataFrame"),
+        ({"batch_size": -5}, "batch_size is -5"),
+        ({"valid": replace(VALID, categorical=VALID.categorical[:, :1])}, "expected"),
+        ({"valid": replace(VALID, numeric=VALID.numeric[:, :1])}, "expected"),
+        ({"valid": replace(VALID, categorical=VALID.categorical + 99)}, "too high"),
     ],
 )
 def test_settings_and_data_that_are_refused(splits, changed, problem):
     given = {"train": splits.train, "valid": splits.valid, "weightings": simplex_grid(TWO, 3)} | changed
-    with pytest.raises((ValueError, TypeError), match=problem):
+    with pytest.raises((ValueError, TypeError, IndexError), match=problem):
         sweep(partial(SharedBottom, splits.schema, TWO), progress=False, **given)
 
 

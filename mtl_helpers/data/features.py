@@ -225,6 +225,8 @@ def _numbers(frame: pd.DataFrame, name: str, width: int | None = None) -> np.nda
     values, lengths = frame[name], vector_lengths(frame[name])
     if len(lengths) > 1:
         raise ValueError(f"The cells of {name!r} are lists of {lengths[0]} to {lengths[-1]}: {CURE}.")
+    if not len(lengths) and (width or 1) > 1 and values.isna().all():
+        return np.full((len(values), width), np.nan)
     if len(lengths):
         values = [cell if isinstance(cell, LISTS) else np.full(lengths[0], np.nan) for cell in values]
     try:

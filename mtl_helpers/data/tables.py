@@ -136,6 +136,8 @@ class MultiTaskDataset:
         self, batch_size: int, shuffle: bool = True, generator: torch.Generator | None = None
     ) -> Iterator[Batch]:
         """Yield batches, each one gather per tensor on its device; ``generator`` (on the CPU) fixes the order."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}: expected 1 or more.")
         order = torch.randperm(len(self), generator=generator).to(self.device) if shuffle else None
         for start in range(0, len(self), batch_size):
             rows = slice(start, start + batch_size) if order is None else order[start : start + batch_size]

@@ -61,11 +61,19 @@ class FeatureLayer(nn.Module):
         if not given[1]:
             return numeric
         try:
-            vectors = self.embedding(categorical + self.offset)
-        except IndexError:  # a category that falls into the next column's rows is not noticed
+            return self.joined(numeric, categorical + self.offset)
+        except (
+            IndexError,
+            RuntimeError,
+        ) as error:  # a category that falls into the next column is not noticed
+            if "out of" not in str(error):
+                raise
             known = f"the schema has so many of each column: {self.schema.categorical}"
             raise IndexError(f"A category is below 0 or too high; {known}.") from None
-        return torch.cat([vectors.flatten(-2), numeric], dim=-1)
+
+    def joined(self, numeric: Tensor, index: Tensor) -> Tensor:
+        """The vectors of rows (n, C) of the table, then the numeric columns."""
+        return torch.cat([self.embedding(index).flatten(-2), numeric], dim=-1)
 
 
 class Tower(nn.Module):
