@@ -137,7 +137,7 @@ class TestDataset:
         assert torch.equal(first, again) and not torch.equal(first, data.numeric)
         assert torch.equal(first.sort(0).values, data.numeric.sort(0).values)
         assert torch.equal(seen(shuffle=False), data.numeric)
-        with pytest.raises(ValueError, match="zero"):
+        with pytest.raises(ValueError, match="batch_size is 0"):
             next(data.batches(0))
 
     def test_rows_stay_together(self):
@@ -272,6 +272,7 @@ def test_vectors_become_numeric_features():
     assert encoder.schema.numeric == ("price", "text_vector_0", "text_vector_1", "text_vector_2")
     made = encoder.transform(frame.assign(text_vector=[None, *frame["text_vector"][1:]]))[0]
     assert made.shape == (50, 4) and made[0, 1:].eq(0).all() and made[1:].mean(0).abs().max() < 0.5
+    assert torch.equal(encoder.transform(frame.head(1).assign(text_vector=[None]))[0], made[:1])
     with pytest.raises(ValueError, match="'text_vector' has 2 numbers a row; in training it had 3"):
         encoder.transform(frame.assign(text_vector=[[1.0, 2.0]] * 50))
 
