@@ -20,7 +20,7 @@ MODELS = ("single-task", "shared-bottom")
 
 def scarcity_explorer(
     table: pd.DataFrame, *, task: str = "purchase", split: str = "validation",
-    references: Mapping[str, float] | None = None, each: str = "seed",
+    references: Mapping[str, float] | None = None, names_at: float = 0, each: str = "seed",
 ) -> Explorer:  # fmt: skip
     """A single-task model and a shared bottom over the label budgets that they were trained on, pair by pair.
 
@@ -28,6 +28,7 @@ def scarcity_explorer(
         ``seed`` and ``auc``. Runs of equal seed are paired, at least two pairs a budget (else ValueError).
     task, split : whose AUC it is and on which rows, for titles.
     references : AUCs to stand beside them as level lines, ``{name: AUC}``.
+    names_at : where along the lines their names begin: 0 is the left end, 1 the right.
     each : what the runs of a pair share, in a word.
     """
     wide = table.pivot(index=["label_budget", "seed"], columns="model", values="auc").sort_index()
@@ -41,7 +42,7 @@ def scarcity_explorer(
     for name, value in (references or {}).items():
         left.axhline(value, color=GREY, lw=1, ls="--")
         place = {"xytext": (2, 2), "textcoords": "offset points", "xycoords": left.get_yaxis_transform()}
-        left.annotate(name, (0, value), color="#555555", fontsize=8, path_effects=HALO, **place)
+        left.annotate(name, (names_at, value), color="#555555", fontsize=8, path_effects=HALO, **place)
     band = left.axvline(budgets[0], color=HERE, lw=12, alpha=0.5, animated=True)
     move_gaps = _draw_gaps(right, list(found.values()))
     right.set_title(f"The same {each}, two models")

@@ -39,7 +39,7 @@ THUMBNAILS = {
     "04_weighting_strategies": ("# @title Widget: the landscape, moved", 0, 0, 50, 77),
     "05_ecommerce_case": ("# @title One user's page", 0, 0, 56, 100),
     "06_sharing_architectures": ("# @title Gates, as maps: move p", 0, 0, 74, 80),
-    "07_real_data": ("# @title Figure: eight days of labels", 32, 9, 100, 88),
+    "07_real_data": ("# @title Figure: eight days of labels", 31, 9, 100, 88),
     "08_rare_missing_unlabelled": ("and their maps", 0, 0, 43, 92),
     "09_large_model_features": ("nearest products by five", 0, 0, 50, 66),
     "10_to_production": ("# @title Slider: the refresh interval", 0, 0, 50, 70),
