@@ -245,7 +245,7 @@ BAR = "display:block;height:7px"
 def _draw_changes(ax: Axes, today: Mapping[str, float], settings: pd.DataFrame, k: int) -> Callable:
     """A bar for each figure, its change against today as a share; returns what moves them."""
     names = list(today)
-    changes = (settings[names] / pd.Series(today) - 1).abs().median()
+    changes = (settings[names] / pd.Series(today) - 1).abs().max()  # up to 1, so that no fall is cut
     limit = 110 * float(np.clip(changes.max(), 0.05, 1.0))
     ax.axvline(0, color="black", lw=1)
     ax.set(xlim=(-limit, 2.1 * limit), ylim=(len(names) - 0.4, -0.6), xlabel="change against today, %")

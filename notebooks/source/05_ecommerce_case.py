@@ -127,7 +127,7 @@ shown = {
     "click · buy · √price": ("^", "#332288"),
     "click · buy · price": ("v", "#332288"),
     "truth: buy": ("*", "#117733"),
-    "truth: buy · price": ("*", "#117733"),
+    "truth: buy · price": ("p", "#117733"),
 }
 fig = plots.figure(3.6)
 ax = fig.subplots()
@@ -145,7 +145,9 @@ best = {
     what: max(list(shown)[:-2], key=lambda n: np.log(page(n, what)).mean())
     for what in ("purchases", "revenue")
 }
-ax.set_title(f"{best['purchases']} sells most, {best['revenue']} earns most; nobody comes near the truth")
+ax.set_title(
+    f"Highest means: {best['purchases']} sells, {best['revenue']} earns; nobody comes near the truth"
+)
 fig.legend(loc="outside right center", fontsize=8)
 main, sold = (mean_interval(log_gap("buy · price", "buy", what)) for what in ("revenue", "purchases"))
 display(fig, g_price.answer(100 * np.expm1(main.mean), digits=0))
@@ -685,7 +687,7 @@ Markdown(
 # |---|---|
 # | sum | $\sum_i a_i p_i$ |
 # | power | $p_{click}^a \, p_{buy}^b \, price^c$ |
-# | learned | $\sigma(b_0+\sum_i w_i \varphi(p_i))$, all $w_i>0$ |
+# | learned | $\sigma(b_0+\sum_i w_i \varphi(p_i))$, $\varphi$ = log-odds, all $w_i>0$ |
 
 # %%
 toy = {
@@ -723,7 +725,7 @@ fig
 # @title In words
 half = mean_interval(log_gap("buy · price", "buy · √price"))
 fit_ = mean_interval(log_gap("learned", "buy", "purchases"))
-exponents = " · ".join(f"p({name})^{w:.2f}" for name, w in learned.weights.items())
+exponents = " · ".join(f"odds({name})^{w:.2f}" for name, w in learned.weights.items())
 least = 2.8 * log_gap("learned", "buy", "purchases").std() / np.sqrt(N_SHOPS)
 Markdown(
     f"By definition p · price is the expected revenue, so its exponent of 1 should be the best. Against √price it is "
@@ -866,7 +868,7 @@ Markdown(
 # | treatment | loss of a row |
 # |---|---|
 # | plain | $-\log p_y$, where $p_y$ is the probability of what happened |
-# | class weight | ten times that of a yes |
+# | class weight | plain, a yes counts ten times |
 # | focal (Lin et al., 2017, γ = 2) | $-(1-p_y)^2 \log p_y$: what is known well counts less |
 # | down-sampled | plain, on all yes and a tenth of the no |
 # | over-sampled | plain, with every yes ten times |
@@ -895,45 +897,61 @@ plots.interval_rows(ax, gaps, holm=[name for name in TREATMENTS if p[name] < 0.0
 ax.set_xlabel("AUC of purchase against plain")
 better = [n for n in TREATMENTS if p[n] < 0.05]
 ax.set_title(f"{len(better)} of 4 change the order for sure")
-looks = {"": ("o", INK), ", corrected": ("D", "#332288"), ", recalibrated": ("s", "#117733")}
+looks = {
+    "": ("o", INK, -0.2),
+    ", corrected": ("D", "#332288", 0),
+    ", recalibrated": ("s", "#117733", 0.2),
+}
 middle = {}
 for row, name in enumerate(["plain", *TREATMENTS]):
-    for ending, (marker, color) in looks.items():
+    for ending, (marker, color, shift) in looks.items():
         found = of("rare", name + ending, "ratio")
         if len(found):
             i = mean_interval(np.log(found))
             middle[name + ending] = np.exp(i.mean)
-            right.plot(np.exp([i.low, i.high]), [row, row], color=color, lw=1.6)
+            right.plot(np.exp([i.low, i.high]), [row + shift] * 2, color=color, lw=1.6)
             label = (ending.strip(", ") or "as it says") if row == 1 else None
-            right.plot(np.exp(i.mean), row, marker, color=color, ms=7, mec="white", lw=0, label=label)
+            right.plot(np.exp(i.mean), row + shift, marker, color=color, ms=7, mec="white", lw=0, label=label)
 right.axvline(1, color=GREY, lw=1)
 right.set(xscale="log", ylim=(4.5, -0.5), xlabel="mean said / true rate")
 right.set_xticks([0.5, 1, 2, 5, 10, 20], ["½", "1", "2", "5", "10", "20"])
 right.minorticks_off()
 right.set_yticks(range(5), ["plain", *TREATMENTS])
 far = max(TREATMENTS, key=lambda name: abs(np.log(middle[name])))
-right.set_title(f"{far} says {middle[far]:.0f} times too many")
+right.set_title(f"{far} says {middle[far]:.0f} times the true rate")
 g_rare.mark(right)
 plots.legend_outside(fig, right)
 display(fig, g_rare.answer(far))
 
 # %% tags=["plumbing"]
-# @title Where the correction falls short
+# @title Does the correction fall short?
 losses = {
     ending: of("rare", f"down-sampled{ending}", "log_loss") - of("rare", "truth", "log_loss")
     for ending in (", corrected", ", recalibrated")
 }
 against = mean_interval(losses[", corrected"] - losses[", recalibrated"])
-ratio = mean_interval(np.log(of("rare", "down-sampled, corrected", "ratio")))
+ratio, again = (mean_interval(np.log(of("rare", f"down-sampled{ending}", "ratio"))) for ending in losses)
 slope = mean_interval(of("rare", "down-sampled", "slope"))
+bent = not slope.low <= 1 <= slope.high
+
+
+def times(i):
+    """How often the true rate is said, and whether that is off."""
+    off = "off by more than chance" if i.excludes_zero else "no sure fault"
+    return f"{np.exp(i.mean):.2f} times the true rate [{np.exp(i.low):.2f}, {np.exp(i.high):.2f}], {off}"
+
+
 Markdown(
-    f"**Where the correction falls short.** The formula is exact for a model that is right about its *sample*. Corrected, "
-    f"down-sampling still says {np.exp(ratio.mean):.2f} times the true rate "
-    f"[{np.exp(ratio.low):.2f}, {np.exp(ratio.high):.2f}]"
-    + (", off by more than chance. " if ratio.excludes_zero else ", no sure fault of the mean. ")
-    + f"What it cannot mend is a model that is too sure, or not sure enough: a slope fitted on validation log-odds is "
-    f"{slope.mean:.2f} [{slope.low:.2f}, {slope.high:.2f}] where a calibrated model has 1. Fitting slope and level "
-    f"(*recalibrated*) instead changes the log-loss by {number(-1e3 * against.mean, 2)} · 10⁻³ "
+    (
+        "**Where the correction falls short.**"
+        if ratio.excludes_zero or bent
+        else "**Does the correction fall short? Not for sure.**"
+    )
+    + f" The formula is exact for a model that is right about its *sample*. Corrected, down-sampling says {times(ratio)}. "
+    "It could not mend a model that is too sure, or not sure enough: a slope fitted on validation log-odds is "
+    f"{slope.mean:.2f} [{slope.low:.2f}, {slope.high:.2f}] where a calibrated model has 1, "
+    f"{'too sure' if slope.high < 1 else 'not sure enough' if slope.low > 1 else 'no sure fault'}. Fitting slope and level "
+    f"(*recalibrated*) instead says {times(again)}, and changes the log-loss by {number(-1e3 * against.mean, 2)} · 10⁻³ "
     f"[{number(-1e3 * against.high, 2)}, {number(-1e3 * against.low, 2)}]: "
     f"{says(against, 'better', 'worse')}. It needs labels, and an offset of time: validation rows are older than what is "
     "served. Whatever changes the base rate must be undone before fusion."
@@ -1006,7 +1024,7 @@ Markdown(
 # *after* it. Which moves the money more: seven task weights, or seven fusions?
 
 # %%
-g_knob = guess("What moves EUR more?", choices=["task weights", "fusion", "neither"])
+g_knob = guess("What moves EUR more, beyond chance?", choices=["task weights", "fusion", "neither"])
 g_knob
 
 # %%
@@ -1048,7 +1066,8 @@ shop_dashboard(front, exponents=today, weights={"purchase": 0.98, "next_category
 
 # %% tags=["plumbing"]
 # @title Weights against fusion, over eight shops: seven of each, and four starts of one model
-ranges = {}
+ranges, redrawn = {}, {}
+again_ = np.random.default_rng(0).integers(0, N_SHOPS, (4000, N_SHOPS))  # shops, drawn with replacement
 families = {
     "fusion": ["buy", "click", "click · buy", "buy · √price", "buy · price", "click · buy · √price", "sum"],
     "task weights": [f"weights {row}, buy" for row in range(len(GRID))],
@@ -1063,20 +1082,24 @@ for ax, (what, label) in zip(
         logs = pd.DataFrame({n: np.log(of("weights", n, what)) for n in names})
         means = logs.mean() - np.log(of("weights", "weights 0, buy", what)).mean()
         ranges[family_, what] = means.max() - means.min()
+        redrawn[family_, what] = np.ptp(logs.to_numpy()[again_].mean(axis=1), axis=1)
         ax.plot([means.min(), means.max()], [row, row], color=GREY, lw=2)
         ax.plot(means, [row] * len(means), "o", color=INK, ms=6, mec="white")
         ax.text(means.max(), row - 0.22, f"range {ranges[family_, what]:.2f}", fontsize=8, ha="right")
     ax.axvline(0, color=INK, lw=1)
     ax.set_yticks(range(3), list(families))
     ax.set(ylim=(2.5, -0.6), xlabel=f"log of {label} against p(buy)")
+times_ = {}
 for name, ax in zip(("revenue", "purchases"), fig.axes, strict=True):
-    ratio_ = ranges["fusion", name] / ranges["task weights", name]
-    ax.set_title(f"Fusion has {ratio_:.1f} times the range")
-ratio_ = ranges["fusion", "revenue"] / ranges["task weights", "revenue"]
-said_ = "fusion" if ratio_ > 1.25 else "task weights" if ratio_ < 0.8 else "neither"
+    low_, high_ = np.quantile(redrawn["fusion", name] / redrawn["task weights", name], [0.025, 0.975])
+    times_[name] = f"{ranges['fusion', name] / ranges['task weights', name]:.1f} [{low_:.1f}, {high_:.1f}]"
+    ax.set_title(f"Range, fusion / weights: {times_[name]}")
+    if name == "revenue":
+        said_ = "fusion" if low_ > 1 else "task weights" if high_ < 1 else "neither"
 display(fig, g_knob.answer(said_))
 Markdown(
-    f"Ranges of means over {N_SHOPS} shops, so that luck within a shop counts little. What is left of it: the same model from four starts "
+    f"Ranges of means over {N_SHOPS} shops, so that luck within a shop counts little; the ratio's interval is a bootstrap over shops"
+    f"{' and holds 1 for EUR: not decided' * (said_ == 'neither')}. What is left of luck: the same model from four starts "
     f"spans {ranges['starts', 'revenue']:.2f} (EUR) and {ranges['starts', 'purchases']:.2f} (purchases)."
 )
 
@@ -1095,6 +1118,7 @@ chosen = {
 }
 fig = plots.figure(2.0)
 first = chosen["AUC of purchase"]
+told = {}
 others = {}  # aims that choose the same weights are one row
 for k in dict.fromkeys(chosen.values()):
     others |= {} if k == first else {" and ".join(aim for aim in aims if chosen[aim] == k): k}
@@ -1104,14 +1128,22 @@ for ax, what in zip(fig.subplots(1, 2, sharey=True), ("purchases", "revenue"), s
     gaps = {f"by {aim}": np.log(values / base) for aim, values in pages_.items()}
     p = holm(gaps) if gaps else {}
     plots.interval_rows(ax, gaps, holm=[name for name in gaps if p[name] < 0.05], digits=2)
-    ax.set_xlabel(f"log of {'EUR' if what == 'revenue' else what} against that choice")
+    unit = "EUR" if what == "revenue" else what
+    ax.set_xlabel(f"log of {unit} against that choice")
+    ax.locator_params(axis="x", nbins=4)
+    for name, values in gaps.items():
+        word = f"a tie in {unit}" if p[name] >= 0.05 else f"{'more' if values.mean() > 0 else 'fewer'} {unit}"
+        told[name] = [*told.get(name, []), word]
 same = ", ".join(aim for aim in aims if chosen[aim] == first)
 fig.suptitle(f"Chosen by {same}: purchase has a share of {GRID[first]['purchase']:.2f}", x=0.01, ha="left")
 display(fig)
 Markdown(
-    "“Choose by accuracy” sounds harmless. "
-    + "; ".join(f"by {aim}, purchase gets {GRID[k]['purchase']:.2f}" for aim, k in others.items())
-    + ". The figure says what that costs in other shops: the score of one task is not the owner's aim."
+    "Judged in other shops, against that choice: "
+    + "; ".join(
+        f"by {aim}, purchase gets {GRID[k]['purchase']:.2f}: {', '.join(told[f'by {aim}'])}"
+        for aim, k in others.items()
+    )
+    + ". The score of one task is not the owner's aim: look at what the pages sell and earn."
 )
 
 # %% [markdown]
@@ -1475,8 +1507,8 @@ Markdown(
 #
 # <details><summary>Answer</summary>
 #
-# No. AUC reads the order; a sum or a product with price reads the size. Undo the down-sampling first: section 6 shows what
-# that mends, and what it does not.
+# No. AUC reads the order; a sum or a product with price reads the size. Undo the down-sampling first: section 6 shows how
+# far that goes.
 # </details>
 #
 # **3.** ESMM trains on all impressions, so its conversion is unbiased. True?
@@ -1494,7 +1526,7 @@ Markdown(
     "## Three findings\n\n"
     f"1. Ranked by p · price instead of p: EUR {percent(main)}, purchases {percent(sold)}.\n"
     f"2. Seven fusions move EUR over a range of {ranges['fusion', 'revenue']:.2f} (logarithm), seven task weights over "
-    f"{ranges['task weights', 'revenue']:.2f}, four starts over {ranges['starts', 'revenue']:.2f}.\n"
+    f"{ranges['task weights', 'revenue']:.2f} (ratio {times_['revenue']}), four starts over {ranges['starts', 'revenue']:.2f}.\n"
     f"3. Conversion learned on clicks is {percent(alone_)} off over all impressions.\n\n"
     f"Means and 95 % intervals over {N_SHOPS} shops."
     + " FAST=1: the live cells were short runs; their figures need the full run."
