@@ -553,7 +553,7 @@ left_over = (
     "mended" if rest_ < 0.1
     else ("more than mended, now it is too little" if beyond else "most of it is mended, not all")
     + " (one model, one start; one possible reason: it saw few negatives of the lower half)"
-    if rest_ < 0.6 * worst
+    if beyond or rest_ < 0.6 * worst
     else "hardly better"
 )  # fmt: skip
 Markdown(
