@@ -355,7 +355,7 @@ def descend(methods: Sequence[str], scale: float, steps: int, every: int) -> np.
 
 
 def walks(out: Path, steps: int = 100_000, every: int = 2_000) -> None:
-    """The walks over two losses in the plane, at two scales of the first; half an hour."""
+    """The walks over two losses in the plane, at two scales of the first; more than an hour."""
     table = table_of(out, "walks")
     for scale in (1.0, 0.1):
         if table.has(scale=scale):
