@@ -281,10 +281,8 @@ def _stacks(model: nn.Module, batch: Batch) -> bool:
         together, generator = _Together(model, 3, stacked), torch.Generator().manual_seed(0)
         for layer in together.modules():  # as in training, but that dropout draws
             layer.training = "Dropout" not in type(layer).__name__
-        with torch.no_grad():
-            for (
-                value
-            ) in together.parameters():  # another model each, and no weight that hides others by being 0
+        with torch.no_grad():  # another model each, and no weight that hides others by being 0
+            for value in together.parameters():
                 value += 0.3 * torch.randn(value.shape, generator=generator).to(value)
         logits = list(together(batch).values())
         slopes = [torch.randn(each.shape, generator=generator).to(each) for each in logits]

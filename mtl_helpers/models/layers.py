@@ -62,11 +62,8 @@ class FeatureLayer(nn.Module):
             return numeric
         try:
             return self.joined(numeric, categorical + self.offset)
-        except (
-            IndexError,
-            RuntimeError,
-        ) as error:  # a category that falls into the next column is not noticed
-            if "out of" not in str(error):
+        except (IndexError, RuntimeError) as error:
+            if "out of" not in str(error):  # a category that falls into the next column's rows is not noticed
                 raise
             known = f"the schema has so many of each column: {self.schema.categorical}"
             raise IndexError(f"A category is below 0 or too high; {known}.") from None
